@@ -1,0 +1,99 @@
+# Everything this makes lies in .venv/ and build/. Each target may be run again at any time.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: setup jars dev lint test demo bench clean lock help
+
+# Override on the command line: make setup PYTHON=/opt/python3.11/bin/python3
+PYTHON ?= python3.11
+EXTRA ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# A made file per finished step of `setup`; it is older than a lock that has changed.
+DONE := $(VENV)/.done
+UV := $(BIN)/uv
+INSTALL = $(UV) pip install --quiet --python $(BIN)/python --no-deps
+EXTRA_STEP := $(if $(EXTRA),$(DONE)/extra-$(EXTRA))
+
+setup: $(DONE)/project $(EXTRA_STEP) ## Make .venv with everything at its locked version
+
+$(DONE)/uv: conf/requirements-uv.lock | check-tools
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		-r conf/requirements-uv.lock
+	@mkdir -p $(DONE) && touch $@
+
+# The order of the two files matters: see conf/requirements-serving.in.
+# flink-python's jar: without it in lib/ a cluster runs only one thread-mode job per TaskManager.
+$(DONE)/packages: $(DONE)/uv conf/requirements.lock conf/requirements-serving.lock
+	@echo "installing the locked packages"
+	@$(INSTALL) --require-hashes -r conf/requirements.lock
+	@$(INSTALL) --require-hashes --reinstall -r conf/requirements-serving.lock
+	@cd $(VENV)/lib/python3.11/site-packages/pyflink && \
+		{ ln -f opt/flink-python-*.jar lib/ 2>/dev/null || cp opt/flink-python-*.jar lib/; }
+	@touch $@
+
+$(DONE)/project: $(DONE)/packages pyproject.toml
+	@$(INSTALL) --editable .
+	@touch $@
+	@echo "ready: $(BIN)/streamscore --help"
+
+# TensorFlow brings the files of tensorflow-protobuf itself.
+$(DONE)/extra-tensorflow: $(DONE)/packages conf/requirements-tensorflow.lock
+	@echo "installing TensorFlow"
+	@$(UV) pip uninstall --quiet --python $(BIN)/python tensorflow-protobuf
+	@$(INSTALL) --require-hashes --reinstall -r conf/requirements-tensorflow.lock
+	@touch $@
+
+$(DONE)/extra-%: ; @echo "no extra named $*: the one there is is tensorflow" >&2; exit 2
+
+$(DONE)/dev: $(DONE)/project conf/requirements-dev.lock
+	@$(INSTALL) --require-hashes -r conf/requirements-dev.lock
+	@touch $@
+
+check-tools: ; @PYTHON="$(PYTHON)" sh conf/check-tools.sh
+.PHONY: check-tools
+
+jars: setup
+	@$(BIN)/python -m jobs.jars
+
+dev: setup $(DONE)/dev
+
+lint: dev ## Check style, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict jobs udfs model_server
+
+test: lint jars ## Run lint, then all the tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) \
+		tests/unit tests/contract tests/minicluster tests/cluster
+
+demo: jars ## Score card transactions end to end on this machine (DEMO_ARGS="--help")
+	@$(BIN)/streamscore demo $(DEMO_ARGS)
+
+bench: jars ## Measure throughput and latency (BENCH_ARGS="--help")
+	@$(BIN)/python bench/throughput.py $(BENCH_ARGS)
+	@$(BIN)/python bench/latency.py $(BENCH_ARGS)
+
+clean: ## Stop the local stack and remove .venv/ and build/
+	@if [ -x $(BIN)/streamscore ]; then $(BIN)/streamscore stack down; fi
+	@rm -rf $(VENV) build *.egg-info
+
+# No index is named in a lock, and no path of the machine that made it.
+COMPILE = $(UV) pip compile --quiet --generate-hashes --python-version 3.11 \
+	--python-platform linux --custom-compile-command "make lock"
+lock: setup
+	@$(COMPILE) pyproject.toml -o conf/requirements.lock
+	@$(COMPILE) --group dev -c conf/requirements.lock -o conf/requirements-dev.lock
+	@$(COMPILE) conf/requirements-tensorflow.in -c conf/requirements.lock \
+		-o conf/requirements-tensorflow.lock
+	@$(COMPILE) conf/requirements-uv.in -o conf/requirements-uv.lock
+	@$(COMPILE) --no-deps conf/requirements-serving.in -o conf/requirements-serving.lock
+	@$(COMPILE) conf/requirements-synccfd.in -o conf/requirements-synccfd.lock
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
