@@ -1,0 +1,58 @@
+"""``python -m model_server``: serve one model of a repository."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model_server.server import ServerOptions, serve
+
+_EXIT_USAGE = 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m model_server",
+        description="Serve a model over TensorFlow Serving's gRPC API.",
+    )
+    add = parser.add_argument
+    defaults = ServerOptions
+    add("--models-dir", type=Path, required=True, help="root of the model repository")
+    add("--model-name", required=True, help="folder in it, and the name clients ask for")
+    add("--model-version", type=int, help="version to serve (default: the newest)")
+    add("--host", default=defaults.host, help="address to listen on (%(default)s)")
+    add("--port", type=int, default=defaults.port, help="port, 0 for a free one (%(default)s)")
+    add("--max-message-bytes", type=int, default=defaults.max_message_bytes,
+        help="largest request or response in bytes (%(default)s)")  # fmt: skip
+    add("--max-concurrent-rpcs", type=int, default=defaults.max_concurrent_rpcs,
+        help="calls at work at once (%(default)s)")  # fmt: skip
+    add("--grace-s", type=float, default=defaults.grace_s,
+        help="seconds for calls in flight on stop (%(default)s)")  # fmt: skip
+    add("--threads", type=int, default=defaults.threads,
+        help="large batches worked on at once (%(default)s)")  # fmt: skip
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments and serve; print ``ready port=<port>`` when SERVING.
+
+    Returns:
+        0 after a drain, 1 when the server could not start, 2 for wrong arguments.
+    """
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="time=%(asctime)s level=%(levelname)s %(message)s"
+    )
+    try:
+        options = ServerOptions(**vars(arguments))
+    except ValueError as exc:
+        print(f"model_server: {exc}", file=sys.stderr)
+        return _EXIT_USAGE
+    return serve(options, on_ready=lambda port: print(f"ready port={port}", flush=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Model kinds that can be served or embedded; none imports gRPC."""

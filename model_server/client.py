@@ -1,0 +1,462 @@
+"""Async client of any server that speaks TensorFlow Serving's Predict API.
+
+One deadline covers everything a call does: all attempts, the pauses between them, connecting. It is
+set on the gRPC call, so the server sees it, and kept by the event loop as well, so that nothing on
+this side can outlast it. Every failure is a ``PredictError`` with a ``reason``.
+
+A call is idempotent, so an attempt that found no server is repeated while time remains. Timeouts,
+refusals and bad answers are not repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc  # type: ignore[import-untyped, unused-ignore]
+import numpy as np
+import numpy.typing as npt
+
+from model_server.breaker import BreakerOptions, BreakerState, CircuitBreaker
+from model_server.errors import (
+    BadResponse,
+    PredictError,
+    Rejected,
+    TensorError,
+    Timeout,
+    Unavailable,
+    from_status,
+)
+from model_server.protos import (
+    DTYPE_NAMES,
+    GetModelMetadataRequest,
+    PredictionServiceStub,
+    PredictRequest,
+    SignatureDefMap,
+)
+from model_server.tensors import from_proto, to_proto
+
+__all__ = [
+    "ClientOptions",
+    "ModelMetadata",
+    "PredictClient",
+    "Scores",
+    "SignatureMetadata",
+    "TensorMetadata",
+]
+
+T = TypeVar("T")
+Floats = npt.NDArray[np.float64]
+
+_METADATA_FIELD = "signature_def"
+# Room for what a request holds besides its rows.
+_REQUEST_OVERHEAD_BYTES = 1_024
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """Settings of a PredictClient.
+
+    Attributes:
+        target: Address of the server, as ``host:port``.
+        model_name: Model to ask for.
+        model_version: Version to ask for; the server's choice when None. A pinned call that is
+            answered by another version is a bad response.
+        signature_name: Signature that scores.
+        input_name: Its input tensor, and that of the explaining signature.
+        output_name: Its output tensor.
+        explain_signature: Signature that explains.
+        contributions_name: Its output tensor.
+        deadline_ms: Milliseconds for one call, all attempts together; above 0.
+        max_attempts: Attempts for one call; at least 1.
+        backoff_ms: Mean pause before the second attempt, in milliseconds; doubles with each
+            further one and is spread by half of itself either way.
+        breaker: When to stop calling for a while.
+        max_message_bytes: Largest request or response, in bytes.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+
+    target: str
+    model_name: str
+    model_version: int | None = None
+    signature_name: str = "serving_default"
+    input_name: str = "inputs"
+    output_name: str = "scores"
+    explain_signature: str = "explain"
+    contributions_name: str = "contributions"
+    deadline_ms: float = 200.0
+    max_attempts: int = 3
+    backoff_ms: float = 10.0
+    breaker: BreakerOptions = field(default_factory=BreakerOptions)
+    max_message_bytes: int = 16 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        if not self.target or not self.model_name:
+            raise ValueError("target and model_name must not be empty")
+        if not self.deadline_ms > 0:
+            raise ValueError(f"deadline_ms must be above 0, is {self.deadline_ms}")
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, is {self.max_attempts}")
+        if not self.backoff_ms >= 0:
+            raise ValueError(f"backoff_ms must be at least 0, is {self.backoff_ms}")
+        if self.max_message_bytes <= _REQUEST_OVERHEAD_BYTES:
+            raise ValueError(f"max_message_bytes must be above {_REQUEST_OVERHEAD_BYTES}")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The answer for one batch.
+
+    Attributes:
+        values: One score in [0, 1] per row, float64 (n,).
+        model_name: Model that made them.
+        model_version: Its version, as the server reported it.
+    """
+
+    values: Floats
+    model_name: str
+    model_version: int
+
+
+@dataclass(frozen=True)
+class TensorMetadata:
+    """One tensor of a signature: type as in "DT_FLOAT", and shape with -1 for any size."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SignatureMetadata:
+    """Tensors of a signature by name."""
+
+    inputs: Mapping[str, TensorMetadata]
+    outputs: Mapping[str, TensorMetadata]
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a server says about a model."""
+
+    model_name: str
+    model_version: int
+    signatures: Mapping[str, SignatureMetadata]
+
+
+class PredictClient:
+    """Client for one model; one event loop at a time owns it.
+
+    Making one opens nothing: the channel is opened by the first call, in that call's event loop.
+    """
+
+    def __init__(
+        self,
+        options: ClientOptions,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        """Keep the settings.
+
+        Args:
+            options: Settings.
+            clock: Monotonic clock in seconds.
+            uniform: Draws a number between two; spreads the pauses between attempts.
+        """
+        self._options = options
+        self._clock = clock
+        self._uniform = uniform
+        self._breaker = CircuitBreaker(options.breaker, clock=clock)
+        self._channel: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    @property
+    def breaker_state(self) -> BreakerState:
+        """State of the circuit breaker, a number fit for a gauge; any thread may read it."""
+        return self._breaker.state
+
+    async def predict(self, rows: npt.NDArray[np.float32]) -> Scores:
+        """Score a batch.
+
+        Args:
+            rows: float32 (n, F); other numbers are cast.
+
+        Returns:
+            One score per row, in the rows' order, and the model that made them.
+
+        Raises:
+            PredictError: One of its subclasses; ``reason`` says which.
+        """
+        options = self._options
+        request = self._predict_request(rows, options.signature_name, options.output_name)
+
+        def decode(response: Any) -> Scores:
+            values = _output(response, options.output_name)
+            name, version = _served_by(response.model_spec, options)
+            return Scores(_check_scores(values, len(rows)), name, version)
+
+        return await self._call("Predict", request, decode)
+
+    async def explain(self, rows: npt.NDArray[np.float32]) -> Floats:
+        """Return each feature's contribution to each score.
+
+        Args:
+            rows: float32 (n, F); other numbers are cast.
+
+        Returns:
+            Contributions in the model's own margin, log-odds for our server; float64 (n, F).
+
+        Raises:
+            PredictError: One of its subclasses; ``rejected`` when the server cannot explain.
+        """
+        options = self._options
+        request = self._predict_request(rows, options.explain_signature, options.contributions_name)
+
+        def decode(response: Any) -> Floats:
+            values = _output(response, options.contributions_name)
+            _served_by(response.model_spec, options)
+            return _check_contributions(values, np.shape(rows))
+
+        return await self._call("Predict", request, decode)
+
+    async def metadata(self) -> ModelMetadata:
+        """Ask for the model's version and signatures.
+
+        Raises:
+            PredictError: One of its subclasses; ``reason`` says which.
+        """
+        request = GetModelMetadataRequest(metadata_field=[_METADATA_FIELD])
+        self._set_spec(request.model_spec)
+
+        def decode(response: Any) -> ModelMetadata:
+            name, version = _served_by(response.model_spec, self._options)
+            return ModelMetadata(name, version, _decode_signatures(response))
+
+        return await self._call("GetModelMetadata", request, decode)
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight and later ones are ``unavailable``."""
+        self._closed = True
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    def _set_spec(self, spec: Any) -> None:
+        spec.name = self._options.model_name
+        if self._options.model_version is not None:
+            spec.version.value = self._options.model_version
+
+    def _predict_request(self, rows: npt.NDArray[Any], signature: str, output: str) -> Any:
+        """Encode a request.
+
+        Raises:
+            Rejected: The rows are no (n, F) numbers or too large to send; nothing was sent.
+        """
+        request = PredictRequest(output_filter=[output])
+        self._set_spec(request.model_spec)
+        request.model_spec.signature_name = signature
+        encoded = to_proto(_as_rows(rows, self._options.max_message_bytes))
+        request.inputs[self._options.input_name].CopyFrom(encoded)
+        return request
+
+    async def _call(self, method: str, request: Any, decode: Callable[[Any], T]) -> T:
+        """Run a call under the breaker and tell it the outcome."""
+        permit = self._breaker.acquire()
+        try:
+            result = decode(await self._within_deadline(method, request))
+        except PredictError as exc:
+            (permit.fail if exc.counts_as_failure else permit.succeed)()
+            raise
+        except BaseException:
+            permit.abandon()
+            raise
+        permit.succeed()
+        return result
+
+    async def _within_deadline(self, method: str, request: Any) -> Any:
+        deadline_s = self._options.deadline_ms / 1_000.0
+        ends_at_s = self._clock() + deadline_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._attempts(method, request, ends_at_s)
+        except TimeoutError as exc:
+            raise Timeout(f"no answer within {self._options.deadline_ms:g} ms") from exc
+
+    async def _attempts(self, method: str, request: Any, ends_at_s: float) -> Any:
+        for attempt in itertools.count(1):
+            try:
+                return await self._attempt(method, request, ends_at_s - self._clock())
+            except Unavailable as exc:
+                pause_s = self._pause_s(attempt)
+                time_left = self._clock() + pause_s < ends_at_s
+                if not (exc.retryable and attempt < self._options.max_attempts and time_left):
+                    raise
+            await asyncio.sleep(pause_s)
+        raise AssertionError("unreachable")
+
+    def _pause_s(self, attempt: int) -> float:
+        mean_ms = self._options.backoff_ms * 2.0 ** (attempt - 1)
+        return self._uniform(0.5, 1.5) * mean_ms / 1_000.0
+
+    async def _attempt(self, method: str, request: Any, left_s: float) -> Any:
+        """Make one gRPC call; the one place where gRPC's errors become ours."""
+        if left_s <= 0:
+            raise Timeout("no time left for another attempt")
+        try:
+            call = getattr(PredictionServiceStub(self._open_channel()), method)
+            return _parsed(await call(request, timeout=left_s))
+        except grpc.RpcError as exc:
+            raise from_status(exc.code().name, exc.details()) from exc
+        except (grpc.aio.UsageError, grpc.aio.InternalError, ValueError) as exc:
+            raise Unavailable(f"the channel cannot be used: {exc}") from exc
+        except asyncio.CancelledError as exc:
+            if _being_cancelled():
+                raise
+            # gRPC reports a channel closed under a call as a cancellation that nobody asked for.
+            raise Unavailable("the client was closed during the call") from exc
+
+    def _open_channel(self) -> Any:
+        """Return the channel of the running loop, opening it if there is none.
+
+        Raises:
+            Unavailable: The client is closed.
+        """
+        if self._closed:
+            raise Unavailable("the client is closed")
+        loop = asyncio.get_running_loop()
+        if self._channel is None or self._loop is not loop:
+            self._channel = grpc.aio.insecure_channel(
+                self._options.target, options=_channel_options(self._options.max_message_bytes)
+            )
+            self._loop = loop
+        return self._channel
+
+
+def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # gRPC waits 1 s, doubling to 2 min, before it looks for a lost server again; a restarted
+        # one must be found within half a second. 100 ms is the least that gRPC takes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 300),
+        # Time for one attempt to connect, 20 s by default.
+        ("grpc.min_reconnect_backoff_ms", 1_000),
+        # Keepalive also sets TCP_USER_TIMEOUT: a peer that vanished without a word is given up
+        # after 2 s of unacknowledged data instead of some 15 min. Pings themselves go out only
+        # with a call in flight, for servers cut off clients that ping an idle connection.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 2_000),
+        ("grpc.keepalive_permit_without_calls", 0),
+        # Channels of equal options share one connection by default: two clients' would fail
+        # together.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def _parsed(response: Any) -> Any:
+    """Refuse the None that grpc.aio returns for bytes that are no message.
+
+    Raises:
+        BadResponse: They are none.
+    """
+    if response is None:
+        raise BadResponse("the response cannot be parsed")
+    return response
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _as_rows(rows: npt.NDArray[Any], max_message_bytes: int) -> npt.NDArray[np.float32]:
+    try:
+        array = np.asarray(rows).astype(np.float32, copy=False)
+    except (TypeError, ValueError) as exc:
+        raise Rejected(f"rows are no numbers: {exc}") from exc
+    if array.ndim != 2:
+        raise Rejected(f"rows have shape {array.shape}, must be (n, F)")
+    if array.nbytes + _REQUEST_OVERHEAD_BYTES > max_message_bytes:
+        raise Rejected(f"{array.nbytes} bytes of rows do not fit into {max_message_bytes}")
+    return array
+
+
+def _output(response: Any, name: str) -> Floats:
+    """Decode one output tensor as float64.
+
+    Raises:
+        BadResponse: It is missing, malformed or not of numbers.
+    """
+    if name not in response.outputs:
+        raise BadResponse(f"no output {name}, only {sorted(response.outputs)}")
+    try:
+        values = from_proto(response.outputs[name])
+    except TensorError as exc:
+        raise BadResponse(f"output {name}: {exc}") from exc
+    if values.dtype.kind not in "fiu":
+        raise BadResponse(f"output {name} is {values.dtype}, not numbers")
+    return values.astype(np.float64)
+
+
+def _served_by(spec: Any, options: ClientOptions) -> tuple[str, int]:
+    """Return the model's name and version from a response.
+
+    Raises:
+        BadResponse: No version is given, or it is not the model or version that was asked for.
+    """
+    if not spec.HasField("version"):
+        raise BadResponse("the response does not say which version made it")
+    name, version = spec.name or options.model_name, int(spec.version.value)
+    if name != options.model_name or version != (options.model_version or version):
+        wanted = options.model_version or "any version"
+        raise BadResponse(f"asked {options.model_name} {wanted}, answered by {name} {version}")
+    return name, version
+
+
+def _check_scores(values: Floats, row_count: int) -> Floats:
+    if values.shape not in ((row_count,), (row_count, 1)):
+        raise BadResponse(f"scores have shape {values.shape} for {row_count} rows")
+    # Not-a-number fails every comparison, so it is caught here too.
+    if not ((values >= 0.0) & (values <= 1.0)).all():
+        raise BadResponse("a score is not a number between 0 and 1")
+    return values.reshape(row_count)
+
+
+def _check_contributions(values: Floats, shape: tuple[int, ...]) -> Floats:
+    if values.shape != shape:
+        raise BadResponse(f"contributions have shape {values.shape} for rows of {shape}")
+    if not np.isfinite(values).all():
+        raise BadResponse("a contribution is not a finite number")
+    return values
+
+
+def _decode_signatures(response: Any) -> Mapping[str, SignatureMetadata]:
+    if _METADATA_FIELD not in response.metadata:
+        raise BadResponse(f"no {_METADATA_FIELD} in the metadata")
+    signatures = SignatureDefMap()
+    if not response.metadata[_METADATA_FIELD].Unpack(signatures):
+        raise BadResponse(f"{_METADATA_FIELD} is of another type")
+    return {
+        name: SignatureMetadata(_tensors(definition.inputs), _tensors(definition.outputs))
+        for name, definition in signatures.signature_def.items()
+    }
+
+
+def _tensors(infos: Mapping[str, Any]) -> Mapping[str, TensorMetadata]:
+    return {
+        name: TensorMetadata(
+            dtype=DTYPE_NAMES.get(info.dtype, str(info.dtype)),
+            shape=tuple(int(dim.size) for dim in info.tensor_shape.dim),
+        )
+        for name, info in infos.items()
+    }

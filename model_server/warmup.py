@@ -1,0 +1,44 @@
+"""Dummy batches before the first real one.
+
+The first calls of a freshly loaded model pay for lazy imports, thread pools and cold caches; run
+them before the server says SERVING, or before an operator takes its first batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from model_server.backends.base import Model
+
+__all__ = ["BATCH_ROWS", "dummy_rows", "run"]
+
+#: Rows of each dummy batch: one record, a window at moderate load, a full batch.
+BATCH_ROWS = (1, 32, 512)
+
+
+def dummy_rows(feature_count: int, row_count: int) -> npt.NDArray[np.float32]:
+    """Return float32 (row_count, feature_count) zeros with NaN in every other row.
+
+    Both ways through a tree split, "a value" and "missing", are walked.
+    """
+    rows = np.zeros((row_count, feature_count), dtype=np.float32)
+    rows[1::2] = np.nan
+    return rows
+
+
+def run(model: Model) -> None:
+    """Run each dummy batch through ``predict``, and one row through ``explain``.
+
+    Contributions cost a hundred times a prediction, so one row must do.
+
+    Raises:
+        ModelServerError: The model cannot score its own dummy batch.
+    """
+    feature_count = len(model.feature_names)
+    for row_count in BATCH_ROWS:
+        model.predict(dummy_rows(feature_count, row_count))
+    model.explain(dummy_rows(feature_count, 1))
