@@ -1,0 +1,331 @@
+"""The keyed features against a naive recomputation: any order, any batches, any restarts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from udfs.keyed import Identities, KeyedStage, StageState
+from udfs.spec import EventSpec, FeatureSpec, FieldSpec, LabelSpec, Schema, TimeSpec, WindowFeature
+from udfs.windows import Histories, StateFormatError
+
+WINDOWS_MS = (5, 20, 100)
+DELAY_MS = 10
+LATENESS_MS = 1_000
+
+
+def make_schema() -> Schema:
+    text = [FieldSpec(name=n, type="string") for n in ("id", "card", "terminal")]
+    return Schema(
+        event=EventSpec(
+            id="id",
+            time=TimeSpec(field="t", allowed_lateness=LATENESS_MS),
+            fields=(*text, FieldSpec(name="t", type="int"), FieldSpec(name="amount", type="float")),
+            dedupe_within=50,
+        ),
+        key="card",
+        labels=LabelSpec(id="id", time="t", key="terminal", value="fraud"),
+        features=FeatureSpec(
+            windows=(
+                WindowFeature(
+                    prefix="c",
+                    key="card",
+                    value="amount",
+                    windows=WINDOWS_MS,
+                    aggregates=("count", "sum", "mean", "ratio_to_mean"),
+                ),
+                WindowFeature(
+                    prefix="t",
+                    key="terminal",
+                    value="amount",
+                    windows=WINDOWS_MS,
+                    delay=DELAY_MS,
+                    aggregates=("count", "sum"),
+                ),
+                WindowFeature(
+                    prefix="f",
+                    key="terminal",
+                    stream="labels",
+                    value="fraud",
+                    windows=WINDOWS_MS,
+                    delay=DELAY_MS,
+                    aggregates=("count", "mean"),
+                ),
+            )
+        ),
+    )
+
+
+SCHEMA = make_schema()
+
+
+@dataclass(frozen=True)
+class Event:
+    entity: str
+    time_ms: int
+    amount: float
+
+
+events = st.lists(
+    st.builds(
+        Event,
+        entity=st.sampled_from(["a", "b", "c"]),
+        time_ms=st.integers(0, 300),
+        amount=st.one_of(
+            st.floats(0, 1e6, allow_nan=False), st.sampled_from([0.0, 1e15, 0.01, 1e-9])
+        ),
+    ),
+    max_size=60,
+)
+cuts = st.lists(st.integers(0, 60), max_size=6)
+
+
+def in_batches(items: list[Event], at: list[int]) -> list[list[Event]]:
+    edges = sorted({0, len(items), *(c for c in at if c < len(items))})
+    return [items[a:b] for a, b in pairwise(edges)]
+
+
+def identities(first: int, n: int) -> Identities:
+    return Identities.of_events([f"e{first + i}" for i in range(n)], [b""] * n)
+
+
+def restarted(stage: KeyedStage, state: StageState) -> StageState:
+    """The state after everything went through its packed bytes."""
+    stored = {
+        (stream, entity): histories.pack(histories.slots([entity]))[0]
+        for stream, histories in (("events", state.events), ("labels", state.labels))
+        for entity in list(histories._slots)
+    }
+    return stage.new_state(lambda stream, entity: stored.get((stream, entity)))
+
+
+def run(
+    stage: KeyedStage, batches: list[list[Event]], restart: bool, value: str = "amount"
+) -> np.ndarray:
+    state = stage.new_state()
+    rows = []
+    seen = 0
+    for batch in batches:
+        observed = stage.observe(
+            state,
+            [e.entity for e in batch],
+            np.array([e.time_ms for e in batch], np.int64),
+            {value: np.array([e.amount for e in batch])},
+            identities(seen, len(batch)),
+        )
+        assert len(observed.kept) == len(batch)
+        rows.append(observed.features)
+        seen += len(batch)
+        if restart:
+            state = restarted(stage, state)
+    return np.concatenate(rows)
+
+
+def window(items: list[Event], now: Event, span_ms: int, delay_ms: int) -> list[float]:
+    end = now.time_ms - delay_ms
+    return [e.amount for e in items if e.entity == now.entity and end - span_ms < e.time_ms <= end]
+
+
+@settings(max_examples=400, deadline=None)
+@given(items=events, at=cuts, restart=st.booleans())
+def test_each_event_sees_exactly_its_own_window(
+    items: list[Event], at: list[int], restart: bool
+) -> None:
+    if not items:
+        return
+    got = run(KeyedStage(SCHEMA, "card"), in_batches(items, at), restart)
+    for row, now in enumerate(items):
+        for w, span_ms in enumerate(WINDOWS_MS):
+            inside = window(items[: row + 1], now, span_ms, 0)
+            count, total, mean, ratio = got[row, 4 * w : 4 * w + 4]
+            expected = math.fsum(inside)
+            assert count == len(inside)
+            assert total == pytest.approx(expected, rel=1e-9, abs=1e-15)
+            assert mean == pytest.approx(expected / len(inside), rel=1e-9, abs=1e-15)
+            if expected / len(inside) == 0:
+                assert math.isnan(ratio)
+            else:
+                assert ratio == pytest.approx(now.amount * len(inside) / expected, rel=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(items=events, at=cuts, restart=st.booleans())
+def test_a_delayed_window_ends_before_the_event(
+    items: list[Event], at: list[int], restart: bool
+) -> None:
+    if not items:
+        return
+    got = run(KeyedStage(SCHEMA, "terminal"), in_batches(items, at), restart)
+    for row, now in enumerate(items):
+        for w, span_ms in enumerate(WINDOWS_MS):
+            inside = window(items[: row + 1], now, span_ms, DELAY_MS)
+            assert got[row, 2 * w] == len(inside)
+            assert got[row, 2 * w + 1] == pytest.approx(math.fsum(inside), rel=1e-9, abs=1e-15)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    labels=st.dictionaries(
+        st.integers(0, 30),
+        st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 300), st.booleans()),
+        max_size=30,
+    ),
+    repeats=st.lists(st.integers(0, 30), max_size=20),
+    corrected=st.sets(st.integers(0, 30)),
+    now=st.builds(Event, st.sampled_from(["a", "b"]), st.integers(0, 400), st.just(1.0)),
+    cut=st.integers(0, 60),
+)
+def test_labels_count_once_and_the_last_word_holds(
+    labels: dict[int, tuple[str, int, bool]],
+    repeats: list[int],
+    corrected: set[int],
+    now: Event,
+    cut: int,
+) -> None:
+    stage = KeyedStage(SCHEMA, "terminal")
+    state = stage.new_state()
+    sent = [(i, *v) for i, v in labels.items()]
+    sent += [(i, *labels[i]) for i in repeats if i in labels]
+    final = {i: (e, t, f != (i in corrected)) for i, (e, t, f) in labels.items()}
+    sent += [(i, *final[i]) for i in corrected if i in labels]
+    for part in (sent[:cut], sent[cut:]):
+        if part:
+            values = np.array([float(f) for *_, f in part])
+            stage.learn(
+                state,
+                [e for _, e, _, _ in part],
+                np.array([t for _, _, t, _ in part], np.int64),
+                values,
+                Identities.of_labels([f"e{i}" for i, *_ in part], values),
+            )
+            state = restarted(stage, state)
+    got = stage.observe(
+        state,
+        [now.entity],
+        np.array([now.time_ms]),
+        {"amount": np.array([1.0])},
+        Identities.none(1),
+    ).features[0, 2 * len(WINDOWS_MS) :]
+    known = [Event(e, t, float(f)) for e, t, f in final.values()]
+    for w, span_ms in enumerate(WINDOWS_MS):
+        inside = window(known, now, span_ms, DELAY_MS)
+        assert got[2 * w] == len(inside)
+        if inside:
+            assert got[2 * w + 1] == pytest.approx(sum(inside) / len(inside), rel=1e-9, abs=1e-12)
+        else:
+            assert math.isnan(got[2 * w + 1])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    items=st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(0, 5), st.integers(0, 120), st.booleans()),
+        max_size=40,
+    ),
+    at=cuts,
+)
+def test_repeats_are_duplicates_or_conflicts_and_never_counted(
+    items: list[tuple[str, int, int, bool]], at: list[int]
+) -> None:
+    stage = KeyedStage(SCHEMA, "card")
+    state = stage.new_state()
+    history: list[tuple[str, int, int, bool]] = []
+    for batch in in_batches(items, at):  # type: ignore[arg-type]
+        ids = [f"{e}{i}" for e, i, _, _ in batch]
+        observed = stage.observe(
+            state,
+            [e for e, *_ in batch],
+            np.array([t for _, _, t, _ in batch], np.int64),
+            {"amount": np.ones(len(batch))},
+            Identities.of_events(ids, [b"x" if same else b"y" for *_, same in batch]),
+        )
+        before = list(history)
+        for row, (entity, number, time_ms, same) in enumerate(batch):
+            rivals = [h for h in before if h[:2] == (entity, number) and h[2] > time_ms - 50]
+            rivals += [h for h in history[len(before) :] if h[:2] == (entity, number)]
+            if not rivals:
+                history.append((entity, number, time_ms, same))
+                assert row in observed.kept
+            elif any(r[3] == same for r in rivals):
+                assert row in observed.duplicates or row in observed.conflicts
+            else:
+                assert row in observed.conflicts
+        assert len(observed.kept) + len(observed.duplicates) + len(observed.conflicts) == len(batch)
+
+
+def test_one_key_may_have_a_batch_to_itself() -> None:
+    items = [Event("hot", t, float(t % 7)) for t in (*range(0, 2_000, 2), *range(1, 2_000, 2))]
+    got = run(KeyedStage(SCHEMA, "card"), in_batches(items, [500, 1_500]), restart=True)
+    for row in range(0, len(items), 97):
+        inside = window(items[: row + 1], items[row], 100, 0)
+        assert got[row, 8] == len(inside)
+        assert got[row, 9] == pytest.approx(sum(inside), abs=1e-9)
+
+
+def test_a_huge_value_that_left_the_window_leaves_no_trace() -> None:
+    items = [Event("a", 0, 1e15), *(Event("a", 200 + i, 0.01) for i in range(3))]
+    got = run(KeyedStage(SCHEMA, "card"), [[e] for e in items], restart=True)
+    assert got[-1, 1] == pytest.approx(0.03, rel=1e-12)
+
+
+def test_expired_entries_are_forgotten_but_not_those_a_late_event_may_need() -> None:
+    stage = KeyedStage(SCHEMA, "card")
+    state = stage.new_state()
+    horizon_ms = max(WINDOWS_MS) + LATENESS_MS
+    for n, time_ms in enumerate((0, 100, horizon_ms, horizon_ms + 50)):
+        stage.observe(state, ["a"], np.array([time_ms]), {"amount": np.ones(1)}, identities(n, 1))
+    packed = state.events.pack(state.events.slots(["a"]))[0]
+    assert len(packed) == 4 + 4 * state.events._type.itemsize  # sum before, and three entries
+
+
+def test_regions_are_compacted_when_histories_move_often() -> None:
+    histories = Histories(1)
+    n = 40
+    for step in range(2_000):
+        slots = histories.slots([f"k{i}" for i in range(n)])
+        histories.add(
+            slots,
+            np.full(n, step),
+            np.ones((n, 1)),
+            np.zeros(n, np.uint64),
+            np.zeros(n, np.uint32),
+        )
+    slots = histories.slots([f"k{i}" for i in range(n)])
+    total = histories.measure(slots, np.full(n, 2_000), [(10_000, 0)])
+    assert (total == 2_000).all()
+    assert histories.capacity_bytes < 40 * n * 2_000 * 10
+
+
+def test_state_of_another_layout_is_refused() -> None:
+    stored = Histories(2)
+    packed = stored.pack(stored.slots(["a"]))[0]
+    with pytest.raises(StateFormatError, match="another layout"):
+        Histories(1, read=lambda _: packed).slots(["a"])
+    with pytest.raises(StateFormatError):
+        Histories(2, read=lambda _: packed[:-1]).slots(["a"])
+
+
+def test_trim_drops_only_what_is_stored_elsewhere() -> None:
+    stored: dict[str, bytes] = {}
+    histories = Histories(1, read=stored.get, max_entries=100)
+    for step in range(50):
+        names = [f"k{(step * 7 + i) % 60}" for i in range(10)]
+        slots = histories.slots(names)
+        histories.add(
+            slots,
+            np.full(10, step),
+            np.ones((10, 1)),
+            np.zeros(10, np.uint64),
+            np.zeros(10, np.uint32),
+        )
+        stored |= dict(zip(names, histories.pack(slots), strict=True))
+        histories.trim()
+    names = [f"k{i}" for i in range(60)]
+    counts = histories.measure(histories.slots(names), np.full(60, 50), [(1_000, 0)])[:, 0, 0]
+    assert counts.sum() == 500

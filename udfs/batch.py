@@ -1,0 +1,144 @@
+"""What travels between the operators: a micro-batch of events with their features so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from udfs.events import FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBatch:
+    """``n`` events on their way to a score.
+
+    Attributes:
+        keys: The record key of each event: what every output is keyed by.
+        ids: The events' ids.
+        raw: The records' bytes.
+        positions: Partition, offset, Kafka time in ms; int64 (n, 3).
+        times: Event times in epoch ms; int64 (n,).
+        entities: The key values that later stages need, by field name.
+        values: The numeric fields that later stages aggregate, by field name.
+        features: The features so far, float64 (n, columns); NaN is missing.
+        order: Place in each stage's order of arrival, int64 (n, stages so far).
+        dead_letters: Key and JSON text of records refused on the way.
+        duplicates: Key and JSON text of records dropped as duplicates.
+    """
+
+    keys: list[str]
+    ids: list[str]
+    raw: list[bytes]
+    positions: IntArray
+    times: IntArray
+    entities: dict[str, list[str]]
+    values: dict[str, FloatArray]
+    features: FloatArray
+    order: IntArray
+    dead_letters: list[tuple[str, bytes]] = field(default_factory=list)
+    duplicates: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it carries nothing at all, not even a refused record."""
+        return not (self.ids or self.dead_letters or self.duplicates)
+
+    @classmethod
+    def empty(cls, entities: Sequence[str], values: Sequence[str]) -> FeatureBatch:
+        """A batch without events, to carry refused records."""
+        return cls(
+            keys=[],
+            ids=[],
+            raw=[],
+            positions=np.empty((0, 3), np.int64),
+            times=np.empty(0, np.int64),
+            entities={k: [] for k in entities},
+            values={k: np.empty(0) for k in values},
+            features=np.empty((0, 0)),
+            order=np.empty((0, 0), np.int64),
+        )
+
+    def select(self, rows: Sequence[int] | npt.NDArray[np.intp]) -> FeatureBatch:
+        """These rows alone, without the refused records."""
+        at = np.asarray(rows, dtype=np.intp)
+        rows = at.tolist()
+        return FeatureBatch(
+            keys=[self.keys[i] for i in rows],
+            ids=[self.ids[i] for i in rows],
+            raw=[self.raw[i] for i in rows],
+            positions=self.positions[at],
+            times=self.times[at],
+            entities={k: [v[i] for i in rows] for k, v in self.entities.items()},
+            values={k: v[at] for k, v in self.values.items()},
+            features=self.features[at],
+            order=self.order[at],
+        )
+
+    def with_stage(self, features: FloatArray, first: int) -> FeatureBatch:
+        """The same events with a stage's features and its order of arrival appended."""
+        n = len(self)
+        place = np.arange(first, first + n, dtype=np.int64).reshape(n, 1)
+        return replace(
+            self,
+            features=np.concatenate([self.features, features.reshape(n, -1)], axis=1),
+            order=np.concatenate([self.order, place], axis=1),
+        )
+
+    def split(self, groups: Sequence[int]) -> dict[int, FeatureBatch]:
+        """Cut by a group per row; the refused records stay with the first part.
+
+        Rows keep their order. A batch without rows goes to group ``groups[0]`` or 0.
+        """
+        rows: dict[int, list[int]] = {}
+        for index, group in enumerate(groups):
+            rows.setdefault(group, []).append(index)
+        if len(rows) <= 1:
+            return {next(iter(rows), -1): self}
+        parts = {group: self.select(indices) for group, indices in rows.items()}
+        first = next(iter(parts))
+        parts[first] = replace(
+            parts[first], dead_letters=self.dead_letters, duplicates=self.duplicates
+        )
+        return parts
+
+    def chunks(self, rows: int) -> list[FeatureBatch]:
+        """Cut into parts of at most ``rows`` events; one Predict call each."""
+        if len(self) <= rows:
+            return [self]
+        starts = range(0, len(self), rows)
+        parts = [self.select(range(s, min(s + rows, len(self)))) for s in starts]
+        parts[0] = replace(parts[0], dead_letters=self.dead_letters, duplicates=self.duplicates)
+        return parts
+
+
+@dataclass(frozen=True, slots=True)
+class LabelBatch:
+    """Late labels of one bucket, as columns of equal length.
+
+    Attributes:
+        entities: The keys' values.
+        ids: The labelled events' ids.
+        times: The labelled events' own times, epoch ms, int64 (n,).
+        values: The labels, float64 (n,).
+    """
+
+    entities: list[str]
+    ids: list[str]
+    times: IntArray
+    values: FloatArray
+
+    def select(self, rows: Sequence[int]) -> LabelBatch:
+        """These rows alone."""
+        at = np.asarray(rows, dtype=np.intp)
+        return LabelBatch(
+            [self.entities[i] for i in rows],
+            [self.ids[i] for i in rows],
+            self.times[at],
+            self.values[at],
+        )

@@ -1,0 +1,296 @@
+"""From raw Kafka records to checked columns, a whole micro-batch at a time.
+
+A batch is checked as a batch: one pass over each column. Only when that finds something wrong is
+the batch halved, again and again, until the bad record stands alone and becomes a ``Reject``; its
+neighbours go on. The cost of ``k`` bad records among ``n`` is O(k log n) passes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from udfs.spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+PARTITION, OFFSET, KAFKA_TIME_MS = range(3)
+"""Columns of a positions array."""
+
+SEPARATOR = "\x1e"
+"""Stands between the records of a batch: no valid JSON text contains it."""
+
+MAX_KEY_BYTES = 1_024
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_TYPES: dict[str, frozenset[type]] = {
+    "string": frozenset((str,)),
+    "float": frozenset((float, int)),
+    "int": frozenset((int,)),
+    "bool": frozenset((bool,)),
+}
+
+
+class EventError(ValueError):
+    """A record that cannot be scored; ``code`` is stable, the text says what is wrong."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A refused record: its raw bytes, why, and its place in Kafka."""
+
+    raw: bytes
+    code: str
+    message: str
+    partition: int
+    offset: int
+    kafka_time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """``n`` checked events as columns.
+
+    Attributes:
+        raw: The records' bytes.
+        positions: Partition, offset and Kafka time in ms; int64 of shape (n, 3).
+        times: Event times in epoch ms; int64 of shape (n,).
+        texts: The string columns by field name; an absent optional value is None.
+        numbers: The numeric columns by field name, float64 (n,); absent is NaN.
+    """
+
+    raw: list[bytes]
+    positions: IntArray
+    times: IntArray
+    texts: dict[str, list[str]]
+    numbers: dict[str, FloatArray]
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What a batch became: checked parts in order, and the records refused."""
+
+    parts: list[Events] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+
+    def merged(self) -> Events | None:
+        """All checked events as one batch, or none."""
+        if len(self.parts) <= 1:
+            return self.parts[0] if self.parts else None
+        first = self.parts[0]
+        return Events(
+            raw=[r for p in self.parts for r in p.raw],
+            positions=np.concatenate([p.positions for p in self.parts]),
+            times=np.concatenate([p.times for p in self.parts]),
+            texts={k: [v for p in self.parts for v in p.texts[k]] for k in first.texts},
+            numbers={k: np.concatenate([p.numbers[k] for p in self.parts]) for k in first.numbers},
+        )
+
+
+def split_batch(joined: str, meta: str) -> tuple[list[bytes], IntArray]:
+    """Undo the JVM's join: the records' bytes and their positions.
+
+    Args:
+        joined: The records as Latin-1 text (so that any byte survives), SEPARATOR between them.
+        meta: Four integers a record: partition, offset, Kafka time in ms, length in bytes.
+
+    Returns:
+        The raw records and their positions, int64 of shape (n, 3).
+    """
+    numbers = np.fromstring(meta, dtype=np.int64, sep=" ").reshape(-1, 4)
+    data = joined.encode("latin-1")
+    raw = data.split(b"\x1e")
+    if len(raw) != len(numbers):  # a record contains the separator: cut by length instead
+        ends = np.cumsum(numbers[:, 3] + 1)
+        raw = [data[end - 1 - n : end - 1] for end, n in zip(ends, numbers[:, 3], strict=True)]
+    return raw, numbers[:, :3]
+
+
+class Decoder:
+    """Checks records against a schema.
+
+    Args:
+        fields: The fields to read.
+        time: Where the event time is and which times are believed.
+        keys: String fields that become Kafka keys or ids: neither empty, too long nor with
+            control characters.
+        max_bytes: A longer record is refused.
+    """
+
+    def __init__(
+        self, fields: Sequence[FieldSpec], time: TimeSpec, keys: Iterable[str], max_bytes: int
+    ) -> None:
+        self._required = tuple(f for f in fields if f.required)
+        self._optional = tuple(f for f in fields if not f.required)
+        self._get: Callable[[Any], Any] = itemgetter(*(f.name for f in self._required))
+        self._single = len(self._required) == 1
+        self._time = time
+        self._keys = tuple(dict.fromkeys(keys))
+        self._max_bytes = max_bytes
+
+    @classmethod
+    def for_events(cls, spec: EventSpec, keys: Iterable[str]) -> Decoder:
+        """The decoder of a job's events; ``keys`` are the stages' key fields."""
+        return cls(spec.fields, spec.time, (spec.id, *keys), spec.max_bytes)
+
+    @classmethod
+    def for_labels(cls, labels: LabelSpec, event: EventSpec) -> Decoder:
+        """The decoder of a job's late labels."""
+        fields = (
+            FieldSpec(name=labels.id, type="string"),
+            FieldSpec(name=labels.time, type="int"),
+            FieldSpec(name=labels.key, type="string"),
+            FieldSpec(name=labels.value, type="int", min=0, max=1),
+        )
+        time = event.time.model_copy(update={"field": labels.time, "format": "epoch_ms"})
+        return cls(fields, time, (labels.id, labels.key), event.max_bytes)
+
+    def decode(self, raw: list[bytes], positions: IntArray) -> Decoded:
+        """Check a batch; every record ends either in a part or in a reject, in order."""
+        result = Decoded()
+        self._decode(raw, positions, result)
+        return result
+
+    def _decode(self, raw: list[bytes], positions: IntArray, result: Decoded) -> None:
+        if not raw:
+            return
+        try:
+            result.parts.append(self._columns(raw, positions))
+        except EventError as exc:
+            if len(raw) == 1:
+                partition, offset, kafka_time_ms = positions[0].tolist()
+                result.rejects.append(
+                    Reject(raw[0], exc.code, str(exc), partition, offset, kafka_time_ms)
+                )
+                return
+            half = len(raw) // 2
+            self._decode(raw[:half], positions[:half], result)
+            self._decode(raw[half:], positions[half:], result)
+
+    def _columns(self, raw: list[bytes], positions: IntArray) -> Events:
+        columns = self._extract(self._parse(raw))
+        texts: dict[str, list[str]] = {}
+        numbers: dict[str, FloatArray] = {}
+        for spec, column in columns:
+            _check_types(spec, column)
+            if spec.is_numeric:
+                numbers[spec.name] = _check_numbers(spec, column)
+            else:
+                texts[spec.name] = column
+        for key in self._keys:
+            _check_key(key, texts[key])
+        named = {spec.name: column for spec, column in columns}
+        times = _check_times(self._time, named[self._time.field], positions)
+        return Events(raw, positions, times, texts, numbers)
+
+    def _parse(self, raw: list[bytes]) -> list[Any]:
+        if max(map(len, raw)) > self._max_bytes:
+            size = max(map(len, raw))
+            raise EventError("too_large", f"record of {size} bytes; at most {self._max_bytes}")
+        try:
+            return [*map(orjson.loads, raw)]
+        except orjson.JSONDecodeError as exc:
+            raise _why_not_json(raw[0], exc) from exc
+
+    def _extract(self, docs: list[Any]) -> list[tuple[FieldSpec, list[Any]]]:
+        try:
+            rows = [*map(self._get, docs)]
+            columns = [rows] if self._single else [list(c) for c in zip(*rows, strict=True)]
+            optional = [[doc.get(f.name) for doc in docs] for f in self._optional]
+        except (KeyError, TypeError, IndexError, AttributeError) as exc:
+            raise self._why_not_fields(docs[0]) from exc
+        for spec, column in zip(self._optional, optional, strict=True):
+            if spec.default is not None:
+                column[:] = [spec.default if v is None else v for v in column]
+        return list(zip((*self._required, *self._optional), (*columns, *optional), strict=True))
+
+    def _why_not_fields(self, doc: Any) -> EventError:
+        if not isinstance(doc, dict):
+            return EventError("not_an_object", f"the record is a JSON {type(doc).__name__}")
+        missing = [f.name for f in self._required if f.name not in doc]
+        return EventError("missing_field", f"required field absent: {', '.join(missing)}")
+
+
+def _why_not_json(raw: bytes, exc: orjson.JSONDecodeError) -> EventError:
+    if not raw.strip():
+        return EventError("empty", "the record has no content")
+    try:
+        raw.decode()
+    except UnicodeDecodeError as bad:
+        return EventError("not_utf8", f"not UTF-8 at byte {bad.start}")
+    return EventError("not_json", f"not JSON: {exc}")
+
+
+def _check_types(spec: FieldSpec, column: list[Any]) -> None:
+    wrong = set(map(type, column)) - _TYPES[spec.type]
+    if not spec.required:
+        wrong.discard(type(None))
+    if not wrong:
+        return
+    if type(None) in wrong:
+        raise EventError("missing_field", f"required field is null: {spec.name}")
+    names = ", ".join(sorted(t.__name__ for t in wrong))
+    raise EventError("wrong_type", f"field {spec.name} must be {spec.type}, is {names}")
+
+
+def _check_numbers(spec: FieldSpec, column: list[Any]) -> FloatArray:
+    try:
+        values = np.array(column, dtype=np.float64)
+    except OverflowError as exc:
+        raise EventError("out_of_range", f"field {spec.name} is too large") from exc
+    if np.isinf(values).any():
+        raise EventError("out_of_range", f"field {spec.name} is not finite")
+    if spec.min is not None and (values < spec.min).any():
+        raise EventError("out_of_range", f"field {spec.name} is below its minimum {spec.min:g}")
+    if spec.max is not None and (values > spec.max).any():
+        raise EventError("out_of_range", f"field {spec.name} is above its maximum {spec.max:g}")
+    return values
+
+
+def _check_key(name: str, column: list[str]) -> None:
+    if not all(column):
+        raise EventError("bad_key", f"field {name} is empty")
+    if _CONTROL.search("".join(column)):
+        raise EventError("bad_key", f"field {name} contains a control character")
+    if len(max(column, key=len).encode()) > MAX_KEY_BYTES:
+        raise EventError("bad_key", f"field {name} is longer than {MAX_KEY_BYTES} bytes")
+
+
+def _epoch_ms_of_iso(text: str) -> int:
+    moment = datetime.fromisoformat(text)
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return round(aware.timestamp() * 1_000)
+
+
+def _check_times(spec: TimeSpec, column: list[Any], positions: IntArray) -> IntArray:
+    try:
+        if spec.format == "iso8601":
+            column = [_epoch_ms_of_iso(text) for text in column]
+        times = np.array(column, dtype=np.int64)
+    except (ValueError, OverflowError) as exc:
+        raise EventError("bad_time", f"field {spec.field} is not a time: {exc}") from exc
+    if spec.format == "epoch_s":
+        if (np.abs(times) > 10**14).any():
+            raise EventError("bad_time", f"field {spec.field} is too large for seconds")
+        times = times * 1_000
+    if (times < spec.earliest_ms).any():
+        raise EventError("bad_time", f"field {spec.field} is before {spec.earliest:%Y-%m-%d}")
+    if (times > positions[:, KAFKA_TIME_MS] + spec.max_future).any():
+        raise EventError("bad_time", f"field {spec.field} is too far in the future")
+    return times

@@ -1,0 +1,321 @@
+"""Flink operators that compute features: one Python call per micro-batch.
+
+Every operator here runs in thread mode, keyed by bucket, and keeps its histories in map state:
+entity -> packed bytes. Flink checkpoints, restores and rescales that state; the operator holds no
+buffer that a checkpoint could miss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from pyflink.common import Time, Types
+from pyflink.datastream import FlatMapFunction, KeyedProcessFunction, RuntimeContext
+from pyflink.datastream.state import MapState, MapStateDescriptor, StateTtlConfig
+
+from udfs.batch import FeatureBatch, LabelBatch
+from udfs.events import Decoder, Events, Reject, split_batch
+from udfs.expressions import evaluate
+from udfs.keyed import Identities, KeyedStage, StageState
+from udfs.records import dead_letter, duplicate
+from udfs.spec import Schema
+from udfs.windows import Histories
+
+Routed = tuple[int, FeatureBatch | LabelBatch]
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Which bucket an entity belongs to.
+
+    Attributes:
+        labels: The buckets' labels; Flink hashes a label to a subtask.
+    """
+
+    labels: tuple[int, ...]
+
+    def of(self, entity: str) -> int:
+        """The label of an entity's bucket; the same in every process and release."""
+        return self.labels[crc32(entity.encode()) % len(self.labels)]
+
+
+class BucketStates:
+    """The histories of a subtask's buckets: Flink's map state, unpacked on first use.
+
+    Only this operator writes the state, and every change is written before the batch is done, so
+    what is unpacked always equals what is stored. A restart begins with nothing unpacked.
+
+    Args:
+        stage: The keyed stage the histories belong to.
+        state: Map state of the current bucket: stream letter + entity -> packed history.
+        cached_entries: How many entries per bucket and stream stay unpacked.
+    """
+
+    ORDER = "#"
+
+    def __init__(self, stage: KeyedStage, state: MapState, cached_entries: int) -> None:
+        self._stage = stage
+        self._state = state
+        self._cached_entries = cached_entries
+        self._buckets: dict[int, StageState] = {}
+        self._orders: dict[int, int] = {}
+
+    def of(self, bucket: int) -> StageState:
+        """The bucket's histories; Flink has set the state's key to that bucket."""
+        histories = self._buckets.get(bucket)
+        if histories is None:
+            histories = self._stage.new_state(self._read, self._cached_entries)
+            self._buckets[bucket] = histories
+        histories.events.trim()
+        histories.labels.trim()
+        return histories
+
+    def _read(self, stream: str, entity: str) -> bytes | None:
+        packed: bytes | None = self._state.get(stream[0] + entity)
+        return packed
+
+    def take_order(self, bucket: int, count: int) -> int:
+        """Reserve the bucket's next ``count`` places of arrival; returns the first."""
+        first = self._orders.get(bucket)
+        if first is None:
+            packed = self._state.get(self.ORDER)
+            first = int.from_bytes(packed, "big") if packed else 0
+        self._orders[bucket] = first + count
+        return first
+
+    def write(self, bucket: int, stream: str, entities: Sequence[str]) -> None:
+        """Write the changed histories of a batch, and the order of arrival, to Flink's state."""
+        histories: Histories = getattr(self._buckets[bucket], stream)
+        distinct = list(dict.fromkeys(entities))
+        packed = histories.pack(histories.slots(distinct))
+        letter = stream[0]
+        changed = {letter + e: p for e, p in zip(distinct, packed, strict=True)}
+        if bucket in self._orders:
+            changed[self.ORDER] = self._orders[bucket].to_bytes(8, "big")
+        self._state.put_all(changed)
+
+
+class _KeyedOperator(KeyedProcessFunction):
+    """What both stages share: the stage, its state, and the way to the next one."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        key: str,
+        routing: Routing,
+        topic: str,
+        max_rows: int,
+        ttl_s: int,
+        cached_entries: int,
+    ) -> None:
+        self._schema = schema
+        self._max_rows = max_rows
+        self._key = key
+        self._routing = routing
+        self._topic = topic
+        self._ttl_s = ttl_s
+        self._cached_entries = cached_entries
+        later = schema.stages[schema.stages.index(key) + 1 :]
+        self._next_key = later[0] if later else None
+        self._later_keys = later
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """Build the stage and its empty cache; Flink has restored the state by now."""
+        descriptor = MapStateDescriptor(
+            f"histories-{self._key}", Types.STRING(), Types.PICKLED_BYTE_ARRAY()
+        )
+        descriptor.enable_time_to_live(_ttl(self._ttl_s))
+        self._stage = KeyedStage(self._schema, self._key)
+        self._states = BucketStates(
+            self._stage, runtime_context.get_map_state(descriptor), self._cached_entries
+        )
+        metrics = runtime_context.get_metrics_group()
+        self._scored_counter = metrics.counter("events")
+        self._duplicates_counter = metrics.counter("duplicates")
+        self._dead_letters_counter = metrics.counter("dead_letters")
+
+    def _route(self, batch: FeatureBatch) -> Iterator[Routed]:
+        if batch.is_empty:
+            return
+        if self._next_key is None:
+            for part in batch.chunks(self._max_rows):
+                yield 0, part
+            return
+        groups = [self._routing.of(entity) for entity in batch.entities[self._next_key]]
+        for group, part in batch.split(groups).items():
+            yield (group if len(part) else self._routing.labels[0]), part
+
+
+class FirstStage(_KeyedOperator):
+    """Checks raw records, drops duplicates, computes the record key's features.
+
+    Input: ``(bucket, records, meta)`` as the JVM's micro-batch makes it (see ``split_batch``).
+    Output: ``(next bucket, FeatureBatch)``.
+    """
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """See the base class."""
+        super().open(runtime_context)
+        self._decoder = Decoder.for_events(self._schema.event, self._schema.stages)
+        later = [KeyedStage(self._schema, key) for key in self._later_keys]
+        self._carried = tuple(dict.fromkeys(v for stage in later for v in stage.event_values))
+
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Routed]:
+        """One micro-batch of raw records."""
+        raw, positions = split_batch(value[1], value[2])
+        decoded = self._decoder.decode(raw, positions)
+        events = decoded.merged()
+        if events is None:
+            return self._route(self._refused(decoded.rejects))
+        return self._route(self._observe(value[0], events, decoded.rejects))
+
+    def _observe(self, bucket: int, events: Events, rejects: list[Reject]) -> FeatureBatch:
+        batch = self._batch(events)
+        observed = self._stage.observe(
+            self._states.of(bucket),
+            batch.keys,
+            events.times,
+            {name: events.numbers[name] for name in self._stage.event_values},
+            Identities.of_events(batch.ids, events.raw),
+        )
+        kept = batch if len(observed.kept) == len(batch) else batch.select(observed.kept)
+        kept = kept.with_stage(observed.features, self._states.take_order(bucket, len(kept)))
+        self._states.write(bucket, "events", kept.keys)
+        rejects = rejects + [_conflict(batch, row) for row in observed.conflicts]
+        kept.dead_letters.extend(self._dead_letters(rejects))
+        kept.duplicates.extend(
+            (batch.keys[i], duplicate(self._topic, batch.ids[i], batch.positions[i].tolist()))
+            for i in observed.duplicates
+        )
+        self._count(len(kept), len(observed.duplicates), len(rejects))
+        return kept
+
+    def _batch(self, events: Events) -> FeatureBatch:
+        return FeatureBatch(
+            keys=events.texts[self._schema.key],
+            ids=events.texts[self._schema.event.id],
+            raw=events.raw,
+            positions=events.positions,
+            times=events.times,
+            entities={key: events.texts[key] for key in self._later_keys},
+            values={name: events.numbers[name] for name in self._carried},
+            features=evaluate(self._schema.features.expressions, events),
+            order=np.empty((len(events), 0), dtype=np.int64),
+        )
+
+    def _refused(self, rejects: list[Reject]) -> FeatureBatch:
+        self._count(0, 0, len(rejects))
+        empty = FeatureBatch.empty(self._later_keys, self._carried)
+        empty.dead_letters.extend(self._dead_letters(rejects))
+        return empty
+
+    def _dead_letters(self, rejects: list[Reject]) -> list[tuple[str, bytes]]:
+        return [(f"{r.partition}-{r.offset}", dead_letter(self._topic, r)) for r in rejects]
+
+    def _count(self, events: int, duplicates: int, dead_letters: int) -> None:
+        self._scored_counter.inc(events)
+        self._duplicates_counter.inc(duplicates)
+        self._dead_letters_counter.inc(dead_letters)
+
+
+def _conflict(batch: FeatureBatch, index: int) -> Reject:
+    partition, offset, kafka_time_ms = batch.positions[index].tolist()
+    message = f"id {batch.ids[index]!r} was seen before with another content"
+    return Reject(batch.raw[index], "id_conflict", message, partition, offset, kafka_time_ms)
+
+
+class NextStage(_KeyedOperator):
+    """Adds the features of a further key; late labels enter here too.
+
+    Input: ``(bucket, FeatureBatch | LabelBatch)``. Output: ``(next bucket, FeatureBatch)``.
+    """
+
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Routed]:
+        """One micro-batch of events, or of labels."""
+        bucket, batch = value
+        if isinstance(batch, LabelBatch):
+            self._learn(bucket, batch)
+            return ()
+        return self._route(self._observe(bucket, batch) if len(batch) else batch)
+
+    def _observe(self, bucket: int, batch: FeatureBatch) -> FeatureBatch:
+        entities = batch.entities[self._key]
+        observed = self._stage.observe(
+            self._states.of(bucket),
+            entities,
+            batch.times,
+            {name: batch.values[name] for name in self._stage.event_values},
+            Identities.none(len(batch)),
+        )
+        result = batch.with_stage(observed.features, self._states.take_order(bucket, len(batch)))
+        self._states.write(bucket, "events", entities)
+        return result
+
+    def _learn(self, bucket: int, labels: LabelBatch) -> None:
+        self._stage.learn(
+            self._states.of(bucket),
+            labels.entities,
+            labels.times,
+            labels.values,
+            Identities.of_labels(labels.ids, labels.values),
+        )
+        self._states.write(bucket, "labels", labels.entities)
+
+
+class LabelReader(FlatMapFunction):
+    """Checks raw label records and sends each to the bucket of its key.
+
+    Input: ``(bucket, records, meta)``. Output: ``(bucket, LabelBatch)``; a refused label leaves as
+    a dead letter in a ``FeatureBatch`` without rows.
+    """
+
+    def __init__(self, schema: Schema, routing: Routing, topic: str) -> None:
+        self._schema = schema
+        self._routing = routing
+        self._topic = topic
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """Build the decoder."""
+        assert self._schema.labels is not None
+        self._labels = self._schema.labels
+        self._decoder = Decoder.for_labels(self._labels, self._schema.event)
+
+    def flat_map(self, value: Any) -> Iterator[Routed]:
+        """One micro-batch of raw labels."""
+        raw, positions = split_batch(value[1], value[2])
+        decoded = self._decoder.decode(raw, positions)
+        if decoded.rejects:
+            refused = FeatureBatch.empty((), ())
+            refused.dead_letters.extend(
+                (f"{r.partition}-{r.offset}", dead_letter(self._topic, r)) for r in decoded.rejects
+            )
+            yield self._routing.labels[0], refused
+        for part in decoded.parts:
+            yield from self._split(part)
+
+    def _split(self, events: Events) -> Iterator[Routed]:
+        labels = LabelBatch(
+            entities=events.texts[self._labels.key],
+            ids=events.texts[self._labels.id],
+            times=events.times,
+            values=events.numbers[self._labels.value],
+        )
+        groups: dict[int, list[int]] = {}
+        for index, entity in enumerate(labels.entities):
+            groups.setdefault(self._routing.of(entity), []).append(index)
+        for group, rows in groups.items():
+            yield group, labels.select(rows)
+
+
+def _ttl(seconds: int) -> StateTtlConfig:
+    """Idle keys expire; background cleanup is off because in thread mode it starts a gateway."""
+    return (
+        StateTtlConfig.new_builder(Time.seconds(seconds))
+        .disable_cleanup_in_background()
+        .cleanup_full_snapshot()
+        .build()
+    )

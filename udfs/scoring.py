@@ -1,0 +1,148 @@
+"""Flink operators that score: a Predict call per micro-batch, or the model in the operator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyflink.common import Row
+from pyflink.datastream import AsyncFunction, FlatMapFunction, RuntimeContext
+
+from model_server.backends.xgboost import XGBoostModel
+from model_server.client import ClientOptions, PredictClient
+from model_server.errors import PredictError
+from udfs.batch import FeatureBatch
+from udfs.events import FloatArray
+from udfs.records import RecordWriter, Verdict, lines
+
+LINE, KEY = "\n", "\x1f"
+"""Between the records of an output text, and between a record's key and its JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How scored batches are written.
+
+    Attributes:
+        writer: Makes the records.
+        impute: The value of each missing feature, as in training; float64 (columns,).
+        fallback_score: The score when the model cannot answer.
+        explain: Whether alerts name the features that weigh most.
+    """
+
+    writer: RecordWriter
+    impute: FloatArray
+    fallback_score: float
+    explain: bool
+
+    def model_input(self, batch: FeatureBatch) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The batch as the model gets it: float32 (n, columns), nothing missing."""
+        features = batch.features
+        return np.where(np.isnan(features), self.impute, features).astype(np.float32)
+
+    def fallback(self, batch: FeatureBatch, model_name: str, reason: str) -> Verdict:
+        """The verdict when the model did not answer."""
+        return Verdict(np.full(len(batch), self.fallback_score), model_name, None, reason)
+
+    def rows(
+        self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
+    ) -> Row:
+        """Four texts: predictions, alerts, dead letters, duplicates.
+
+        Args:
+            batch: The scored batch.
+            verdict: Its scores; none if it has no rows.
+            contributions: float64 (alerts, columns), or none.
+        """
+        predictions: list[tuple[str, bytes]] = []
+        alerts: list[tuple[str, bytes]] = []
+        if verdict is not None:
+            records = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
+            predictions = list(zip(batch.keys, lines(records), strict=True))
+            for n, i in enumerate(self.writer.alert_rows(verdict)):
+                why = None if contributions is None else contributions[n]
+                alerts.append((batch.keys[i], self.writer.alert(records[i], batch.raw[i], why)))
+        return Row(
+            _text(predictions), _text(alerts), _text(batch.dead_letters), _text(batch.duplicates)
+        )
+
+
+def _text(records: Sequence[tuple[str, bytes]]) -> str:
+    return LINE.join([f"{key}{KEY}{record.decode()}" for key, record in records])
+
+
+class ServedScorer(AsyncFunction):
+    """Scores by a model server over gRPC; process mode, several calls in flight.
+
+    A call that fails, or is not answered within the deadline, gives the fallback score with its
+    reason: the job goes on.
+    """
+
+    def __init__(self, options: ClientOptions, output: Output) -> None:
+        self._options = options
+        self._output = output
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """Make the client; its channel opens with the first call."""
+        self._client = PredictClient(self._options)
+        metrics = runtime_context.get_metrics_group()
+        metrics.gauge("breaker_state", lambda: int(self._client.breaker_state))
+        self._fallbacks = metrics.counter("fallbacks")
+
+    async def async_invoke(self, value: Any) -> list[Row]:
+        """One micro-batch."""
+        batch: FeatureBatch = value[1]
+        if not len(batch):
+            return [self._output.rows(batch, None, None)]
+        matrix = self._output.model_input(batch)
+        try:
+            scores = await self._client.predict(matrix)
+        except PredictError as exc:
+            self._fallbacks.inc(len(batch))
+            verdict = self._output.fallback(batch, self._options.model_name, exc.reason)
+            return [self._output.rows(batch, verdict, None)]
+        verdict = Verdict(scores.values, scores.model_name, scores.model_version)
+        return [self._output.rows(batch, verdict, await self._explain(matrix, verdict))]
+
+    async def _explain(
+        self, matrix: np.ndarray[Any, np.dtype[np.float32]], verdict: Verdict
+    ) -> FloatArray | None:
+        rows = self._output.writer.alert_rows(verdict)
+        if not rows or not self._output.explain:
+            return None
+        try:
+            return await self._client.explain(matrix[rows])
+        except PredictError:
+            return None  # an alert without reasons is worth more than a late one
+
+
+class EmbeddedScorer(FlatMapFunction):
+    """Scores inside the operator with the same model file; thread mode, no server."""
+
+    def __init__(self, version_dir: Path, model_name: str, output: Output) -> None:
+        self._version_dir = version_dir
+        self._model_name = model_name
+        self._output = output
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """Load the model once and warm it up."""
+        self._model = XGBoostModel.load(self._version_dir)
+        self._model.warm_up()
+        self._version = int(self._version_dir.name)
+
+    def flat_map(self, value: Any) -> Iterator[Row]:
+        """One micro-batch."""
+        batch: FeatureBatch = value[1]
+        if not len(batch):
+            yield self._output.rows(batch, None, None)
+            return
+        matrix = self._output.model_input(batch)
+        scores = np.asarray(self._model.predict(matrix), dtype=np.float64)
+        verdict = Verdict(scores, self._model_name, self._version)
+        alerts = self._output.writer.alert_rows(verdict) if self._output.explain else []
+        why = self._model.explain(matrix[alerts]) if alerts else None
+        yield self._output.rows(batch, verdict, why)
