@@ -1,0 +1,164 @@
+"""The ``streamscore`` command: each command reads its options and calls one function.
+
+Modules are imported inside the commands, so that ``--help`` does not wait for Flink.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from jobs.environment import NotReadyError
+from jobs.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from jobs.settings import Settings
+
+_EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
+
+app = typer.Typer(
+    name="streamscore",
+    help="Score Kafka records with machine-learning models on Flink.\n\n"
+    "Start with: streamscore doctor, then: make demo",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+stack_app = typer.Typer(
+    help="The local Kafka broker, for the demo, tests and benchmarks.", no_args_is_help=True
+)
+app.add_typer(stack_app, name="stack")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings file.")]
+_CONFIG = Path("conf/fraud.yaml")
+
+
+def _settings(path: Path) -> Settings:
+    from jobs import settings
+
+    try:
+        return settings.load(path)
+    except settings.SettingsError as exc:
+        typer.echo(str(exc), err=True)
+        raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Check that this machine has all that is needed, and say how to fix what is missing.
+
+    Example: streamscore doctor --json
+    """
+    from jobs import doctor as checks
+
+    findings = checks.examine()
+    if as_json:
+        import orjson
+
+        typer.echo(orjson.dumps(checks.as_json(findings), option=orjson.OPT_INDENT_2).decode())
+    else:
+        from jobs.console import console, findings_table
+
+        console.print(findings_table(findings))
+    if not checks.is_ready(findings):
+        raise typer.Exit(ExitCode.NOT_READY)
+
+
+@app.command()
+def data(
+    size: Annotated[
+        Literal["small", "full"],
+        typer.Option(help="small: 147,269 transactions, 15 s; full: 725,968, some minutes."),
+    ] = "small",
+) -> None:
+    """Make the demo's card transactions with fraud labels; a second call finds them made.
+
+    Example: streamscore data --size full
+    """
+    from jobs import demo_data
+    from jobs.console import bars, console, facts_table
+
+    with bars() as progress:
+        frame = demo_data.load(size, progress=progress)
+    console.print(facts_table(f"{size} demo data", demo_data.summary(frame, size)))
+
+
+@app.command()
+def serve(
+    config: Config = _CONFIG,
+    host: Annotated[str, typer.Option(help="Address to listen on; default: as configured.")] = "",
+    port: Annotated[
+        int | None, typer.Option(help="Port, 0 for a free one; default: as configured.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(help="Model version; default: as configured, else the newest.")
+    ] = None,
+) -> None:
+    """Serve the configured model over TensorFlow Serving's gRPC API until SIGTERM or Ctrl-C.
+
+    Example: streamscore serve --config conf/fraud.yaml --port 8500
+    """
+    from jobs import serving
+
+    raise typer.Exit(serving.serve(_settings(config), host=host, port=port, version=version))
+
+
+@stack_app.command("up")
+def stack_up(config: Config = _CONFIG) -> None:
+    """Start the broker and make the topics of a settings file; does only what is left to do.
+
+    Example: STREAMSCORE_KAFKA=127.0.0.1:9093 streamscore stack up
+    """
+    from jobs import stack
+    from jobs.console import console, spinner
+
+    settings = _settings(config)
+    with spinner("starting the stack") as progress:
+        state = stack.up(settings.kafka.bootstrap_servers, settings.topics, progress)
+    console.print(f"Kafka runs at [bold]{state.bootstrap}[/], process {state.pid}")
+
+
+@stack_app.command("down")
+def stack_down() -> None:
+    """Stop the broker; its topics stay in build/stack.
+
+    Example: streamscore stack down
+    """
+    from jobs.stack import KafkaBroker
+
+    typer.echo("Kafka stopped" if KafkaBroker().stop() else "Kafka was not running")
+
+
+@stack_app.command("status")
+def stack_status() -> None:
+    """Show where the broker runs and its topics; exit code 1 if it does not run.
+
+    Example: streamscore stack status
+    """
+    from jobs import stack
+    from jobs.console import console, facts_table
+
+    state = stack.KafkaBroker().status()
+    if state is None:
+        typer.echo("Kafka does not run; start it with: streamscore stack up")
+        raise typer.Exit(ExitCode.FAILED)
+    console.print(facts_table(f"Kafka at {state.bootstrap}", stack.summary(state)))
+
+
+def main() -> None:
+    """Run the command line; an environment that is not ready ends it with one line and the fix."""
+    try:
+        app()
+    except NotReadyError as exc:
+        typer.echo(f"{exc.problem}\nfix: {exc.fix}", err=True)
+        sys.exit(ExitCode.NOT_READY)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""The shape every scoring job shares: micro-batches, a keyed stage per key, scoring, sinks.
+
+Kafka -> JVM: bucket, 10 ms window, join -> FirstStage -> NextStage ... -> scorer -> JVM: split
+      -> Kafka                              (thread)      (thread)        (process or thread)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from pyflink.common import Configuration, Time, Types
+from pyflink.datastream import AsyncDataStream, DataStream, StreamExecutionEnvironment
+from pyflink.table import StreamTableEnvironment
+
+from jobs import sinks, sources
+from jobs.settings import Settings
+from model_server.breaker import BreakerOptions
+from model_server.client import ClientOptions
+from model_server.repository import ModelVersion, load_features
+from udfs.buckets import DEFAULT_MAX_PARALLELISM, even_labels
+from udfs.operators import FirstStage, LabelReader, NextStage, Routing
+from udfs.records import RecordWriter
+from udfs.scoring import EmbeddedScorer, Output, ServedScorer
+
+_ROUTED = Types.TUPLE([Types.INT(), Types.PICKLED_BYTE_ARRAY()])
+
+
+def flink_configuration(settings: Settings) -> Configuration:
+    """The Flink options of a job; ``flink.options`` of the settings win."""
+    flink = settings.flink
+    options = {
+        "parallelism.default": str(flink.parallelism),
+        "pipeline.max-parallelism": str(DEFAULT_MAX_PARALLELISM),
+        "pipeline.name": settings.name,
+        "python.execution-mode": "thread",
+        "python.fn-execution.bundle.time": "5",
+        "python.fn-execution.bundle.size": "100000",
+        "execution.buffer-timeout.interval": "0 ms",
+        "execution.checkpointing.interval": f"{flink.checkpoint_interval} ms",
+        "execution.checkpointing.mode": "EXACTLY_ONCE",
+        "execution.checkpointing.unaligned.enabled": "false",
+        "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+        "execution.checkpointing.dir": _as_url(flink.checkpoint_dir),
+        "state.backend.type": flink.state_backend,
+        "restart-strategy.type": "fixed-delay",
+        "restart-strategy.fixed-delay.attempts": str(flink.restart_attempts),
+        "restart-strategy.fixed-delay.delay": f"{flink.restart_delay} ms",
+        "table.exec.sink.not-null-enforcer": "DROP",
+        "table.exec.source.idle-timeout": "0 ms",
+    } | flink.options
+    configuration = Configuration()
+    for name, value in options.items():
+        configuration.set_string(name, value)
+    return configuration
+
+
+def _as_url(folder: str) -> str:
+    return folder if "://" in folder else Path(folder).absolute().as_uri()
+
+
+def build(env: StreamExecutionEnvironment, settings: Settings, model: ModelVersion) -> None:
+    """Wire a scoring job into an environment; ``env.execute()`` runs it.
+
+    Args:
+        env: An environment with ``flink_configuration``.
+        settings: The job's settings.
+        model: The model whose feature list and imputation values the job follows.
+    """
+    tables = StreamTableEnvironment.create(env)
+    labels = even_labels(settings.batch.buckets)
+    stream = _stages(tables, settings, labels)
+    output = _output(settings, model)
+    if settings.model.embedded:
+        scorer = EmbeddedScorer(model.path, settings.model.name, output)
+        scored = stream.flat_map(scorer, sinks.OUTPUT_TYPE).name("score")
+    else:
+        with _mode(env, "process"):
+            scored = AsyncDataStream.unordered_wait(
+                stream,
+                ServedScorer(_client_options(settings), output),
+                Time.milliseconds(0),  # the deadline is on the gRPC call: no timer per batch
+                settings.model.calls_in_flight,
+                sinks.OUTPUT_TYPE,
+            ).name("score")
+    scored.uid("score")
+    sinks.write(
+        tables, scored, {column: _sink_options(settings, column) for column in sinks.COLUMNS}
+    )
+
+
+def _stages(
+    tables: StreamTableEnvironment, settings: Settings, labels: tuple[int, ...]
+) -> DataStream:
+    schema = settings.schema_
+    ttl_s = _ttl_s(settings)
+    stream = _events(tables, settings, labels)
+    for number, key in enumerate(schema.stages):
+        function = (NextStage if number else FirstStage)(
+            schema,
+            key,
+            Routing(labels),
+            settings.topics.events,
+            settings.batch.max_rows,
+            ttl_s,
+            settings.flink.cached_entries,
+        )
+        if number and settings.labels is not None and key == settings.labels.key:
+            stream = stream.union(_labels(tables, settings, labels))
+        stream = (
+            stream.key_by(lambda element: element[0], Types.INT())
+            .process(function, _ROUTED)
+            .name(f"features by {key}")
+            .uid(f"features-{key}")
+        )
+    return stream
+
+
+def _events(
+    tables: StreamTableEnvironment, settings: Settings, labels: tuple[int, ...]
+) -> DataStream:
+    kafka = settings.kafka
+    key = (
+        sources.key_from_record_key()
+        if kafka.keyed_by_record_key
+        else sources.key_from_json(settings.key)
+    )
+    return sources.micro_batches(
+        tables,
+        "events",
+        _source_options(settings, settings.topics.events),
+        sources.bucket_expression(labels, key),
+        settings.batch.window,
+    )
+
+
+def _labels(
+    tables: StreamTableEnvironment, settings: Settings, labels: tuple[int, ...]
+) -> DataStream:
+    topic = settings.topics.labels
+    assert topic is not None
+    batches = sources.micro_batches(
+        tables,
+        "labels",
+        _source_options(settings, topic),
+        str(labels[0]),
+        settings.batch.label_window,
+    )
+    reader = LabelReader(settings.schema_, Routing(labels), topic)
+    return batches.flat_map(reader, _ROUTED).name("labels").uid("labels")
+
+
+def _ttl_s(settings: Settings) -> int:
+    """Idle keys outlive every window twice over, so that a paused job loses nothing."""
+    if settings.flink.state_ttl is not None:
+        return max(1, settings.flink.state_ttl // 1_000)
+    schema = settings.schema_
+    horizon_ms = max(schema.horizon_ms(k, s) for k in schema.stages for s in ("events", "labels"))
+    return max(1, 2 * horizon_ms // 1_000)
+
+
+def _source_options(settings: Settings, topic: str) -> dict[str, str]:
+    kafka = settings.kafka
+    start = {
+        "earliest": "earliest-offset",
+        "latest": "latest-offset",
+        "committed": "group-offsets",
+    }[kafka.start]
+    options = {
+        "connector": "kafka",
+        "topic": topic,
+        "properties.bootstrap.servers": kafka.bootstrap_servers,
+        "properties.group.id": kafka.group_id,
+        "properties.auto.offset.reset": "earliest",
+        "scan.startup.mode": start,
+        "key.format": "raw",
+        "key.fields": "record_key",
+        "value.format": "raw",
+        "value.fields-include": "EXCEPT_KEY",
+    }
+    if kafka.stop_at_end:
+        options["scan.bounded.mode"] = "latest-offset"
+    return options | _client_properties(settings)
+
+
+def _sink_options(settings: Settings, column: str) -> dict[str, str]:
+    topic = getattr(settings.topics, column)
+    options = {
+        "connector": "kafka",
+        "topic": topic,
+        "properties.bootstrap.servers": settings.kafka.bootstrap_servers,
+        "properties.compression.type": "lz4",
+        "properties.linger.ms": "0",
+        "properties.max.request.size": "8388608",
+        "key.format": "raw",
+        "key.fields": "record_key",
+        "value.format": "raw",
+        "value.fields-include": "EXCEPT_KEY",
+        "sink.delivery-guarantee": settings.flink.delivery.replace("_", "-"),
+    }
+    if settings.flink.delivery == "exactly_once":
+        options["sink.transactional-id-prefix"] = f"{settings.name}-{column}"
+        options["properties.transaction.timeout.ms"] = "600000"
+    return options | _client_properties(settings)
+
+
+def _client_properties(settings: Settings) -> dict[str, str]:
+    return {f"properties.{k}": v for k, v in settings.kafka.properties.items()}
+
+
+def _client_options(settings: Settings) -> ClientOptions:
+    model = settings.model
+    return ClientOptions(
+        target=model.server,
+        model_name=model.name,
+        model_version=model.version,
+        signature_name=model.signature,
+        input_name=model.input,
+        output_name=model.output,
+        deadline_ms=model.deadline,
+        max_attempts=model.max_attempts,
+        backoff_ms=model.backoff,
+        breaker=BreakerOptions(
+            failure_threshold=model.breaker.failures,
+            open_ms=model.breaker.open_for,
+            trial_calls=model.breaker.trial_calls,
+        ),
+    )
+
+
+def _output(settings: Settings, model: ModelVersion) -> Output:
+    schema = settings.schema_
+    features = load_features(model.path)
+    return Output(
+        writer=RecordWriter(
+            settings.topics.events, schema.columns, schema.stages, settings.alerts.threshold
+        ),
+        impute=np.array([f.impute for f in features.features], dtype=np.float64),
+        fallback_score=settings.model.fallback_score,
+        explain=settings.alerts.explain,
+    )
+
+
+@contextmanager
+def _mode(env: StreamExecutionEnvironment, mode: str) -> Iterator[None]:
+    """PyFlink reads the execution mode while it builds each operator: build some in another one."""
+    configuration = Configuration()
+    configuration.set_string("python.execution-mode", mode)
+    env.configure(configuration)
+    yield
+    configuration.set_string("python.execution-mode", "thread")
+    env.configure(configuration)

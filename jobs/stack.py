@@ -1,0 +1,539 @@
+"""A real Kafka broker on this machine for the demo, the tests and the benchmarks.
+
+One JVM in KRaft mode, a process group of its own, everything it writes below one folder. It has no
+replication and no authentication and listens on the loopback address only: never a production
+broker.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import psutil
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from jobs.environment import BUILD, NotReadyError, java
+from jobs.jars import Progress, broker_classpath, fetch, silent
+
+if TYPE_CHECKING:
+    from jobs.settings import TopicSettings
+
+STACK = BUILD / "stack"
+HOST = "127.0.0.1"
+MESSAGE_MAX_BYTES = 8 * 1024 * 1024
+HEAP_MAX_MIB = 512
+_ATTEMPT_TIMEOUT_S = 0.5
+_CLOCK_SLACK_S = 2.0
+_SILENT = logging.getLogger("streamscore.kafka-probe")
+_SILENT.addHandler(logging.NullHandler())
+_SILENT.propagate = False
+
+# Record times may lie in the past (a replay), so nothing is deleted by age. The three replication
+# factors and the rebalance delay are for a single broker. Flink's transactions may stay open longer
+# than Kafka's default allows.
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@{host}:{controller_port}
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+controller.listener.names=CONTROLLER
+log.dirs={data}
+auto.create.topics.enable=false
+message.max.bytes={message_max_bytes}
+replica.fetch.max.bytes={message_max_bytes}
+log.retention.ms=-1
+log.retention.bytes=4294967296
+log.segment.bytes=134217728
+log.cleaner.dedupe.buffer.size=16777216
+offsets.topic.num.partitions=4
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.max.timeout.ms=7200000
+share.coordinator.state.topic.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+num.network.threads=2
+num.io.threads=4
+"""
+
+_LOGGING = """\
+status=warn
+appender.file.type=RollingFile
+appender.file.name=file
+appender.file.fileName={logs}/broker.log
+appender.file.filePattern={logs}/broker.log.%i
+appender.file.layout.type=PatternLayout
+appender.file.layout.pattern=%d{{ISO8601}} %p %c{{1}} %m%n
+appender.file.policies.type=Policies
+appender.file.policies.size.type=SizeBasedTriggeringPolicy
+appender.file.policies.size.size=16MB
+appender.file.strategy.type=DefaultRolloverStrategy
+appender.file.strategy.max=2
+rootLogger.level=info
+rootLogger.appenderRef.file.ref=file
+"""
+
+
+class StackError(NotReadyError):
+    """The local stack cannot be started, reached or stopped."""
+
+
+@dataclass(frozen=True)
+class BrokerState:
+    """What ``stack.json`` says about a started broker.
+
+    Attributes:
+        pid: Its process id.
+        started_at_s: The process' start in seconds since the epoch; tells a recycled pid.
+        bootstrap: host:port for clients.
+    """
+
+    pid: int
+    started_at_s: float
+    bootstrap: str
+
+
+class KafkaBroker:
+    """One local Kafka broker; a context manager that starts and stops it.
+
+    The topics outlive a stop: a later start in the same folder, on the same port if none is given,
+    finds them. Any process can stop a broker that another one started.
+
+    Args:
+        folder: Where its configuration, data, logs and ``stack.json`` go.
+        port: Port for clients; None takes the last one used in this folder or a free one.
+        start_timeout_s: Longest wait until it answers.
+        stop_timeout_s: Longest wait for an orderly stop, before it is killed.
+    """
+
+    def __init__(
+        self,
+        folder: Path = STACK,
+        *,
+        port: int | None = None,
+        start_timeout_s: float = 90.0,
+        stop_timeout_s: float = 30.0,
+    ) -> None:
+        self.folder = folder.absolute()
+        self._port = port
+        self._start_timeout_s = start_timeout_s
+        self._stop_timeout_s = stop_timeout_s
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def bootstrap(self) -> str:
+        """host:port of the running broker.
+
+        Raises:
+            StackError: it does not run.
+        """
+        state = self.status()
+        if state is None:
+            raise StackError("the local broker does not run", "run: streamscore stack up")
+        return state.bootstrap
+
+    @property
+    def log(self) -> Path:
+        """The broker's log file."""
+        return self.folder / "logs" / "broker.log"
+
+    def status(self) -> BrokerState | None:
+        """The running broker, None if there is none."""
+        state = self._recorded()
+        return state if state is not None and _process(state, self.folder) else None
+
+    def start(self) -> str:
+        """Start the broker and wait until it answers; does nothing if it runs.
+
+        Returns:
+            host:port for clients.
+
+        Raises:
+            StackError: the port is taken, the broker ended, or it did not answer in time; then
+                nothing is left running.
+            JarsError: its jars are missing.
+        """
+        if (running := self.status()) is not None:
+            return running.bootstrap
+        port = self._choose_port()
+        self._configure(port)
+        process = self._launch()
+        bootstrap = f"{HOST}:{port}"
+        try:
+            self._record(process.pid, bootstrap)
+            self._wait_ready(process, bootstrap)
+            self._child = process
+        except BaseException:
+            process.kill()
+            process.wait()
+            self._state_path.unlink(missing_ok=True)
+            raise
+        return bootstrap
+
+    def stop(self) -> bool:
+        """Stop the broker: SIGTERM, a bounded wait, then SIGKILL.
+
+        Returns:
+            Whether one was running.
+        """
+        return self._end(signal.SIGTERM)
+
+    def kill(self) -> bool:
+        """End the broker at once, as a crash would; returns whether one was running."""
+        return self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> bool:
+        state = self._recorded()
+        process = _process(state, self.folder) if state else None
+        if process is not None:
+            _end_process(process, how, self._stop_timeout_s)
+        if self._child is not None:
+            self._child.poll()  # or Popen warns that its process still runs
+        self._state_path.unlink(missing_ok=True)
+        return process is not None
+
+    @property
+    def _state_path(self) -> Path:
+        return self.folder / "stack.json"
+
+    @property
+    def _properties_path(self) -> Path:
+        return self.folder / "conf" / "server.properties"
+
+    def _recorded(self) -> BrokerState | None:
+        try:
+            return BrokerState(**json.loads(self._state_path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def _record(self, pid: int, bootstrap: str) -> None:
+        state = BrokerState(pid, psutil.Process(pid).create_time(), bootstrap)
+        draft = self._state_path.with_suffix(".tmp")
+        draft.write_text(json.dumps(asdict(state)), encoding="utf-8")
+        draft.replace(self._state_path)
+
+    def _choose_port(self) -> int:
+        port = self._port or self._last_port()
+        if port is None or (self._port is None and not is_free(port)):
+            return free_port()
+        if not is_free(port):
+            raise StackError(
+                f"port {port} is taken",
+                f"stop what listens there, or choose another: STREAMSCORE_KAFKA={HOST}:<port>",
+            )
+        return port
+
+    def _last_port(self) -> int | None:
+        with suppress(FileNotFoundError):
+            for line in self._properties_path.read_text(encoding="utf-8").splitlines():
+                if line.startswith("advertised.listeners="):
+                    return int(line.rpartition(":")[2])
+        return None
+
+    def _configure(self, port: int) -> None:
+        for name in ("conf", "logs"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._properties_path.write_text(
+            _PROPERTIES.format(
+                host=HOST,
+                port=port,
+                controller_port=free_port(other_than=port),
+                data=self.folder / "data",
+                message_max_bytes=MESSAGE_MAX_BYTES,
+            ),
+            encoding="utf-8",
+        )
+        logging_text = _LOGGING.format(logs=self.folder / "logs")
+        self._logging_path.write_text(logging_text, encoding="utf-8")
+        if not (self.folder / "data" / "meta.properties").is_file():
+            self._format()
+
+    @property
+    def _logging_path(self) -> Path:
+        return self.folder / "conf" / "log4j2.properties"
+
+    def _format(self) -> None:
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        tool = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id]
+        command = self._java("-XX:TieredStopAtLevel=1", *tool, "-c", str(self._properties_path))
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode != 0:
+            text = (done.stderr or done.stdout).strip()
+            raise StackError(f"Kafka refused to format its storage: {text}", self._start_afresh)
+
+    @property
+    def _start_afresh(self) -> str:
+        return f"remove {self.folder} to start afresh"
+
+    def _java(self, *arguments: str) -> list[str]:
+        log4j = f"-Dlog4j2.configurationFile={self._logging_path}"
+        return [str(java()), "-cp", broker_classpath(), log4j, *arguments]
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        heap = ["-Xms128m", f"-Xmx{HEAP_MAX_MIB}m", "-XX:+ExitOnOutOfMemoryError"]
+        command = self._java(*heap, "kafka.Kafka", str(self._properties_path))
+        with (self.folder / "logs" / "console.log").open("wb") as console:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _wait_ready(self, process: subprocess.Popen[bytes], bootstrap: str) -> None:
+        deadline_s = time.monotonic() + self._start_timeout_s
+        client = _probe(bootstrap)
+        while not _answers(client):
+            if process.poll() is not None:
+                raise StackError(
+                    f"Kafka ended at its start: {self._last_words()}", f"see {self.log}"
+                )
+            if time.monotonic() > deadline_s:
+                raise StackError(
+                    f"Kafka did not answer within {self._start_timeout_s:.0f} s",
+                    f"see {self.log}; {self._start_afresh}",
+                )
+
+    def _last_words(self) -> str:
+        for path in (self.log, self.log.with_name("console.log")):
+            lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+            errors = [line for line in lines if "ERROR" in line or "Exception" in line]
+            if errors:
+                return errors[-1]
+        return "it left no error"
+
+
+def up(
+    bootstrap: str, topics: TopicSettings, progress: Progress = silent, folder: Path = STACK
+) -> BrokerState:
+    """Bring the local broker up with a job's topics; does only what is left to do.
+
+    Args:
+        bootstrap: host:port it is to have, of this machine.
+        topics: The topics to make.
+        progress: Called with one line per step.
+        folder: The broker's folder.
+
+    Raises:
+        StackError: it cannot be had there, or refused a topic.
+        JarsError: the jars cannot be fetched.
+    """
+    port = port_of(bootstrap)
+    fetch(progress)
+    progress("starting Kafka")
+    broker = KafkaBroker(folder, port=port)
+    started = broker.start()
+    if port_of(started) != port:
+        raise StackError(
+            f"the local broker already runs at {started}", "run: streamscore stack down"
+        )
+    progress("making topics")
+    create_topics(started, partitions_of(topics))
+    state = broker.status()
+    if state is None:
+        raise StackError("Kafka ended", f"see {broker.log}")
+    return state
+
+
+def partitions_of(topics: TopicSettings) -> dict[str, int]:
+    """Partition count of every topic of a job, by name; the labels only if it has any."""
+    names = [topics.events, topics.labels, topics.predictions, topics.alerts]
+    names += [topics.dead_letters, topics.duplicates]
+    return {name: topics.partitions for name in names if name}
+
+
+def create_topics(
+    bootstrap: str,
+    partitions: Mapping[str, int],
+    configs: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = 30.0,
+) -> list[str]:
+    """Create topics that are not there yet.
+
+    Args:
+        bootstrap: host:port of a broker.
+        partitions: Partition count by topic name.
+        configs: Topic settings for all of them, e.g. ``{"cleanup.policy": "compact"}``.
+        timeout_s: Longest wait for the broker.
+
+    Returns:
+        The topics that were created; the others were there.
+
+    Raises:
+        StackError: the broker refused one or did not answer, or one that was there has another
+            partition count.
+    """
+    if not partitions:
+        return []
+    client = _probe(bootstrap)
+    topics = [
+        NewTopic(name, num_partitions=count, replication_factor=1, config=dict(configs or {}))
+        for name, count in partitions.items()
+    ]
+    futures = client.create_topics(topics, operation_timeout=timeout_s, request_timeout=timeout_s)
+    created = [name for name, future in futures.items() if _created(name, future.result)]
+    _check_partitions(_wait_visible(bootstrap, set(partitions), timeout_s), partitions)
+    return created
+
+
+def _created(name: str, result: Callable[[], object]) -> bool:
+    try:
+        result()
+    except KafkaException as exc:
+        error = exc.args[0]
+        if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+            return False
+        raise StackError(f"topic {name}: {error.str()}", "run: streamscore stack status") from exc
+    return True
+
+
+def _wait_visible(bootstrap: str, names: set[str], timeout_s: float) -> dict[str, int]:
+    """Wait until the metadata lists the topics; a broker shows them a moment after it made them."""
+    deadline_s = time.monotonic() + timeout_s
+    while missing := names - (found := topic_partitions(bootstrap, timeout_s=timeout_s)).keys():
+        if time.monotonic() > deadline_s:
+            raise StackError(
+                f"no sign of topics {sorted(missing)}", "run: streamscore stack status"
+            )
+    return found
+
+
+def _check_partitions(found: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+    for name, count in wanted.items():
+        if found[name] != count:
+            raise StackError(
+                f"topic {name} has {found[name]} partitions instead of {count}",
+                "change topics.partitions, or remove the topic",
+            )
+
+
+def topic_partitions(bootstrap: str, *, timeout_s: float = 10.0) -> dict[str, int]:
+    """Partition count of each topic of a broker, internal ones left out.
+
+    Raises:
+        StackError: the broker does not answer.
+    """
+    try:
+        topics = _probe(bootstrap).list_topics(timeout=timeout_s).topics
+    except KafkaException as exc:
+        raise StackError(f"no broker answers at {bootstrap}", "run: streamscore stack up") from exc
+    names = sorted(name for name in topics if not name.startswith("__"))
+    return {name: len(topics[name].partitions) for name in names if topics[name].partitions}
+
+
+def summary(state: BrokerState) -> dict[str, str]:
+    """What ``streamscore stack status`` shows: the process, then each topic's partitions."""
+    topics = topic_partitions(state.bootstrap)
+    return {"process": str(state.pid)} | {
+        f"topic {name}": f"{count} partitions" for name, count in topics.items()
+    }
+
+
+def _probe(bootstrap: str) -> AdminClient:
+    """A client that keeps quiet about refused connections, which are expected during a start."""
+    options: dict[str, str | int | float | bool] = {
+        "bootstrap.servers": bootstrap,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 200,
+        "log_level": 0,
+    }
+    return AdminClient(options, logger=_SILENT)
+
+
+def _answers(client: AdminClient) -> bool:
+    try:
+        return bool(client.list_topics(timeout=_ATTEMPT_TIMEOUT_S).brokers)
+    except KafkaException:
+        return False
+
+
+def _process(state: BrokerState, folder: Path) -> psutil.Process | None:
+    """The broker's process; None if it ended, even if its pid was given to another process."""
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        process = psutil.Process(state.pid)
+        same_start = abs(process.create_time() - state.started_at_s) < _CLOCK_SLACK_S
+        is_kafka = str(folder / "conf" / "server.properties") in process.cmdline()
+        if same_start and is_kafka and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
+
+
+def _end_process(process: psutil.Process, how: signal.Signals, timeout_s: float) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(how)
+        try:
+            process.wait(timeout_s)
+        except psutil.TimeoutExpired:
+            process.kill()
+            process.wait(timeout_s)
+
+
+def free_port(*, other_than: int | None = None) -> int:
+    """A TCP port that nothing listens on now."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            port = int(probe.getsockname()[1])
+        if port != other_than:
+            return port
+
+
+def is_free(port: int) -> bool:
+    """Whether a TCP port of the loopback address can be listened on."""
+    with socket.socket() as probe:
+        # As the broker does: a connection in TIME_WAIT does not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):
+            probe.bind((HOST, port))
+            return True
+    return False
+
+
+def port_of(bootstrap: str) -> int:
+    """The port of a local broker's host:port.
+
+    Raises:
+        StackError: it names another machine, several brokers, or no port.
+    """
+    host, _, port = bootstrap.rpartition(":")
+    if host not in (HOST, "localhost") or not port.isdecimal():
+        raise StackError(
+            f"kafka.bootstrap_servers is {bootstrap!r}, not a local broker",
+            f"set STREAMSCORE_KAFKA={HOST}:9092, or use that cluster's own tools",
+        )
+    return int(port)
