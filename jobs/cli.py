@@ -32,6 +32,8 @@ stack_app = typer.Typer(
     help="The local Kafka broker, for the demo, tests and benchmarks.", no_args_is_help=True
 )
 app.add_typer(stack_app, name="stack")
+config_app = typer.Typer(help="A job's settings file.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings file.")]
 _CONFIG = Path("conf/fraud.yaml")
@@ -90,6 +92,40 @@ def data(
 
 
 @app.command()
+def train(
+    config: Config = _CONFIG,
+    size: Annotated[
+        Literal["small", "full"], typer.Option(help="Which demo data to train on.")
+    ] = "small",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Train on this .parquet, .csv or .jsonl instead: the event's fields and a label.",
+        ),
+    ] = None,
+) -> None:
+    """Train a model on the first part of a history, measure it on the rest, store a new version.
+
+    Example: streamscore train --size full
+    """
+    from jobs import demo_data, training
+    from jobs.console import bars, console, facts_table
+
+    settings = _settings(config)
+    with bars() as progress:
+        if data is None:
+            frame = demo_data.load(size, progress=progress)
+        else:
+            frame = training.read_frame(data, settings.schema_)
+        trained = training.train(settings, frame, progress)
+    version = trained.version
+    title = f"model {version.name}, version {version.version}"
+    console.print(facts_table(title, training.summary(trained)))
+    console.print(f"Serve it with: streamscore serve --config {config}", soft_wrap=True)
+
+
+@app.command()
 def serve(
     config: Config = _CONFIG,
     host: Annotated[str, typer.Option(help="Address to listen on; default: as configured.")] = "",
@@ -107,6 +143,36 @@ def serve(
     from jobs import serving
 
     raise typer.Exit(serving.serve(_settings(config), host=host, port=port, version=version))
+
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONF", help="The job's settings file.")]
+
+
+@config_app.command("check")
+def config_check(conf: ConfigFile = _CONFIG) -> None:
+    """Check a settings file: one line if it is right, else all its mistakes and exit code 3.
+
+    Example: streamscore config check conf/fraud.yaml
+    """
+    from jobs.settings import summary
+
+    typer.echo(f"{conf}: ok; {summary(_settings(conf))}")
+
+
+@config_app.command("show")
+def config_show(
+    conf: ConfigFile = _CONFIG,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Print what can be set, as a Markdown table.")
+    ] = False,
+) -> None:
+    """Print the complete settings, defaults included and secrets masked, as YAML.
+
+    Example: streamscore config show conf/fraud.yaml
+    """
+    from jobs import settings
+
+    typer.echo(settings.reference() if reference else settings.as_yaml(_settings(conf)), nl=False)
 
 
 @stack_app.command("up")

@@ -6,7 +6,7 @@ Kafka -> JVM: bucket, 10 ms window, join -> FirstStage -> NextStage ... -> score
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from pyflink.datastream import AsyncDataStream, DataStream, StreamExecutionEnvir
 from pyflink.table import StreamTableEnvironment
 
 from jobs import sinks, sources
-from jobs.settings import Settings
+from jobs.settings import Settings, SettingsError
 from model_server.breaker import BreakerOptions
 from model_server.client import ClientOptions
-from model_server.repository import ModelVersion, load_features
+from model_server.errors import RepositoryError
+from model_server.repository import ModelVersion, find_version, load_features
 from udfs.buckets import DEFAULT_MAX_PARALLELISM, even_labels
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.records import RecordWriter
@@ -28,13 +29,17 @@ from udfs.scoring import EmbeddedScorer, Output, ServedScorer
 _ROUTED = Types.TUPLE([Types.INT(), Types.PICKLED_BYTE_ARRAY()])
 
 
-def flink_configuration(settings: Settings) -> Configuration:
-    """The Flink options of a job; ``flink.options`` of the settings win."""
+def flink_configuration(
+    settings: Settings, target: Mapping[str, str] | None = None
+) -> Configuration:
+    """The Flink options of a job; ``target`` says where it runs, ``flink.options`` win."""
     flink = settings.flink
     options = {
         "parallelism.default": str(flink.parallelism),
         "pipeline.max-parallelism": str(DEFAULT_MAX_PARALLELISM),
         "pipeline.name": settings.name,
+        # Without it UNNEST copies a whole batch for each of its records.
+        "pipeline.object-reuse": "true",
         "python.execution-mode": "thread",
         "python.fn-execution.bundle.time": "5",
         "python.fn-execution.bundle.size": "100000",
@@ -50,7 +55,8 @@ def flink_configuration(settings: Settings) -> Configuration:
         "restart-strategy.fixed-delay.delay": f"{flink.restart_delay} ms",
         "table.exec.sink.not-null-enforcer": "DROP",
         "table.exec.source.idle-timeout": "0 ms",
-    } | flink.options
+    }
+    options |= {**(target or {}), **flink.options}
     configuration = Configuration()
     for name, value in options.items():
         configuration.set_string(name, value)
@@ -61,14 +67,17 @@ def _as_url(folder: str) -> str:
     return folder if "://" in folder else Path(folder).absolute().as_uri()
 
 
-def build(env: StreamExecutionEnvironment, settings: Settings, model: ModelVersion) -> None:
+def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     """Wire a scoring job into an environment; ``env.execute()`` runs it.
 
     Args:
         env: An environment with ``flink_configuration``.
         settings: The job's settings.
-        model: The model whose feature list and imputation values the job follows.
+
+    Raises:
+        SettingsError: there is no model, or one that was trained with other features.
     """
+    model = _model(settings)
     tables = StreamTableEnvironment.create(env)
     labels = even_labels(settings.batch.buckets)
     stream = _stages(tables, settings, labels)
@@ -192,7 +201,8 @@ def _sink_options(settings: Settings, column: str) -> dict[str, str]:
         "topic": topic,
         "properties.bootstrap.servers": settings.kafka.bootstrap_servers,
         "properties.compression.type": "lz4",
-        "properties.linger.ms": "0",
+        "properties.linger.ms": "5",
+        "properties.batch.size": "262144",
         "properties.max.request.size": "8388608",
         "key.format": "raw",
         "key.fields": "record_key",
@@ -228,6 +238,22 @@ def _client_options(settings: Settings) -> ClientOptions:
             trial_calls=model.breaker.trial_calls,
         ),
     )
+
+
+def _model(settings: Settings) -> ModelVersion:
+    """The model whose imputation values the job follows, and which it embeds."""
+    try:
+        found = find_version(settings.model.path, settings.model.name, settings.model.version)
+        features = load_features(found.path)
+    except RepositoryError as exc:
+        raise SettingsError(f"{exc}; train one with: streamscore train") from exc
+    if features.names != settings.schema_.columns:
+        other = sorted(set(features.names) ^ set(settings.schema_.columns))
+        raise SettingsError(
+            f"{found.path} was trained with other features ({', '.join(other) or 'another order'}):"
+            " train a model with these settings: streamscore train"
+        )
+    return found
 
 
 def _output(settings: Settings, model: ModelVersion) -> Output:

@@ -86,14 +86,14 @@ class FeatureBatch:
         place = np.arange(first, first + n, dtype=np.int64).reshape(n, 1)
         return replace(
             self,
-            features=np.concatenate([self.features, features.reshape(n, -1)], axis=1),
+            features=np.concatenate([self.features, features], axis=1),
             order=np.concatenate([self.order, place], axis=1),
         )
 
     def split(self, groups: Sequence[int]) -> dict[int, FeatureBatch]:
         """Cut by a group per row; the refused records stay with the first part.
 
-        Rows keep their order. A batch without rows goes to group ``groups[0]`` or 0.
+        Rows keep their order. A batch without rows goes to group -1.
         """
         rows: dict[int, list[int]] = {}
         for index, group in enumerate(groups):

@@ -136,10 +136,13 @@ class Decoder:
     def __init__(
         self, fields: Sequence[FieldSpec], time: TimeSpec, keys: Iterable[str], max_bytes: int
     ) -> None:
-        self._required = tuple(f for f in fields if f.required)
-        self._optional = tuple(f for f in fields if not f.required)
-        self._get: Callable[[Any], Any] = itemgetter(*(f.name for f in self._required))
-        self._single = len(self._required) == 1
+        required = [f for f in fields if f.required]
+        optional = [f for f in fields if not f.required]
+        self._required = tuple(f.name for f in required)
+        self._optional = tuple(f.name for f in optional)
+        self._fields = (*required, *optional)
+        self._get_required = _getter(self._required)
+        self._get_all = _getter(self._required + self._optional)
         self._time = time
         self._keys = tuple(dict.fromkeys(keys))
         self._max_bytes = max_bytes
@@ -210,21 +213,34 @@ class Decoder:
 
     def _extract(self, docs: list[Any]) -> list[tuple[FieldSpec, list[Any]]]:
         try:
-            rows = [*map(self._get, docs)]
-            columns = [rows] if self._single else [list(c) for c in zip(*rows, strict=True)]
-            optional = [[doc.get(f.name) for doc in docs] for f in self._optional]
+            try:
+                rows = [*map(self._get_all, docs)]
+            except KeyError:  # an optional field is absent somewhere, or a required one
+                rows = [*map(self._get_present, docs)]
         except (KeyError, TypeError, IndexError, AttributeError) as exc:
             raise self._why_not_fields(docs[0]) from exc
-        for spec, column in zip(self._optional, optional, strict=True):
-            if spec.default is not None:
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        for spec, column in zip(self._fields, columns, strict=True):
+            if spec.default is not None and not spec.required:
                 column[:] = [spec.default if v is None else v for v in column]
-        return list(zip((*self._required, *self._optional), (*columns, *optional), strict=True))
+        return list(zip(self._fields, columns, strict=True))
+
+    def _get_present(self, doc: Any) -> tuple[Any, ...]:
+        optional = [doc.get(name) for name in self._optional]
+        return (*self._get_required(doc), *optional)
 
     def _why_not_fields(self, doc: Any) -> EventError:
         if not isinstance(doc, dict):
             return EventError("not_an_object", f"the record is a JSON {type(doc).__name__}")
-        missing = [f.name for f in self._required if f.name not in doc]
+        missing = [name for name in self._required if name not in doc]
         return EventError("missing_field", f"required field absent: {', '.join(missing)}")
+
+
+def _getter(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """Takes a document's values of these names, as a tuple even of one."""
+    if len(names) == 1:
+        return lambda doc: (doc[names[0]],)
+    return itemgetter(*names) if names else lambda doc: ()
 
 
 def _why_not_json(raw: bytes, exc: orjson.JSONDecodeError) -> EventError:
@@ -268,7 +284,9 @@ def _check_key(name: str, column: list[str]) -> None:
         raise EventError("bad_key", f"field {name} is empty")
     if _CONTROL.search("".join(column)):
         raise EventError("bad_key", f"field {name} contains a control character")
-    if len(max(column, key=len).encode()) > MAX_KEY_BYTES:
+    if max(map(len, column)) > MAX_KEY_BYTES // 4 and (  # a character has at most 4 bytes
+        max(len(text.encode()) for text in column) > MAX_KEY_BYTES
+    ):
         raise EventError("bad_key", f"field {name} is longer than {MAX_KEY_BYTES} bytes")
 
 
@@ -286,7 +304,7 @@ def _check_times(spec: TimeSpec, column: list[Any], positions: IntArray) -> IntA
     except (ValueError, OverflowError) as exc:
         raise EventError("bad_time", f"field {spec.field} is not a time: {exc}") from exc
     if spec.format == "epoch_s":
-        if (np.abs(times) > 10**14).any():
+        if ((times > 10**14) | (times < -(10**14))).any():  # abs() of the smallest int64 wraps
             raise EventError("bad_time", f"field {spec.field} is too large for seconds")
         times = times * 1_000
     if (times < spec.earliest_ms).any():

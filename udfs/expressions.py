@@ -33,9 +33,12 @@ def distance_km(
 
 
 @lru_cache(maxsize=4_096)
-def _offset_ms(zone: str, quarter_hour: int) -> int:
-    """A zone's offset from UTC: no zone has changed its offset off a quarter hour since 1972."""
-    moment = datetime.fromtimestamp(quarter_hour * 900, UTC).astimezone(ZoneInfo(zone))
+def _offset_ms(zone: str, minute: int) -> int:
+    """A zone's offset from UTC: since 1973 every zone has changed it on a whole minute.
+
+    Not on a quarter hour: Newfoundland's clocks changed at 00:01 until 2011.
+    """
+    moment = datetime.fromtimestamp(minute * 60, UTC).astimezone(ZoneInfo(zone))
     offset = moment.utcoffset()
     return round(offset.total_seconds() * 1_000) if offset else 0
 
@@ -43,7 +46,7 @@ def _offset_ms(zone: str, quarter_hour: int) -> int:
 def _local_ms(times: IntArray, zone: str) -> IntArray:
     if zone == "UTC":
         return times
-    return times + np.array([_offset_ms(zone, t // 900_000) for t in times.tolist()], np.int64)
+    return times + np.array([_offset_ms(zone, t // 60_000) for t in times.tolist()], np.int64)
 
 
 def _value(spec: ExpressionFeature, events: Events) -> FloatArray:

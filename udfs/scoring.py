@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,7 @@ from model_server.client import ClientOptions, PredictClient
 from model_server.errors import PredictError
 from udfs.batch import FeatureBatch
 from udfs.events import FloatArray
-from udfs.records import RecordWriter, Verdict, lines
-
-LINE, KEY = "\n", "\x1f"
-"""Between the records of an output text, and between a record's key and its JSON."""
+from udfs.records import KEY, LINE, Predictions, RecordWriter, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +55,27 @@ class Output:
             verdict: Its scores; none if it has no rows.
             contributions: float64 (alerts, columns), or none.
         """
-        predictions: list[tuple[str, bytes]] = []
-        alerts: list[tuple[str, bytes]] = []
+        predictions, alerts = "", ""
         if verdict is not None:
             records = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
-            predictions = list(zip(batch.keys, lines(records), strict=True))
-            for n, i in enumerate(self.writer.alert_rows(verdict)):
-                why = None if contributions is None else contributions[n]
-                alerts.append((batch.keys[i], self.writer.alert(records[i], batch.raw[i], why)))
-        return Row(
-            _text(predictions), _text(alerts), _text(batch.dead_letters), _text(batch.duplicates)
-        )
+            predictions = records.lines(batch.keys)
+            alerts = _text(self._alerts(batch, verdict, records, contributions))
+        return Row(predictions, alerts, _text(batch.dead_letters), _text(batch.duplicates))
+
+    def _alerts(
+        self,
+        batch: FeatureBatch,
+        verdict: Verdict,
+        records: Predictions,
+        contributions: FloatArray | None,
+    ) -> Iterator[tuple[str, bytes]]:
+        for n, row in enumerate(self.writer.alert_rows(verdict)):
+            why = None if contributions is None else contributions[n]
+            reasons = self.writer.reasons(batch.features[row], why)
+            yield batch.keys[row], self.writer.alert(records.record(row), batch.raw[row], reasons)
 
 
-def _text(records: Sequence[tuple[str, bytes]]) -> str:
+def _text(records: Iterable[tuple[str, bytes]]) -> str:
     return LINE.join([f"{key}{KEY}{record.decode()}" for key, record in records])
 
 

@@ -7,35 +7,60 @@ tests read the same objects, which is what keeps a live feature equal to a train
 
 from __future__ import annotations
 
+import math
 import re
-from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NamedTuple, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*$")
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_MAX_DURATION_MS = 36_500 * _UNIT_MS["d"]
+_PYTHON_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "float": (float, int),
+    "int": (int,),
+    "bool": (bool,),
+}
 
 
 def parse_duration_ms(value: object) -> int:
     """Turn ``5m``, ``24h``, ``7d``, ``250ms`` or a whole number of milliseconds into milliseconds.
 
     Raises:
-        ValueError: the text is not a duration.
+        ValueError: the text is not a duration, or one below 0 or above 100 years.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
     match = _DURATION.match(value) if isinstance(value, str) else None
-    if match is None:
+    duration_ms: float
+    if match is not None:
+        duration_ms = float(match[1]) * _UNIT_MS[match[2]]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        duration_ms = value
+    else:
         raise ValueError(f"{value!r} is not a duration; write a number and ms, s, m, h or d: 5m")
-    return round(float(match[1]) * _UNIT_MS[match[2]])
+    if not 0 <= duration_ms <= _MAX_DURATION_MS:
+        raise ValueError(f"{value!r} is out of range: a duration is 0 to 36500d")
+    return round(duration_ms)
 
 
 def format_duration(duration_ms: int) -> str:
     """The shortest exact text of a duration: 300000 -> ``5m``; one day stays ``24h``."""
     for unit in ("d", "h", "m", "s"):
-        if duration_ms % _UNIT_MS[unit] == 0 and (unit != "d" or duration_ms > _UNIT_MS["d"]):
+        is_whole = duration_ms > 0 and duration_ms % _UNIT_MS[unit] == 0
+        if is_whole and (unit != "d" or duration_ms > _UNIT_MS["d"]):
             return f"{duration_ms // _UNIT_MS[unit]}{unit}"
     return f"{duration_ms}ms"
 
@@ -45,10 +70,50 @@ DurationMs = Annotated[
 ]
 
 
+def _as_utc(moment: datetime) -> datetime:
+    """The same moment in UTC; without an offset it is read as UTC, not as the machine's time."""
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+UtcDatetime = Annotated[datetime, AfterValidator(_as_utc)]
+
+
+class Mistake(NamedTuple):
+    """A setting that cannot be used.
+
+    Attributes:
+        path: Where it is, as keys and list indices below the model that was checked.
+        message: What to write instead.
+    """
+
+    path: tuple[int | str, ...]
+    message: str
+
+
 class Strict(BaseModel):
     """A settings model: unknown keys are refused, values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """What is wrong although every value by itself has the right type."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Self:
+        if errors := [_as_error(mistake) for mistake in self.mistakes()]:
+            raise ValidationError.from_exception_data(type(self).__name__, errors)
+        return self
+
+
+def _as_error(mistake: Mistake) -> InitErrorDetails:
+    kind = PydanticCustomError("mistake", "{text}", {"text": mistake.message})
+    return InitErrorDetails(type=kind, loc=mistake.path, input=None)
+
+
+def _doubles(names: Iterable[str]) -> list[str]:
+    counted = list(names)
+    return sorted({n for n in counted if counted.count(n) > 1})
 
 
 class FieldSpec(Strict):
@@ -68,11 +133,34 @@ class FieldSpec(Strict):
         """Whether the field holds a number (or a truth value, counted as 0 and 1)."""
         return self.type != "string"
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
         if self.type == "string" and (self.min is not None or self.max is not None):
-            raise ValueError(f"field {self.name!r} is a string: it can have neither min nor max")
-        return self
+            message = f"field {self.name!r} is a string: it can have neither min nor max"
+            yield Mistake((), message)
+        elif self._low > self._high:
+            yield Mistake(("min",), f"field {self.name!r}: min {self.min} is above max {self.max}")
+        elif self.default is not None:
+            yield from self._default_mistakes(self.default)
+
+    @property
+    def _low(self) -> float:
+        return -math.inf if self.min is None else self.min
+
+    @property
+    def _high(self) -> float:
+        return math.inf if self.max is None else self.max
+
+    def _default_mistakes(self, default: str | float | int | bool) -> Iterator[Mistake]:
+        what = f"field {self.name!r}"
+        if self.required:
+            yield Mistake(("default",), f"{what} is required: a default would never be used")
+        if type(default) not in _PYTHON_TYPES[self.type]:
+            yield Mistake(("default",), f"{what}: default {default!r} is not a {self.type}")
+        elif not isinstance(default, str) and not (
+            math.isfinite(default) and self._low <= default <= self._high
+        ):
+            yield Mistake(("default",), f"{what}: default {default!r} is out of range")
 
 
 class TimeSpec(Strict):
@@ -82,9 +170,9 @@ class TimeSpec(Strict):
     format: Literal["epoch_ms", "epoch_s", "iso8601"] = Field(
         "epoch_ms", description="how the time is written; ISO 8601 without an offset is UTC"
     )
-    earliest: datetime = Field(
+    earliest: UtcDatetime = Field(
         datetime.fromisoformat("2000-01-01T00:00:00+00:00"),
-        description="an older event time is a dead letter",
+        description="an older event time is a dead letter; without an offset it is UTC",
     )
     max_future: DurationMs = Field(
         3_600_000,
@@ -126,21 +214,38 @@ class EventSpec(Strict):
         known = ", ".join(f.name for f in self.fields)
         raise ValueError(f"no field {name!r} in event.fields; declared are: {known}")
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        names = [f.name for f in self.fields]
-        doubles = sorted({n for n in names if names.count(n) > 1})
-        if doubles:
-            raise ValueError(f"fields declared twice: {', '.join(doubles)}")
-        if self.field(self.id).type != "string":
-            raise ValueError(f"the id field {self.id!r} must be a string")
-        wanted = "string" if self.time.format == "iso8601" else "int"
-        if self.field(self.time.field).type != wanted:
-            raise ValueError(
-                f"the time field {self.time.field!r} must be of type {wanted} "
-                f"for format {self.time.format}"
-            )
-        return self
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
+        if doubles := _doubles(f.name for f in self.fields):
+            yield Mistake(("fields",), f"fields declared twice: {', '.join(doubles)}")
+        yield from self.unfit(("id",), self.id, _is_key, "a required string")
+        time_type = "string" if self.time.format == "iso8601" else "int"
+        yield from self.unfit(
+            ("time", "field"),
+            self.time.field,
+            lambda f: f.type == time_type and f.required,
+            f"a required {time_type} for format {self.time.format}",
+        )
+
+    def unfit(
+        self,
+        path: tuple[int | str, ...],
+        name: str,
+        fits: Callable[[FieldSpec], bool],
+        wanted: str,
+    ) -> Iterator[Mistake]:
+        """The mistake of a setting that names a field: it is not declared, or does not fit."""
+        try:
+            field = self.field(name)
+        except ValueError as exc:
+            yield Mistake(path, str(exc))
+            return
+        if not fits(field):
+            yield Mistake(path, f"field {name!r} must be {wanted}")
+
+
+def _is_key(field: FieldSpec) -> bool:
+    return field.type == "string" and field.required
 
 
 class LabelSpec(Strict):
@@ -150,6 +255,17 @@ class LabelSpec(Strict):
     time: str = Field(description="field with the labelled event's own time, epoch milliseconds")
     key: str = Field(description="field with the key that label features are kept by")
     value: str = Field(description="field with the label, 0 or 1")
+
+
+_FIELDS_READ = {"value": 1, "distance_km": 4, "one_hot": 1, "hour_of_day": 0, "day_of_week": 0}
+
+
+def _is_timezone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a region, like Europe
+        return False
+    return True
 
 
 class ExpressionFeature(Strict):
@@ -167,21 +283,19 @@ class ExpressionFeature(Strict):
     )
     timezone: str = Field("UTC", description="hour_of_day, day_of_week: IANA time zone")
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        wanted = {"value": 1, "distance_km": 4, "one_hot": 1, "hour_of_day": 0, "day_of_week": 0}
-        if len(self.fields) != wanted[self.type]:
-            raise ValueError(
-                f"feature {self.name!r} of type {self.type} reads {wanted[self.type]} fields, "
-                f"not {len(self.fields)}"
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
+        wanted, found = _FIELDS_READ[self.type], len(self.fields)
+        if found != wanted:
+            yield Mistake(
+                ("fields",), f"{self.name!r} of type {self.type} reads {wanted} fields, not {found}"
             )
-        if self.type == "one_hot" and not self.categories:
-            raise ValueError(f"feature {self.name!r} of type one_hot needs categories")
-        try:
-            ZoneInfo(self.timezone)
-        except (ZoneInfoNotFoundError, ValueError) as exc:
-            raise ValueError(f"no time zone {self.timezone!r}; write one like UTC") from exc
-        return self
+        if (self.type == "one_hot") != bool(self.categories):
+            verb = "needs" if self.type == "one_hot" else "has no"
+            yield Mistake(("categories",), f"type {self.type} {verb} categories")
+        if not _is_timezone(self.timezone):
+            message = f"no time zone {self.timezone!r}; write one like UTC or Europe/Paris"
+            yield Mistake(("timezone",), message)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -207,17 +321,16 @@ class WindowFeature(Strict):
         min_length=1, description="ratio_to_mean: the event's own value over the window's mean"
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
         if min(self.windows) <= 0:
-            raise ValueError(f"windows of {self.prefix!r} must be longer than 0")
+            yield Mistake(("windows",), f"windows of {self.prefix!r} must be longer than 0")
         if self.value is None and set(self.aggregates) != {"count"}:
-            raise ValueError(f"{self.prefix!r} aggregates a value: name the field in value")
+            message = f"{self.prefix!r} aggregates a value: name the field in value"
+            yield Mistake(("value",), message)
         if self.stream == "labels" and "ratio_to_mean" in self.aggregates:
-            raise ValueError(
-                f"{self.prefix!r}: an event has no label to divide; drop ratio_to_mean"
-            )
-        return self
+            message = f"{self.prefix!r}: an event has no label to divide; drop ratio_to_mean"
+            yield Mistake(("aggregates",), message)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -257,15 +370,12 @@ class FeatureSpec(Strict):
         """The window features kept by that key."""
         return tuple(w for w in self.windows if w.key == key)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        names = self.columns
-        doubles = sorted({n for n in names if names.count(n) > 1})
-        if doubles:
-            raise ValueError(f"two features would have the same name: {', '.join(doubles)}")
-        if not names:
-            raise ValueError("declare at least one feature")
-        return self
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
+        if doubles := _doubles(self.columns):
+            yield Mistake((), f"two features would have the same name: {', '.join(doubles)}")
+        if not self.columns:
+            yield Mistake((), "declare at least one feature")
 
 
 class Schema(Strict):
@@ -303,39 +413,46 @@ class Schema(Strict):
             spans.append(self.event.dedupe_within)
         return max(spans, default=0) + self.event.time.allowed_lateness
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for key in self.stages:
-            if self.event.field(key).type != "string" or not self.event.field(key).required:
-                raise ValueError(f"the key {key!r} must be a required string field")
-        for expression in self.features.expressions:
-            self._check_expression(expression)
-        for window in self.features.windows:
-            self._check_window(window)
-        return self
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
+        yield from self.event.unfit(("key",), self.key, _is_key, "a required string, as a key")
+        for n, expression in enumerate(self.features.expressions):
+            yield from self._expression_mistakes(n, expression)
+        for n, window in enumerate(self.features.windows):
+            path = ("features", "windows", n)
+            key = (*path, "key")
+            yield from self.event.unfit(key, window.key, _is_key, "a required string, as a key")
+            if window.stream == "labels":
+                yield from self._label_window_mistakes(path, window)
+            elif window.value is not None:
+                value = (*path, "value")
+                yield from self.event.unfit(value, window.value, _is_amount, "a required number")
 
-    def _check_expression(self, expression: ExpressionFeature) -> None:
-        for name in expression.fields:
-            numeric = self.event.field(name).is_numeric
-            if numeric == (expression.type == "one_hot"):
-                wanted = "string" if expression.type == "one_hot" else "numeric"
-                raise ValueError(f"feature {expression.name!r}: field {name!r} must be {wanted}")
+    def _expression_mistakes(self, n: int, expression: ExpressionFeature) -> Iterator[Mistake]:
+        is_text = expression.type == "one_hot"
+        wanted = f"a {'string' if is_text else 'number'} for type {expression.type}"
+        for i, name in enumerate(expression.fields):
+            path = ("features", "expressions", n, "fields", i)
+            yield from self.event.unfit(path, name, lambda f: f.is_numeric != is_text, wanted)
 
-    def _check_window(self, window: WindowFeature) -> None:
-        if window.stream == "labels":
-            if self.labels is None:
-                raise ValueError(f"{window.prefix!r} reads labels, but there is no labels section")
-            if window.key != self.labels.key or window.value not in (None, self.labels.value):
-                raise ValueError(
-                    f"{window.prefix!r} must use the labels' key {self.labels.key!r} "
-                    f"and value {self.labels.value!r}"
-                )
-        elif window.value is not None:
-            field = self.event.field(window.value)
-            if not field.is_numeric or not field.required:
-                raise ValueError(
-                    f"{window.prefix!r}: value {window.value!r} must be a required number"
-                )
+    def _label_window_mistakes(
+        self, path: tuple[int | str, ...], window: WindowFeature
+    ) -> Iterator[Mistake]:
+        if self.labels is None:
+            message = f"{window.prefix!r} reads labels, but there is no labels section"
+            yield Mistake((*path, "stream"), message)
+            return
+        if window.key != self.labels.key:
+            yield Mistake((*path, "key"), f"must be the labels' own key {self.labels.key!r}")
+        elif window.key == self.key:
+            message = "labels enter after the first stage; they cannot be kept by the record key"
+            yield Mistake((*path, "key"), f"{message} {self.key!r}")
+        if window.value not in (None, self.labels.value):
+            yield Mistake((*path, "value"), f"must be the labels' value {self.labels.value!r}")
+
+
+def _is_amount(field: FieldSpec) -> bool:
+    return field.is_numeric and field.required
 
 
 def as_python(model: BaseModel) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 A history is the entries of one key (an *entity*) in time order, each with the running (prefix) sum
 of its values. Before the first entry stands the sum of all that has expired::
 
-    index    start   start+1  start+2  start+3 = end
+    row      start   start+1  start+2  start+3 = end
     times      -       t0       t1       t2             int64, epoch ms
     sums      S0       S1       S2       S3             S3 - S1 = value of t1 + value of t2
 
@@ -15,46 +15,90 @@ A prefix sum is a pair of doubles, exact to about 106 bits (Knuth's TwoSum, The 
 Programming vol. 2, 4.2.2): subtracting two of them loses nothing when a huge value has left the
 window or a key has lived for years.
 
-All histories of a bucket lie in one array, each in a region of its own, and a whole micro-batch is
-appended and measured by NumPy at once. Per event that is a fraction of what a Python loop costs.
+All histories of a bucket lie in one array, each in a region of its own; ``udfs.kernels`` says how,
+and does the work on a whole micro-batch per call.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from udfs import kernels
 from udfs.events import FloatArray, IntArray
+from udfs.spec import WindowFeature
 
-IdArray = npt.NDArray[np.uint64]
-CheckArray = npt.NDArray[np.uint32]
-
-_HEADER = struct.Struct("<BBH")
+_HEADER = struct.Struct("<BBHI")  # version, values, words per entry, zero: entries stay aligned
 _VERSION = 1
-_MIN_CAPACITY = 8
-_FOREVER = np.iinfo(np.int64).max
+_AGGREGATES = {
+    "count": kernels.COUNT,
+    "sum": kernels.SUM,
+    "mean": kernels.MEAN,
+    "ratio_to_mean": kernels.RATIO_TO_MEAN,
+}
 
 
 class StateFormatError(ValueError):
     """Packed state that this release cannot read."""
 
 
-def record_type(values: int) -> np.dtype[np.void]:
-    """The layout of one entry: time, prefix sums (double-double) per value, identity."""
-    sums = [(f"{part}{n}", "<f8") for n in range(values) for part in ("high", "low")]
-    return np.dtype([("time", "<i8"), ("id", "<u8"), ("check", "<u4"), *sums])
+def entry_bytes(values: int) -> int:
+    """Size of one entry: time, id hash and check, and a double-double per value, in bytes."""
+    return 8 * (kernels.SUMS + 2 * values)
 
 
-def ragged(starts: IntArray, lengths: IntArray) -> IntArray:
-    """The indices ``starts[i] .. starts[i] + lengths[i] - 1`` of every i, one after the other."""
-    before = np.cumsum(lengths) - lengths
-    indices: IntArray = np.repeat(starts - before, lengths)
-    indices += np.arange(len(indices), dtype=np.int64)
-    return indices
+class WindowPlan:
+    """What to measure for the windows of one key over one stream.
+
+    Attributes:
+        columns: The features' names, in the order of the plan.
+        values: The fields aggregated, in the order of a history's values.
+        horizon_ms: How long entries are kept.
+        spans: Distinct pairs of window and delay, ms, int64 (spans, 2).
+        plan: Span, aggregate and value of each column, int64 (columns, 3).
+    """
+
+    def __init__(self, windows: Sequence[WindowFeature], horizon_ms: int) -> None:
+        self.horizon_ms = horizon_ms
+        self.columns = tuple(column for w in windows for column in w.columns)
+        self.values = tuple(dict.fromkeys(w.value for w in windows if w.value is not None))
+        spans = tuple(dict.fromkeys((span, w.delay) for w in windows for span in w.windows))
+        self.spans = np.array(spans, np.int64).reshape(-1, 2)
+        self.plan = np.array(
+            [
+                (spans.index((span, w.delay)), _AGGREGATES[aggregate], self._value(w))
+                for w in windows
+                for span in w.windows
+                for aggregate in w.aggregates
+            ],
+            np.int64,
+        ).reshape(-1, 3)
+
+    def _value(self, window: WindowFeature) -> int:
+        return self.values.index(window.value) if window.value is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Entries to be added.
+
+    Attributes:
+        slots: The history of each, int64 (n,).
+        times: Epoch ms, int64 (n,).
+        values: float64 (n, values).
+        ids: Hashes of the ids, int64 (n,).
+        checks: Hashes of the contents, int64 (n,).
+    """
+
+    slots: IntArray
+    times: IntArray
+    values: FloatArray
+    ids: IntArray
+    checks: IntArray
 
 
 class Histories:
@@ -75,36 +119,33 @@ class Histories:
         self.values = values
         self._read = read
         self._max_entries = max_entries
-        self._type = record_type(values)
-        self._header = _HEADER.pack(_VERSION, values, self._type.itemsize)
+        self._words = entry_bytes(values) // 8
+        self._header = _HEADER.pack(_VERSION, values, self._words, 0)
         self._clear()
 
     def _clear(self) -> None:
         self._slots: dict[str, int] = {}
-        self._start = np.empty(1_024, np.int64)
-        self._end = np.empty(1_024, np.int64)
-        self._limit = np.empty(1_024, np.int64)
-        self._used = 0
-        self._set_records(np.zeros(16_384, self._type))
+        self._regions = np.zeros((1_024, 4), np.int64)
+        self._used = np.zeros(1, np.int64)
+        self._set_entries(np.zeros((4_096, self._words), np.int64))
 
-    def _set_records(self, records: npt.NDArray[np.void]) -> None:
-        self._records = records
-        self._times: IntArray = records["time"]
-        self._ids: IdArray = records["id"]
-        self._checks: CheckArray = records["check"]
-        self._high: list[FloatArray] = [records[f"high{n}"] for n in range(self.values)]
-        self._low: list[FloatArray] = [records[f"low{n}"] for n in range(self.values)]
+    def _set_entries(self, entries: IntArray) -> None:
+        self._ints = entries
+        self._floats: FloatArray = entries.view(np.float64)
 
     def __len__(self) -> int:
         """How many entities are unpacked."""
         return len(self._slots)
 
     @property
+    def entities(self) -> tuple[str, ...]:
+        """The entities that are unpacked."""
+        return tuple(self._slots)
+
+    @property
     def capacity_bytes(self) -> int:
         """Memory of the shared array, in bytes."""
-        return self._records.nbytes
-
-    # -- entities ---------------------------------------------------------------------------
+        return self._ints.nbytes
 
     def slots(self, entities: Sequence[str]) -> IntArray:
         """The slot of each entity; an unknown one is read, or begins with an empty history.
@@ -113,308 +154,165 @@ class Histories:
             StateFormatError: a packed history is of another layout or version.
         """
         known = self._slots
-        found = [known.get(entity, -1) for entity in entities]
-        if -1 in found:
+        try:
+            return np.array([known[entity] for entity in entities], np.int64)
+        except KeyError:
             for entity in entities:
                 if entity not in known:
                     self._open(entity)
-            found = [known[entity] for entity in entities]
-        return np.array(found, dtype=np.int64)
+            return np.array([known[entity] for entity in entities], np.int64)
 
     def _open(self, entity: str) -> None:
         packed = self._read(entity)
-        records = np.zeros(1, self._type) if packed is None else self._unpack(packed)
+        live = 1 if packed is None else (len(packed) - _HEADER.size) // (8 * self._words)
         slot = len(self._slots)
-        if slot == len(self._start):
-            self._start, self._end, self._limit = (
-                np.concatenate([a, np.empty_like(a)]) for a in (self._start, self._end, self._limit)
-            )
+        if slot == len(self._regions):
+            self._regions = np.concatenate([self._regions, np.zeros_like(self._regions)])
+        capacity = max(kernels.MIN_CAPACITY, 2 * live)
+        if self._used[0] + capacity > len(self._ints):
+            self._grow(capacity)
+        begin = int(self._used[0])
+        if packed is None:
+            self._ints[begin] = 0
+        else:
+            self._ints[begin : begin + live] = self._unpack(packed)
+        self._used[0] += capacity
+        self._regions[slot] = begin, begin, begin + live - 1, begin + capacity
         self._slots[entity] = slot
-        self._place(slot, records, 0)
 
-    def _unpack(self, packed: bytes) -> npt.NDArray[np.void]:
-        if packed[: _HEADER.size] != self._header or (len(packed) - _HEADER.size) % (
-            self._type.itemsize
-        ):
+    def _unpack(self, packed: bytes) -> IntArray:
+        entries, rest = divmod(len(packed) - _HEADER.size, 8 * self._words)
+        if packed[: _HEADER.size] != self._header or entries < 1 or rest:
             raise StateFormatError(
                 "a stored history has another layout (windows over other values, or another "
                 "release): start without this state, or with the settings that wrote it"
             )
-        return np.frombuffer(packed, self._type, offset=_HEADER.size)
+        return np.frombuffer(packed, np.int64, offset=_HEADER.size).reshape(-1, self._words)
+
+    def _grow(self, needed: int) -> None:
+        """Move everything to an array in which at least half is free."""
+        slots = len(self._slots)
+        capacity = int((self._regions[:slots, kernels.LIMIT] - self._regions[:slots, 0]).sum())
+        entries = np.zeros((2 * (capacity + needed) + 4_096, self._words), np.int64)
+        kernels.compact(self._ints, entries, self._regions, slots, self._used)
+        self._set_entries(entries)
 
     def pack(self, slots: IntArray) -> list[bytes]:
         """Each slot's history as versioned bytes."""
-        header, records = self._header, self._records
-        ranges = zip(self._start[slots].tolist(), (self._end[slots] + 1).tolist(), strict=True)
-        return [header + records[start:end].tobytes() for start, end in ranges]
+        header, entries = self._header, self._ints
+        regions = self._regions[slots]
+        starts = regions[:, kernels.START].tolist()
+        ends = regions[:, kernels.END].tolist()
+        return [
+            header + entries[start : end + 1].tobytes()
+            for start, end in zip(starts, ends, strict=True)
+        ]
 
     def trim(self) -> None:
         """Drop what is unpacked when the array is over its size; all of it is stored elsewhere."""
-        if self._used > self._max_entries:
+        if self._used[0] > self._max_entries:
             self._clear()
 
-    # -- room -------------------------------------------------------------------------------
-
-    def _place(self, slot: int, records: npt.NDArray[np.void], extra: int) -> None:
-        """Give a slot a new region that holds these records and has room for ``extra`` more."""
-        capacity = max(_MIN_CAPACITY, 2 * (len(records) + extra))
-        if self._used + capacity > len(self._records):
-            self._grow(capacity)
-        start = self._used
-        self._used += capacity
-        self._records[start : start + len(records)] = records
-        self._start[slot] = start
-        self._end[slot] = start + len(records) - 1
-        self._limit[slot] = start + capacity
-
-    def _grow(self, needed: int) -> None:
-        larger = np.zeros(max(2 * len(self._records), self._used + needed), self._type)
-        larger[: self._used] = self._records[: self._used]
-        self._set_records(larger)
-
-    def _reserve(self, slots: IntArray, counts: IntArray) -> None:
-        """Make room for ``counts`` more entries in each of these distinct slots."""
-        short = np.flatnonzero(self._end[slots] + counts >= self._limit[slots])
-        for slot, extra in zip(slots[short].tolist(), counts[short].tolist(), strict=True):
-            live = self._records[self._start[slot] : self._end[slot] + 1].copy()
-            self._place(slot, live, extra)
-        if len(short):
-            self._compact()
-
-    def _compact(self) -> None:
-        """Move the regions together when less than a third of the used part is theirs."""
-        n = len(self._slots)
-        capacity = self._limit[:n] - self._start[:n]
-        if self._used < 65_536 or 3 * int(capacity.sum()) > self._used:
-            return
-        old = self._start[:n].copy()
-        lengths = self._end[:n] - old + 1
-        starts = np.cumsum(capacity) - capacity
-        records = np.zeros(max(16_384, 2 * int(capacity.sum())), self._type)
-        records[ragged(starts, lengths)] = self._records[ragged(old, lengths)]
-        self._used = int(capacity.sum())
-        self._start[:n], self._end[:n] = starts, starts + lengths - 1
-        self._limit[:n] = starts + capacity
-        self._set_records(records)
-
-    # -- entries ----------------------------------------------------------------------------
-
-    def add(
-        self,
-        slots: IntArray,
-        times: IntArray,
-        values: FloatArray,
-        ids: IdArray,
-        checks: CheckArray,
-    ) -> None:
-        """Put entries at their places in time, after those of the same time.
-
-        Entries at least as new as their history's newest are appended, all at once; older ones
-        are inserted, the n-th late entry of every history together.
+    def observe(
+        self, entries: Entries, plan: WindowPlan, dedupe_within_ms: int = 0
+    ) -> tuple[FloatArray, IntArray]:
+        """Add events one after the other; each sees its windows, itself included.
 
         Args:
-            slots: The history of each entry, n of them; a history may occur more than once.
-            times: Epoch ms, int64 (n,).
-            values: float64 (n, values).
-            ids: 8-byte id hashes, uint64 (n,).
-            checks: 4-byte content checks, uint32 (n,).
-        """
-        self._reserve(*np.unique(slots, return_counts=True))
-        order = np.lexsort((times, slots))
-        entries = _Entries(slots[order], times[order], values[order], ids[order], checks[order])
-        end = self._end[entries.slots]
-        newest = np.where(end > self._start[entries.slots], self._times[end], -_FOREVER)
-        late = entries.times < newest
-        if late.any():
-            self._insert(entries.select(np.flatnonzero(late)))
-            entries = entries.select(np.flatnonzero(~late))
-        self._append(entries)
-
-    def _append(self, entries: _Entries) -> None:
-        rank, distinct, counts = _ranks(entries.slots)
-        at = self._end[entries.slots] + 1 + rank
-        self._end[distinct] += counts
-        self._write(at, entries)
-        for rows in _waves(rank):
-            self._sum(at[rows], entries.values[rows])
-
-    def _insert(self, entries: _Entries) -> None:
-        for rows in _waves(_ranks(entries.slots)[0]):
-            self._insert_distinct(entries.select(rows))
-
-    def _insert_distinct(self, entries: _Entries) -> None:
-        """Insert at most one entry per history: later entries move up and their sums grow."""
-        end = self._end[entries.slots]
-        at = self.index_at(entries.slots, entries.times, end) + 1
-        lengths = end + 1 - at
-        later = ragged(at, lengths)
-        self._records[later + 1] = self._records[later]
-        self._end[entries.slots] += 1
-        self._write(at, entries)
-        self._sum(at, entries.values)
-        self._raise(later + 1, np.repeat(entries.values, lengths, axis=0))
-
-    def _write(self, at: IntArray, entries: _Entries) -> None:
-        self._times[at] = entries.times
-        self._ids[at] = entries.ids
-        self._checks[at] = entries.checks
-
-    def _sum(self, at: IntArray, values: FloatArray) -> None:
-        """Set the prefix sums at distinct indices: the sum before, plus the value."""
-        for n, (high, low) in enumerate(zip(self._high, self._low, strict=True)):
-            high[at], error = _two_sum(high[at - 1], values[:, n])
-            low[at] = low[at - 1] + error
-
-    def _raise(self, at: IntArray, values: FloatArray) -> None:
-        """Add a value to the prefix sums at distinct indices."""
-        for n, (high, low) in enumerate(zip(self._high, self._low, strict=True)):
-            high[at], error = _two_sum(high[at], values[:, n])
-            low[at] += error
-
-    def remove(self, slot: int, index: int) -> None:
-        """Take the entry at that index out."""
-        end = int(self._end[slot])
-        value = [
-            (high[index] - high[index - 1]) + (low[index] - low[index - 1])
-            for high, low in zip(self._high, self._low, strict=True)
-        ]
-        self._records[index:end] = self._records[index + 1 : end + 1].copy()
-        self._end[slot] -= 1
-        moved = np.arange(index, end)
-        self._raise(moved, np.tile(-np.array(value), (len(moved), 1)))
-
-    # -- windows ----------------------------------------------------------------------------
-
-    def index_at(self, slots: IntArray, limits: IntArray, last: IntArray) -> IntArray:
-        """The index of the last entry at or before a time, by binary search in every history.
-
-        Args:
-            slots: The histories, broadcastable to the shape of ``limits``.
-            limits: Epoch ms.
-            last: Entries after this index are not looked at; shaped like ``slots``.
+            entries: The events in their order of arrival.
+            plan: What to measure.
+            dedupe_within_ms: An id seen within this time before the event is a repeat and not
+                added; 0 looks for none.
 
         Returns:
-            Indices shaped like ``limits``; the history's start where every entry is later.
+            The features, float64 (n, columns), undefined for repeats; and for each event
+            ``kernels.NEW``, ``DUPLICATE`` or, with another content, ``CONFLICT``, int64 (n,).
         """
-        low = np.broadcast_to(self._start[slots], limits.shape).copy()
-        high = np.broadcast_to(last, limits.shape).copy()
-        for _ in range(int((high - low).max(initial=0)).bit_length()):
-            middle = (low + high + 1) >> 1
-            inside = (self._times[middle] <= limits) & (low < high)
-            low = np.where(inside, middle, low)
-            high = np.where(inside, high, np.maximum(low, middle - 1))
-        return low
+        features = np.empty((len(entries.slots), len(plan.plan)))
+        verdicts = np.zeros(len(entries.slots), np.int64)
 
-    def measure(
-        self, slots: IntArray, times: IntArray, spans: Sequence[tuple[int, int]]
-    ) -> FloatArray:
-        """Count and sums of the windows ``(t - delay - window, t - delay]`` of stored entries.
+        def run(row: int) -> int:
+            return kernels.observe(
+                self._ints,
+                self._floats,
+                self._regions,
+                self._used,
+                entries.slots,
+                entries.times,
+                entries.values,
+                entries.ids,
+                entries.checks,
+                dedupe_within_ms,
+                plan.horizon_ms,
+                plan.spans,
+                plan.plan,
+                features,
+                verdicts,
+                row,
+            )
+
+        self._run(run, entries)
+        return features, verdicts
+
+    def learn(self, entries: Entries) -> IntArray:
+        """Add entries; one whose id is there already replaces it, or is a mere repeat.
+
+        Returns:
+            ``kernels.NEW``, ``DUPLICATE`` or, where it replaced another, ``CONFLICT``, int64 (n,).
+        """
+        verdicts = np.zeros(len(entries.slots), np.int64)
+
+        def run(row: int) -> int:
+            return kernels.learn(
+                self._ints,
+                self._floats,
+                self._regions,
+                self._used,
+                entries.slots,
+                entries.times,
+                entries.values,
+                entries.ids,
+                entries.checks,
+                verdicts,
+                row,
+            )
+
+        self._run(run, entries)
+        return verdicts
+
+    def _run(self, kernel: Callable[[int], int], entries: Entries) -> None:
+        row = kernel(0)
+        while row < len(entries.slots):
+            region = self._regions[entries.slots[row]]
+            self._grow(4 * int(region[kernels.LIMIT] - region[kernels.BEGIN]))
+            row = kernel(row)
+
+    def measure(self, slots: IntArray, times: IntArray, plan: WindowPlan) -> FloatArray:
+        """The windows of events that are no entries; entries they no longer need are forgotten.
 
         Args:
             slots: int64 (n,).
-            times: The t of each row, epoch ms, int64 (n,).
-            spans: Pairs of window and delay, in ms.
+            times: Event times, epoch ms, int64 (n,).
+            plan: What to measure.
 
         Returns:
-            float64 (n, spans, 1 + values): the count, then the sum of each value.
+            float64 (n, columns).
         """
-        ends = times[:, None] - np.array([delay for _, delay in spans], np.int64)
-        starts = ends - np.array([window for window, _ in spans], np.int64)
-        rows, last = slots[:, None], self._end[slots][:, None]
-        end = self.index_at(rows, ends, last)
-        start = self.index_at(rows, starts, end)
-        result = np.empty((*ends.shape, 1 + self.values))
-        result[:, :, 0] = end - start
-        for n, (high, low) in enumerate(zip(self._high, self._low, strict=True)):
-            result[:, :, 1 + n] = (high[end] - high[start]) + (low[end] - low[start])
-        return result
-
-    def find(self, slots: IntArray, ids: IdArray, since: IntArray) -> IntArray:
-        """The index of an entry with that id and a time after ``since``; -1 where there is none."""
-        end = self._end[slots]
-        start = self.index_at(slots, since, end)
-        lengths = end - start
-        found = np.full(len(slots), -1, np.int64)
-        if not lengths.any():
-            return found
-        entries = ragged(start + 1, lengths)
-        owners = np.repeat(np.arange(len(slots)), lengths)
-        hits = np.flatnonzero(self._ids[entries] == ids[owners])
-        found[owners[hits]] = entries[hits]
-        return found
-
-    def check_at(self, index: IntArray) -> CheckArray:
-        """The content checks of the entries at these indices."""
-        return self._checks[index]
-
-    def expire(self, slots: IntArray, horizon_ms: int, now: IntArray | None = None) -> None:
-        """Forget entries at or before ``now - horizon``; now defaults to the newest entry's time.
-
-        The sums stay right: the last entry forgotten becomes the sum before the first.
-        """
-        end = self._end[slots]
-        newest = self._times[end] if now is None else now
-        self._start[slots] = self.index_at(slots, newest - horizon_ms, end)
-
-
-@dataclass(frozen=True, slots=True)
-class _Entries:
-    slots: IntArray
-    times: IntArray
-    values: FloatArray
-    ids: IdArray
-    checks: CheckArray
-
-    def select(self, rows: npt.NDArray[np.intp]) -> _Entries:
-        return _Entries(
-            self.slots[rows], self.times[rows], self.values[rows], self.ids[rows], self.checks[rows]
+        features = np.empty((len(slots), len(plan.plan)))
+        kernels.measure(
+            self._ints,
+            self._floats,
+            self._regions,
+            slots,
+            times,
+            plan.horizon_ms,
+            plan.spans,
+            plan.plan,
+            features,
         )
+        return features
 
 
-def _two_sum(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The rounded sum and its exact error."""
-    total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)
-
-
-def _ranks(ordered: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """For equal values side by side: each row's rank among its equals, the values, the counts."""
-    distinct, first, counts = np.unique(ordered, return_index=True, return_counts=True)
-    return np.arange(len(ordered)) - np.repeat(first, counts), distinct, counts
-
-
-def _waves(rank: IntArray) -> Iterator[npt.NDArray[np.intp]]:
-    """The rows of rank 0, then those of rank 1, ..."""
-    order = np.argsort(rank, kind="stable")
-    yield from np.split(order, np.cumsum(np.bincount(rank))[:-1]) if len(rank) else ()
-
-
-def among_rows(
-    slots: IntArray, times: IntArray, values: FloatArray, spans: Sequence[tuple[int, int]]
-) -> FloatArray:
-    """What the rows of one batch add to each other's windows: each sees itself and those before it.
-
-    Args:
-        slots: The history of each row, int64 (n,).
-        times: Epoch ms, int64 (n,).
-        values: float64 (n, values).
-        spans: Pairs of window and delay, in ms.
-
-    Returns:
-        float64 (n, spans, 1 + values), to be added to ``Histories.measure`` taken before ``add``.
-    """
-    order = np.argsort(slots, kind="stable")
-    rank, _, _ = _ranks(slots[order])
-    seen = rank + 1
-    viewer = order[np.repeat(np.arange(len(order)), seen)]
-    entry = order[ragged(np.arange(len(order)) - rank, seen)]
-    age = times[viewer] - times[entry]
-    result = np.zeros((len(slots), len(spans), 1 + values.shape[1]))
-    for at, (window, delay) in enumerate(spans):
-        inside = np.flatnonzero((age >= delay) & (age < delay + window))
-        rows, entries = viewer[inside], entry[inside]
-        result[:, at, 0] = np.bincount(rows, minlength=len(slots))
-        for n in range(values.shape[1]):
-            result[:, at, 1 + n] = np.bincount(rows, values[entries, n], len(slots))
-    return result
+def as_matrix(columns: Sequence[FloatArray], n: int) -> npt.NDArray[np.float64]:
+    """Columns side by side, float64 (n, columns)."""
+    return np.stack(columns, axis=1) if columns else np.empty((n, 0))

@@ -1,0 +1,382 @@
+"""`streamscore train`: a model from a labelled history, with the live job's own features.
+
+The model folder is written beside its place and renamed: a server that looks at any moment finds
+the whole version or none.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import shutil
+import time
+import uuid
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pandas as pd
+import xgboost
+
+from jobs.environment import NotReadyError
+from jobs.metrics import average_precision, decide, roc_auc
+from jobs.settings import Settings
+from model_server.errors import RepositoryError
+from model_server.repository import FEATURES_FILE, MODEL_FILES, ModelVersion, list_versions
+from udfs.events import FloatArray, IntArray
+from udfs.offline import (
+    HistoryError,
+    Progress,
+    features_of,
+    history_of,
+    labels_of,
+    silent,
+)
+from udfs.spec import Schema
+
+METRICS_FILE = "metrics.json"
+SHOWN_FEATURES = 15
+_PART = "{rows:,} rows, {positives:,} positive, {from} to {to}"
+_TAKEN = frozenset((errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR))
+
+Matrix = npt.NDArray[np.float32]
+
+
+class TrainingError(NotReadyError):
+    """No model can be trained on this history with these settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model that was trained and stored.
+
+    Attributes:
+        version: Its folder.
+        metrics: What ``metrics.json`` holds; see ``_report``.
+    """
+
+    version: ModelVersion
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Labelled rows in event-time order: float64 (n, columns), 0 or 1 (n,), epoch ms (n,)."""
+
+    features: FloatArray
+    labels: FloatArray
+    times: IntArray
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def split(self, at: int) -> tuple[_Rows, _Rows]:
+        first = _Rows(self.features[:at], self.labels[:at], self.times[:at])
+        return first, _Rows(self.features[at:], self.labels[at:], self.times[at:])
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """The rows to learn from, and how many rows of the table became what."""
+
+    rows: _Rows
+    counts: dict[str, int]
+
+
+class _Clock:
+    """Adds up what each step took, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, step: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[step] = round(time.monotonic() - start, 3)
+
+
+def train(settings: Settings, frame: pd.DataFrame, progress: Progress = silent) -> Trained:
+    """Train a model on the earliest part of a history, measure it on the rest and store it.
+
+    Args:
+        settings: The job's settings; the model goes to ``model.path`` as a new version.
+        frame: One row per event: the fields of ``event.fields`` and the label column. A row
+            without a label counts in the features of others and is not trained on.
+        progress: Shown while it goes on.
+
+    Raises:
+        TrainingError: a column is missing or wrong, or a part of the history has only one label.
+    """
+    clock = _Clock()
+    labels = _labels(settings, frame)
+    with clock.of("features"):
+        prepared = _prepare(settings.schema_, frame, labels, progress)
+    part, rest = _split(prepared.rows, settings.training.train_fraction)
+    impute = impute_values(part.features)
+    with clock.of("fit"):
+        booster = _fit(settings, _imputed(part.features, impute), part.labels, progress)
+    with clock.of("evaluation"):
+        scores = booster.inplace_predict(_imputed(rest.features, impute), validate_features=False)
+        metrics = _report(settings, part, rest, np.asarray(scores, np.float64))
+    metrics |= {"rows": prepared.counts, "gain": _gain(booster), "seconds": clock.seconds}
+    return Trained(_store(settings, booster, impute, metrics), metrics)
+
+
+def _labels(settings: Settings, frame: pd.DataFrame) -> FloatArray:
+    name = settings.training.label or (settings.labels.value if settings.labels else None)
+    if name is None:
+        raise TrainingError(
+            "no label to train on", "name its column in training.label of the settings"
+        )
+    if name not in frame:
+        known = ", ".join(map(str, frame.columns))
+        raise TrainingError(
+            f"no column {name!r} with the label; there are: {known}",
+            "add it, or name another in training.label of the settings",
+        )
+    try:
+        values = frame[name].astype("float64").to_numpy()
+    except (TypeError, ValueError) as exc:
+        raise TrainingError(f"label column {name!r}: {exc}", "make its values 0 or 1") from exc
+    wrong = values[~np.isnan(values) & ~np.isin(values, (0.0, 1.0))]
+    if len(wrong):
+        raise TrainingError(f"label column {name!r} holds {wrong[0]:g}", "make its values 0 or 1")
+    return values
+
+
+def _prepare(
+    schema: Schema, frame: pd.DataFrame, labels: FloatArray, progress: Progress
+) -> _Prepared:
+    try:
+        history = history_of(schema, frame, progress)
+        events = history.events
+        known = labels[history.table_rows]
+        computed = features_of(schema, events, labels_of(schema, events, known), progress)
+    except HistoryError as exc:
+        raise TrainingError(str(exc), "correct the data, or the settings' event section") from exc
+    labelled = ~np.isnan(known[computed.rows])
+    at = computed.rows[labelled]
+    rows = _Rows(computed.features[labelled], known[at], events.times[at])
+    _refuse_too_large(schema, rows.features)
+    counts = {
+        "history": len(frame),
+        "refused": len(history.rejects),
+        "duplicates": computed.duplicates,
+        "conflicts": computed.conflicts,
+        "unlabelled": len(labelled) - len(rows),
+    }
+    return _Prepared(rows, counts)
+
+
+def _refuse_too_large(schema: Schema, features: FloatArray) -> None:
+    """Refuse what float32, the model's type, can only hold as infinity."""
+    large = np.flatnonzero((np.abs(features) > np.finfo(np.float32).max).any(axis=0))
+    if len(large):
+        raise TrainingError(
+            f"feature {schema.columns[large[0]]!r} has values too large for a model",
+            "set min and max of the field it reads in event.fields",
+        )
+
+
+def _split(rows: _Rows, train_fraction: float) -> tuple[_Rows, _Rows]:
+    part, rest = rows.split(int(len(rows) * train_fraction))
+    if len(np.unique(part.labels)) < 2:
+        raise TrainingError(
+            f"the first {len(part):,} of {len(rows):,} labelled rows do not hold both labels",
+            "train on a longer history, or raise training.train_fraction",
+        )
+    return part, rest
+
+
+def impute_values(features: FloatArray) -> FloatArray:
+    """The median of each column's known values, 0.0 where a column has none.
+
+    Args:
+        features: float64 (n, columns); NaN is missing.
+
+    Returns:
+        float64 (columns,).
+    """
+    known = [column[~np.isnan(column)] for column in features.T]
+    return np.array([np.median(c) if len(c) else 0.0 for c in known], np.float64)
+
+
+def _imputed(features: FloatArray, impute: FloatArray) -> Matrix:
+    """What the job sends to the model; see ``udfs.scoring.Output.model_input``."""
+    return np.where(np.isnan(features), impute, features).astype(np.float32)
+
+
+def _fit(
+    settings: Settings, features: Matrix, labels: FloatArray, progress: Progress
+) -> xgboost.Booster:
+    training = settings.training
+    parameters = {
+        "objective": "binary:logistic",
+        "tree_method": "hist",
+        "max_depth": training.depth,
+        "learning_rate": training.learning_rate,
+        "seed": training.seed,
+        "nthread": 0,  # all cores
+    }
+    matrix = xgboost.QuantileDMatrix(
+        features, labels, feature_names=list(settings.schema_.columns), nthread=0
+    )
+    booster = xgboost.Booster(parameters, [matrix])
+    for tree in range(training.trees):
+        booster.update(matrix, tree)
+        progress("Training", (tree + 1) / training.trees)
+    return booster
+
+
+def _report(settings: Settings, part: _Rows, rest: _Rows, scores: FloatArray) -> dict[str, Any]:
+    """The metrics on the last part of time; a figure that does not exist is null."""
+    threshold = settings.alerts.threshold
+    return {
+        "format": 1,
+        "average_precision": _known(average_precision(rest.labels, scores)),
+        "base_rate": float(rest.labels.mean()),
+        "roc_auc": _known(roc_auc(rest.labels, scores)),
+        "threshold": threshold,
+        "at_threshold": {
+            name: _known(value)
+            for name, value in asdict(decide(rest.labels, scores, threshold)).items()
+        },
+        "train": _about(part),
+        "test": _about(rest),
+        "training": settings.training.model_dump(mode="json"),
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _about(rows: _Rows) -> dict[str, Any]:
+    return {
+        "rows": len(rows),
+        "positives": int(rows.labels.sum()),
+        "from": _iso(rows.times[0]),
+        "to": _iso(rows.times[-1]),
+    }
+
+
+def _iso(time_ms: np.int64) -> str:
+    return datetime.fromtimestamp(int(time_ms) / 1_000, UTC).isoformat(timespec="milliseconds")
+
+
+def _gain(booster: xgboost.Booster) -> dict[str, float]:
+    """Average loss reduction of the splits on a feature, the largest first."""
+    gain: dict[str, Any] = booster.get_score(importance_type="gain")
+    largest = sorted(gain.items(), key=lambda item: -item[1])
+    return {name: round(value, 4) for name, value in largest[:SHOWN_FEATURES]}
+
+
+def _store(
+    settings: Settings, booster: xgboost.Booster, impute: FloatArray, metrics: dict[str, Any]
+) -> ModelVersion:
+    model = settings.model
+    folder = model.path / model.name
+    draft = folder / f".draft-{uuid.uuid4().hex}"
+    try:
+        draft.mkdir(parents=True)
+        booster.save_model(draft / MODEL_FILES[0])
+        columns = zip(settings.schema_.columns, impute.tolist(), strict=True)
+        document = {
+            "format": 1,
+            "features": [{"name": n, "type": "float", "impute": value} for n, value in columns],
+            "config_hash": settings.features_hash,
+        }
+        _write_json(draft / FEATURES_FILE, document)
+        _write_json(draft / METRICS_FILE, metrics)
+        return _publish(draft, model.path, model.name)
+    except (OSError, RepositoryError) as exc:
+        raise TrainingError(f"cannot write the model: {exc}", "check model.path and .name") from exc
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+def _publish(draft: Path, models_dir: Path, name: str) -> ModelVersion:
+    """Rename to the next free version; another training may take one at the same time."""
+    version = max(list_versions(models_dir, name), default=0)
+    while True:
+        version += 1
+        target = models_dir / name / str(version)
+        try:
+            draft.rename(target)
+        except OSError as exc:
+            if exc.errno not in _TAKEN:
+                raise
+        else:
+            return ModelVersion(name, version, target.resolve())
+
+
+def read_frame(path: Path, schema: Schema) -> pd.DataFrame:
+    """Read a history of one's own.
+
+    Args:
+        path: A ``.parquet``, ``.csv`` or ``.jsonl`` file.
+        schema: Which CSV columns are text: ids like 0012 would lose their zeros.
+
+    Raises:
+        TrainingError: no such file, another ending, or it cannot be read.
+    """
+    texts: dict[Hashable, type] = {f.name: str for f in schema.event.fields if f.type == "string"}
+    try:
+        match path.suffix:
+            case ".parquet":
+                return pd.read_parquet(path)
+            case ".csv":
+                # Only nothing is missing: "NA" may be a country.
+                return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+            case ".jsonl":
+                return _read_json_lines(path)
+    except (OSError, ValueError) as exc:
+        raise TrainingError(f"{path} cannot be read: {exc}", "check the file") from exc
+    raise TrainingError(
+        f"{path} is of no known kind", "name a .parquet, .csv or .jsonl file in --data"
+    )
+
+
+def _read_json_lines(path: Path) -> pd.DataFrame:
+    rows = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(dict(orjson.loads(line)))
+            except (TypeError, ValueError) as exc:
+                raise ValueError(f"line {number} is not a JSON object: {exc}") from exc
+    return pd.DataFrame(rows)
+
+
+def summary(trained: Trained) -> dict[str, str]:
+    """What ``streamscore train`` shows."""
+    metrics = trained.metrics
+    at = metrics["at_threshold"]
+    seconds = metrics["seconds"]
+    return {
+        "trained on": _PART.format(**metrics["train"]),
+        "measured on": _PART.format(**metrics["test"]),
+        "average precision": f"{_text(metrics['average_precision'])} "
+        f"(base rate {metrics['base_rate']:.4f})",
+        "ROC AUC": _text(metrics["roc_auc"]),
+        f"alerts above {metrics['threshold']:g}": f"{at['alerts']:,}: precision "
+        f"{_text(at['precision'])}, recall {_text(at['recall'])}, F1 {_text(at['f1'])}",
+        "largest gains": ", ".join(list(metrics["gain"])[:5]),
+        "seconds": ", ".join(f"{step} {took:.1f}" for step, took in seconds.items()),
+        "model": str(trained.version.path),
+    }
+
+
+def _text(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
