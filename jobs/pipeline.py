@@ -15,7 +15,7 @@ from pyflink.common import Configuration, Time, Types
 from pyflink.datastream import AsyncDataStream, DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
-from jobs import sinks, sources
+from jobs import keyed, sinks, sources
 from jobs.settings import Settings, SettingsError
 from model_server.breaker import BreakerOptions
 from model_server.client import ClientOptions
@@ -26,7 +26,8 @@ from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.records import RecordWriter
 from udfs.scoring import EmbeddedScorer, Output, ServedScorer
 
-_ROUTED = Types.TUPLE([Types.INT(), Types.PICKLED_BYTE_ARRAY()])
+_BATCH = Types.PICKLED_BYTE_ARRAY()
+_ROUTED = Types.ROW([Types.INT(), _BATCH])
 
 
 def flink_configuration(
@@ -119,7 +120,7 @@ def _stages(
         if number and settings.labels is not None and key == settings.labels.key:
             stream = stream.union(_labels(tables, settings, labels))
         stream = (
-            stream.key_by(lambda element: element[0], Types.INT())
+            keyed.by_first_field(stream, _BATCH if number else Types.STRING())
             .process(function, _ROUTED)
             .name(f"features by {key}")
             .uid(f"features-{key}")

@@ -23,28 +23,25 @@ CREATE TEMPORARY TABLE `{name}` (
 ) WITH ({options})
 """
 
-# DECODE to Latin-1 keeps any byte: each becomes one character, and Python turns it back.
 _BATCHES = """
-SELECT
-  bucket,
-  ARRAY_JOIN(ARRAY_AGG(text), U&'\\001E', '') AS records,
-  ARRAY_JOIN(ARRAY_AGG(meta), ' ') AS meta
+SELECT bucket, ARRAY_JOIN(ARRAY_AGG(text), ' ') AS records
 FROM TABLE(TUMBLE(TABLE `{name}_texts`, DESCRIPTOR(arrival), INTERVAL '{window}' SECOND(1)))
 GROUP BY window_start, window_end, bucket
 """
 
+# DECODE to Latin-1 keeps any byte: each becomes one character, and Python turns it back.
 _TEXTS = """
 CREATE TEMPORARY VIEW `{name}_texts` AS
 SELECT
   {bucket} AS bucket,
-  COALESCE(DECODE(payload, 'ISO-8859-1'), '') AS text,
   CONCAT_WS(
     ' ',
     CAST(kafka_partition AS STRING),
     CAST(kafka_offset AS STRING),
     CAST(EXTRACT(EPOCH FROM kafka_time) * 1000 + EXTRACT(MILLISECOND FROM kafka_time) AS STRING),
-    CAST(CHAR_LENGTH(COALESCE(DECODE(payload, 'ISO-8859-1'), '')) AS STRING)
-  ) AS meta,
+    CAST(CHAR_LENGTH(COALESCE(DECODE(payload, 'ISO-8859-1'), '')) AS STRING),
+    COALESCE(DECODE(payload, 'ISO-8859-1'), '')
+  ) AS text,
   arrival
 FROM `{name}`
 """
@@ -92,7 +89,7 @@ def micro_batches(
     bucket: str,
     window_ms: int,
 ) -> DataStream:
-    """A topic as a stream of ``(bucket, records, meta)``; see ``udfs.events.split_batch``.
+    """A topic as a stream of ``(bucket, records)``; see ``udfs.events.split_batch``.
 
     Args:
         tables: The table environment.
@@ -105,7 +102,5 @@ def micro_batches(
     tables.execute_sql(_TEXTS.format(name=name, bucket=bucket))
     window = f"{window_ms / 1000:.3f}"
     table = tables.sql_query(_BATCHES.format(name=name, window=window))
-    return tables.to_data_stream(table)
-
-
-BATCH_TYPE = Types.ROW([Types.INT(), Types.STRING(), Types.STRING()])
+    # Not to_data_stream: PyFlink's keyed operators want the row type that this one has.
+    return tables.to_append_stream(table, Types.ROW([Types.INT(), Types.STRING()]))

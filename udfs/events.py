@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from udfs import kernels
 from udfs.spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
 
 FloatArray = npt.NDArray[np.float64]
@@ -25,9 +26,6 @@ IntArray = npt.NDArray[np.int64]
 
 PARTITION, OFFSET, KAFKA_TIME_MS = range(3)
 """Columns of a positions array."""
-
-SEPARATOR = "\x1e"
-"""Stands between the records of a batch: no valid JSON text contains it."""
 
 MAX_KEY_BYTES = 1_024
 
@@ -103,23 +101,20 @@ class Decoded:
         )
 
 
-def split_batch(joined: str, meta: str) -> tuple[list[bytes], IntArray]:
+def split_batch(joined: str) -> tuple[list[bytes], IntArray]:
     """Undo the JVM's join: the records' bytes and their positions.
 
     Args:
-        joined: The records as Latin-1 text (so that any byte survives), SEPARATOR between them.
-        meta: Four integers a record: partition, offset, Kafka time in ms, length in bytes.
+        joined: For each record its partition, offset, Kafka time in ms, length in bytes and itself,
+            as Latin-1 text (so that any byte survives) with a space after each.
 
     Returns:
         The raw records and their positions, int64 of shape (n, 3).
     """
-    numbers = np.fromstring(meta, dtype=np.int64, sep=" ").reshape(-1, 4)
     data = joined.encode("latin-1")
-    raw = data.split(b"\x1e")
-    if len(raw) != len(numbers):  # a record contains the separator: cut by length instead
-        ends = np.cumsum(numbers[:, 3] + 1)
-        raw = [data[end - 1 - n : end - 1] for end, n in zip(ends, numbers[:, 3], strict=True)]
-    return raw, numbers[:, :3]
+    frames = kernels.frames(np.frombuffer(data, np.uint8))
+    bounds = zip(frames[:, 3].tolist(), frames[:, 4].tolist(), strict=True)
+    return [data[start:end] for start, end in bounds], np.ascontiguousarray(frames[:, :3])
 
 
 class Decoder:

@@ -123,6 +123,13 @@ class KeyedStage:
             Histories(len(self._labels.values), lambda e: read("labels", e), max_entries),
         )
 
+    def warm_up(self) -> None:
+        """Compile the loops, or load them from Numba's cache: the first call takes seconds."""
+        zero, one = np.zeros(1, np.int64), np.ones(1)
+        state, nobody = self.new_state(), [""]
+        self.observe(state, nobody, zero, {v: one for v in self.event_values}, Identities.none(1))
+        self.learn(state, nobody, zero, one, Identities.none(1))
+
     def observe(
         self,
         state: StageState,

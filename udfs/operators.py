@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 from zlib import crc32
 
 import numpy as np
-from pyflink.common import Time, Types
+from pyflink.common import Row, Time, Types
 from pyflink.datastream import FlatMapFunction, KeyedProcessFunction, RuntimeContext
 from pyflink.datastream.state import MapState, MapStateDescriptor, StateTtlConfig
 
@@ -22,10 +22,12 @@ from udfs.events import Decoder, Events, Reject, split_batch
 from udfs.expressions import evaluate
 from udfs.keyed import Identities, KeyedStage, StageState
 from udfs.records import dead_letter, duplicate
+from udfs.runtime import calm_garbage_collector
 from udfs.spec import Schema
 from udfs.windows import Histories
 
-Routed = tuple[int, FeatureBatch | LabelBatch]
+Routed: TypeAlias = Row
+"""Bucket and ``FeatureBatch`` or ``LabelBatch``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,24 +139,29 @@ class _KeyedOperator(KeyedProcessFunction):
         self._scored_counter = metrics.counter("events")
         self._duplicates_counter = metrics.counter("duplicates")
         self._dead_letters_counter = metrics.counter("dead_letters")
+        self._stage.warm_up()
+        calm_garbage_collector()
 
     def _route(self, batch: FeatureBatch) -> Iterator[Routed]:
         if batch.is_empty:
             return
         if self._next_key is None:
             for part in batch.chunks(self._max_rows):
-                yield 0, part
+                yield Row(0, part)
+            return
+        if len(self._routing.labels) == 1:
+            yield Row(self._routing.labels[0], batch)
             return
         groups = [self._routing.of(entity) for entity in batch.entities[self._next_key]]
         for group, part in batch.split(groups).items():
-            yield (group if len(part) else self._routing.labels[0]), part
+            yield Row(group if len(part) else self._routing.labels[0], part)
 
 
 class FirstStage(_KeyedOperator):
     """Checks raw records, drops duplicates, computes the record key's features.
 
-    Input: ``(bucket, records, meta)`` as the JVM's micro-batch makes it (see ``split_batch``).
-    Output: ``(next bucket, FeatureBatch)``.
+    Input: records as the JVM's micro-batch joins them (see ``split_batch``), keyed by bucket.
+    Output: ``Row(next bucket, FeatureBatch)``.
     """
 
     def open(self, runtime_context: RuntimeContext) -> None:
@@ -166,12 +173,12 @@ class FirstStage(_KeyedOperator):
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Routed]:
         """One micro-batch of raw records."""
-        raw, positions = split_batch(value[1], value[2])
+        raw, positions = split_batch(value)
         decoded = self._decoder.decode(raw, positions)
         events = decoded.merged()
         if events is None:
             return self._route(self._refused(decoded.rejects))
-        return self._route(self._observe(value[0], events, decoded.rejects))
+        return self._route(self._observe(ctx.get_current_key(), events, decoded.rejects))
 
     def _observe(self, bucket: int, events: Events, rejects: list[Reject]) -> FeatureBatch:
         batch = self._batch(events)
@@ -231,16 +238,17 @@ def _conflict(batch: FeatureBatch, index: int) -> Reject:
 class NextStage(_KeyedOperator):
     """Adds the features of a further key; late labels enter here too.
 
-    Input: ``(bucket, FeatureBatch | LabelBatch)``. Output: ``(next bucket, FeatureBatch)``.
+    Input: ``FeatureBatch`` or ``LabelBatch``, keyed by bucket. Output: ``Row(next bucket,
+    FeatureBatch)``.
     """
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Routed]:
         """One micro-batch of events, or of labels."""
-        bucket, batch = value
-        if isinstance(batch, LabelBatch):
-            self._learn(bucket, batch)
+        bucket = ctx.get_current_key()
+        if isinstance(value, LabelBatch):
+            self._learn(bucket, value)
             return ()
-        return self._route(self._observe(bucket, batch) if len(batch) else batch)
+        return self._route(self._observe(bucket, value) if len(value) else value)
 
     def _observe(self, bucket: int, batch: FeatureBatch) -> FeatureBatch:
         entities = batch.entities[self._key]
@@ -269,8 +277,8 @@ class NextStage(_KeyedOperator):
 class LabelReader(FlatMapFunction):
     """Checks raw label records and sends each to the bucket of its key.
 
-    Input: ``(bucket, records, meta)``. Output: ``(bucket, LabelBatch)``; a refused label leaves as
-    a dead letter in a ``FeatureBatch`` without rows.
+    Input: ``(bucket, records)``. Output: ``Row(bucket, LabelBatch)``; a refused label leaves as a
+    dead letter in a ``FeatureBatch`` without rows.
     """
 
     def __init__(self, schema: Schema, routing: Routing, topic: str) -> None:
@@ -286,14 +294,14 @@ class LabelReader(FlatMapFunction):
 
     def flat_map(self, value: Any) -> Iterator[Routed]:
         """One micro-batch of raw labels."""
-        raw, positions = split_batch(value[1], value[2])
+        raw, positions = split_batch(value[1])
         decoded = self._decoder.decode(raw, positions)
         if decoded.rejects:
             refused = FeatureBatch.empty((), ())
             refused.dead_letters.extend(
                 (f"{r.partition}-{r.offset}", dead_letter(self._topic, r)) for r in decoded.rejects
             )
-            yield self._routing.labels[0], refused
+            yield Row(self._routing.labels[0], refused)
         for part in decoded.parts:
             yield from self._split(part)
 
@@ -308,7 +316,7 @@ class LabelReader(FlatMapFunction):
         for index, entity in enumerate(labels.entities):
             groups.setdefault(self._routing.of(entity), []).append(index)
         for group, rows in groups.items():
-            yield group, labels.select(rows)
+            yield Row(group, labels.select(rows))
 
 
 def _ttl(seconds: int) -> StateTtlConfig:

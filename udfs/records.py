@@ -20,9 +20,6 @@ from udfs.events import FloatArray, IntArray, Reject
 
 SCHEMA_VERSION = 1
 
-LINE, KEY = "\n", "\x1f"
-"""Between the records of an output text, and between a record's key and its JSON."""
-
 
 def source_of(topic: str, partition: int, offset: int) -> dict[str, Any]:
     """The place of an input record."""
@@ -99,14 +96,10 @@ class Predictions:
         at = row * self._width
         return self._template % tuple(self._texts[at : at + self._width])
 
-    def lines(self, keys: Sequence[str]) -> str:
-        """All records, each behind its key."""
-        width = self._width + 1
-        texts = [""] * (width * len(keys))
-        texts[::width] = keys
-        for at in range(self._width):
-            texts[at + 1 :: width] = self._texts[at :: self._width]
-        return LINE.join([f"%s{KEY}{self._template}"] * len(keys)) % tuple(texts)
+    def records(self) -> list[bytes]:
+        """Every event's prediction as JSON."""
+        template = "\n".join([self._template] * len(self))
+        return (template % tuple(self._texts)).encode().split(b"\n")
 
 
 class RecordWriter:
@@ -180,8 +173,7 @@ class RecordWriter:
                 "threshold": self._threshold,
                 "reasons": reasons,
                 # As it came: parsed and written again, deep nesting fails and long numbers change.
-                # Within JSON a line feed is never more than white space.
-                "event": orjson.Fragment(raw.replace(b"\n", b" ")),
+                "event": orjson.Fragment(raw),
                 "prediction": orjson.Fragment(prediction),
             }
         )

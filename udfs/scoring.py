@@ -17,7 +17,11 @@ from model_server.client import ClientOptions, PredictClient
 from model_server.errors import PredictError
 from udfs.batch import FeatureBatch
 from udfs.events import FloatArray
-from udfs.records import KEY, LINE, Predictions, RecordWriter, Verdict
+from udfs.records import Predictions, RecordWriter, Verdict
+from udfs.runtime import calm_garbage_collector
+
+Pair = list[bytes]
+"""Key and value of a Kafka record; PyFlink wants a list for an array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +52,20 @@ class Output:
     def rows(
         self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
     ) -> Row:
-        """Four texts: predictions, alerts, dead letters, duplicates.
+        """The records of each sink, key and value: predictions, alerts, dead letters, duplicates.
 
         Args:
             batch: The scored batch.
             verdict: Its scores; none if it has no rows.
             contributions: float64 (alerts, columns), or none.
         """
-        predictions, alerts = "", ""
+        predictions: list[Pair] = []
+        alerts: list[Pair] = []
         if verdict is not None:
-            records = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
-            predictions = records.lines(batch.keys)
-            alerts = _text(self._alerts(batch, verdict, records, contributions))
-        return Row(predictions, alerts, _text(batch.dead_letters), _text(batch.duplicates))
+            made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
+            predictions = _pairs(zip(batch.keys, made.records(), strict=True))
+            alerts = _pairs(self._alerts(batch, verdict, made, contributions))
+        return Row(predictions, alerts, _pairs(batch.dead_letters), _pairs(batch.duplicates))
 
     def _alerts(
         self,
@@ -75,8 +80,8 @@ class Output:
             yield batch.keys[row], self.writer.alert(records.record(row), batch.raw[row], reasons)
 
 
-def _text(records: Iterable[tuple[str, bytes]]) -> str:
-    return LINE.join([f"{key}{KEY}{record.decode()}" for key, record in records])
+def _pairs(records: Iterable[tuple[str, bytes]]) -> list[Pair]:
+    return [[key.encode(), value] for key, value in records]
 
 
 class ServedScorer(AsyncFunction):
@@ -93,6 +98,7 @@ class ServedScorer(AsyncFunction):
     def open(self, runtime_context: RuntimeContext) -> None:
         """Make the client; its channel opens with the first call."""
         self._client = PredictClient(self._options)
+        calm_garbage_collector()
         metrics = runtime_context.get_metrics_group()
         metrics.gauge("breaker_state", lambda: int(self._client.breaker_state))
         self._fallbacks = metrics.counter("fallbacks")
@@ -136,6 +142,7 @@ class EmbeddedScorer(FlatMapFunction):
         """Load the model once and warm it up."""
         self._model = XGBoostModel.load(self._version_dir)
         self._model.warm_up()
+        calm_garbage_collector()
         self._version = int(self._version_dir.name)
 
     def flat_map(self, value: Any) -> Iterator[Row]:
