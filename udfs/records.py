@@ -16,7 +16,8 @@ import numpy as np
 import orjson
 
 from udfs.batch import FeatureBatch
-from udfs.events import FloatArray, IntArray, Reject
+from udfs.events import FloatArray, Reject
+from udfs.templates import FLOAT, TEXT, WHOLE, Template, between_quotes
 
 SCHEMA_VERSION = 1
 
@@ -71,35 +72,21 @@ class Verdict:
 
 
 class Predictions:
-    """The prediction records of a batch, made as one text.
+    """The prediction records of a batch, JSON."""
 
-    Building a dict per event and dumping it costs four times as much as this: orjson writes all
-    numbers of the batch at once, and one ``%`` puts them into as many copies of the template.
-
-    Args:
-        template: JSON of one record with a ``%s`` for each of ``fields``.
-        fields: The texts of each field, one list of n per field.
-    """
-
-    def __init__(self, template: str, fields: Sequence[Sequence[str]]) -> None:
-        self._template = template
-        self._width = len(fields)
-        self._texts: list[str] = [""] * (self._width * len(fields[0]))
-        for at, texts in enumerate(fields):
-            self._texts[at :: self._width] = texts
+    def __init__(self, records: list[bytes]) -> None:
+        self._records = records
 
     def __len__(self) -> int:
-        return len(self._texts) // self._width
+        return len(self._records)
 
-    def record(self, row: int) -> str:
-        """One event's prediction as JSON."""
-        at = row * self._width
-        return self._template % tuple(self._texts[at : at + self._width])
+    def record(self, row: int) -> bytes:
+        """One event's prediction."""
+        return self._records[row]
 
     def records(self) -> list[bytes]:
-        """Every event's prediction as JSON."""
-        template = "\n".join([self._template] * len(self))
-        return (template % tuple(self._texts)).encode().split(b"\n")
+        """Every event's prediction."""
+        return self._records
 
 
 class RecordWriter:
@@ -119,6 +106,7 @@ class RecordWriter:
         self._columns = tuple(columns)
         self._stages = tuple(stages)
         self._threshold = threshold
+        self._templates: dict[tuple[str, int | None, str | None], Template] = {}
 
     def alert_rows(self, verdict: Verdict) -> list[int]:
         """Rows whose model score is above the threshold; a fallback never alerts."""
@@ -132,34 +120,42 @@ class RecordWriter:
     ) -> Predictions:
         """One prediction per event."""
         floats = np.concatenate([verdict.scores[:, None], batch.features], axis=1)
-        whole = np.concatenate([batch.times[:, None], batch.positions, batch.order], axis=1)
-        score, *features = _number_texts(floats)
-        time_ms, partition, offset, kafka_time_ms, *order = _number_texts(whole)
-        template = self._template(verdict, scored_time_ms)
-        ids, keys = _escaped(batch.ids), _escaped(batch.keys)
-        return Predictions(
-            template,
-            [
-                *(partition, offset, ids, keys, score, time_ms, kafka_time_ms),
-                *features,
-                *order,
-                *(partition, offset),
-            ],
+        position = batch.positions[:, :2]
+        times = np.empty((len(batch), 3), np.int64)
+        times[:, 0], times[:, 1], times[:, 2] = batch.times, batch.positions[:, 2], scored_time_ms
+        whole = np.concatenate([position, times, batch.order, position], axis=1)
+        texts = [""] * (2 * len(batch))
+        texts[::2], texts[1::2] = between_quotes(batch.ids), between_quotes(batch.keys)
+        template = self._template(
+            verdict.model_name, verdict.model_version, verdict.fallback_reason
         )
+        return Predictions(template.fill(floats, whole, texts))
 
-    def _template(self, verdict: Verdict, scored_time_ms: int) -> str:
-        topic = _constant(self._topic)
-        model = {"name": verdict.model_name, "version": verdict.model_version}
-        return (
-            f'{{"schema_version":{SCHEMA_VERSION},"prediction_id":"{topic[1:-1]}-%s-%s",'
-            '"event_id":"%s","key":"%s","score":%s,'
-            f'"model":{_constant(model)},"fallback_reason":{_constant(verdict.fallback_reason)},'
-            f'"event_time_ms":%s,"ingest_time_ms":%s,"scored_time_ms":{scored_time_ms},'
-            f'"features":{{{_members(self._columns)}}},"order":{{{_members(self._stages)}}},'
-            f'"source":{{"topic":{topic},"partition":%s,"offset":%s}}}}'
-        )
+    def _template(self, name: str, version: int | None, fallback_reason: str | None) -> Template:
+        kind = (name, version, fallback_reason)
+        if kind not in self._templates:
+            self._templates[kind] = self._new_template(*kind)
+        return self._templates[kind]
 
-    def alert(self, prediction: str, raw: bytes, reasons: list[dict[str, Any]]) -> bytes:
+    def _new_template(
+        self, name: str, version: int | None, fallback_reason: str | None
+    ) -> Template:
+        topic = _json(self._topic)
+        model = _json({"name": name, "version": version})
+        parts: list[str | int] = [
+            f'{{"schema_version":{SCHEMA_VERSION},"prediction_id":"{topic[1:-1]}-',
+            *(WHOLE, "-", WHOLE, '","event_id":"', TEXT, '","key":"', TEXT, '","score":', FLOAT),
+            f',"model":{model},"fallback_reason":{_json(fallback_reason)},"event_time_ms":',
+            *(WHOLE, ',"ingest_time_ms":', WHOLE, ',"scored_time_ms":', WHOLE, ',"features":{'),
+            *_members(self._columns, FLOAT),
+            '},"order":{',
+            *_members(self._stages, WHOLE),
+            f'}},"source":{{"topic":{topic},"partition":',
+            *(WHOLE, ',"offset":', WHOLE, "}}"),
+        ]
+        return _as_template(parts)
+
+    def alert(self, prediction: bytes, raw: bytes, reasons: list[dict[str, Any]]) -> bytes:
         """A prediction merged into its original event.
 
         Args:
@@ -200,25 +196,26 @@ class RecordWriter:
         ]
 
 
-def _number_texts(matrix: FloatArray | IntArray) -> list[list[str]]:
-    """Each column's numbers as JSON texts; NaN becomes null."""
-    text = orjson.dumps(np.ascontiguousarray(matrix), option=orjson.OPT_SERIALIZE_NUMPY).decode()
-    texts = text[2:-2].replace("],[", ",").split(",")
-    return [texts[n :: matrix.shape[1]] for n in range(matrix.shape[1])]
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
 
 
-def _escaped(texts: list[str]) -> list[str]:
-    """What stands between the quotes of each text's JSON."""
-    joined = "".join(texts)
-    if '"' not in joined and "\\" not in joined and joined.isprintable():
-        return texts
-    return [orjson.dumps(text).decode()[1:-1] for text in texts]
+def _members(names: Sequence[str], source: int) -> list[str | int]:
+    """Names and slots of an object's members, without the braces."""
+    return [
+        part
+        for n, name in enumerate(names)
+        for part in (f"{',' if n else ''}{_json(name)}:", source)
+    ]
 
 
-def _constant(value: Any) -> str:
-    """JSON for a template, in which a per cent sign stands twice."""
-    return orjson.dumps(value).decode().replace("%", "%%")
-
-
-def _members(names: Sequence[str]) -> str:
-    return ",".join(f"{_constant(name)}:%s" for name in names)
+def _as_template(parts: Sequence[str | int]) -> Template:
+    """Texts and slots as a template; texts side by side are one piece."""
+    pieces, sources = [b""], []
+    for part in parts:
+        if isinstance(part, str):
+            pieces[-1] += part.encode()
+        else:
+            sources.append(part)
+            pieces.append(b"")
+    return Template(pieces, sources)
