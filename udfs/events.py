@@ -46,6 +46,10 @@ class EventError(ValueError):
         self.code = code
 
 
+class BatchFormatError(ValueError):
+    """A micro-batch that is not joined as the job's own SQL joins it: no record can be at fault."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reject:
     """A refused record: its raw bytes, why, and its place in Kafka."""
@@ -106,15 +110,29 @@ def split_batch(joined: str) -> tuple[list[bytes], IntArray]:
 
     Args:
         joined: For each record its partition, offset, Kafka time in ms, length in bytes and itself,
-            as Latin-1 text (so that any byte survives) with a space after each.
+            as Latin-1 text (so that any byte survives), all joined by single spaces.
 
     Returns:
         The raw records and their positions, int64 of shape (n, 3).
+
+    Raises:
+        BatchFormatError: it is no such text.
     """
-    data = joined.encode("latin-1")
-    frames = kernels.frames(np.frombuffer(data, np.uint8))
+    data = _as_bytes(joined)
+    frames, broken_at = kernels.frames(np.frombuffer(data, np.uint8))
+    if broken_at >= 0:
+        raise BatchFormatError(
+            f"malformed batch: no whole record at byte {broken_at:,} of {len(data):,}"
+        )
     bounds = zip(frames[:, 3].tolist(), frames[:, 4].tolist(), strict=True)
     return [data[start:end] for start, end in bounds], np.ascontiguousarray(frames[:, :3])
+
+
+def _as_bytes(joined: str) -> bytes:
+    try:
+        return joined.encode("latin-1")
+    except UnicodeEncodeError as exc:
+        raise BatchFormatError(f"malformed batch: no byte at character {exc.start:,}") from exc
 
 
 class Decoder:

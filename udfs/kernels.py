@@ -30,6 +30,7 @@ NEW, DUPLICATE, CONFLICT = 0, 1, 2
 COUNT, SUM, MEAN, RATIO_TO_MEAN = 0, 1, 2, 3
 MIN_CAPACITY = 8
 SPACE, MINUS, ZERO = 32, 45, 48
+MAX_DIGITS = 19  # of an int64
 
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
@@ -322,30 +323,38 @@ def compact(old: Ints, new: Ints, regions: Ints, histories: int, used: Ints) -> 
 
 @_compiled
 def _number(text: Bytes, at: int) -> tuple[int, int]:
-    """A decimal number that a space ends, and where what follows it begins."""
-    sign, value = 1, 0
-    if text[at] == MINUS:
-        sign, at = -1, at + 1
-    while text[at] != SPACE:
+    """A decimal number that a space ends, and where what follows it begins; -1 if it is none."""
+    if at < 0 or at >= len(text):
+        return 0, -1
+    sign, first = (-1, at + 1) if text[at] == MINUS else (1, at)
+    at, value = first, 0
+    while at < len(text) and ZERO <= text[at] < ZERO + 10 and at < first + MAX_DIGITS:
         value = 10 * value + (text[at] - ZERO)
         at += 1
+    # Below 0 it has wrapped: no number of so many digits wraps any further.
+    if at == first or at == len(text) or text[at] != SPACE or value < 0:
+        return 0, -1
     return sign * value, at + 1
 
 
 @_compiled
-def frames(text: Bytes) -> Ints:
-    """Find the records of a joined batch: ``partition offset time_ms length record `` and so on.
+def frames(text: Bytes) -> tuple[Ints, int]:
+    """Find the records of a joined batch: ``partition offset time_ms length record`` and so on.
 
     Returns:
-        Partition, offset, Kafka time in ms, start and end of each record, int64 (n, 5).
+        Partition, offset, Kafka time in ms, start and end of each record, int64 (n, 5); and where
+        a frame begins that is malformed or cut off, -1 if there is none.
     """
     found = np.empty((len(text) // 8 + 1, 5), np.int64)  # the shortest frame has 8 bytes
-    n, at = 0, 0
-    while at < len(text):
-        for column in range(3):
+    n, begin = 0, 0
+    while begin < len(text):
+        at = begin
+        for column in range(4):
             found[n, column], at = _number(text, at)
-        length, at = _number(text, at)
-        found[n, 3], found[n, 4] = at, at + length
-        at += length + 1
-        n += 1
-    return found[:n]
+        end = at + found[n, 3]
+        fits = 0 <= at <= end <= len(text)
+        if not fits or (end < len(text) and (text[end] != SPACE or end + 1 == len(text))):
+            return found[:n], begin
+        found[n, 3], found[n, 4] = at, end
+        n, begin = n + 1, end + 1
+    return found[:n], -1

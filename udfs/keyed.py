@@ -26,7 +26,7 @@ class Identities:
 
     Attributes:
         ids: xxh3 of the id's UTF-8, int64 (n,).
-        checks: xxh3 of the record (events) or the value itself (labels), int64 (n,).
+        checks: xxh3 of the record (events) or the bits of the value (labels), int64 (n,).
     """
 
     ids: IntArray
@@ -40,7 +40,7 @@ class Identities:
     @classmethod
     def of_labels(cls, ids: Sequence[str], values: FloatArray) -> Identities:
         """The identities of labels: a corrected label differs in the check."""
-        return cls(_hash(map(str.encode, ids), len(ids)), values.astype(np.int64))
+        return cls(_hash(map(str.encode, ids), len(ids)), values.astype(np.float64).view(np.int64))
 
     @classmethod
     def none(cls, n: int) -> Identities:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -102,6 +103,14 @@ class ServedScorer(AsyncFunction):
         metrics = runtime_context.get_metrics_group()
         metrics.gauge("breaker_state", lambda: int(self._client.breaker_state))
         self._fallbacks = metrics.counter("fallbacks")
+
+    def close(self) -> None:
+        """Close the connection; PyFlink has ended the channel's event loop by now, hence a new one.
+
+        Without a loop nothing can be in flight any more, and what is left needs none: freeing the
+        channel. A worker that is killed never gets here; its sockets close with it.
+        """
+        asyncio.run(self._client.close())
 
     async def async_invoke(self, value: Any) -> list[Row]:
         """One micro-batch."""

@@ -13,6 +13,7 @@ import xgboost
 
 from model_server import repository, warmup
 from model_server.backends.base import Signature, check_rows, signatures_for
+from model_server.backends.forest import Forest, compile_forest
 from model_server.errors import InvalidRows, ModelError
 
 __all__ = ["XGBoostModel"]
@@ -30,9 +31,15 @@ class XGBoostModel:
     after ``load``. Only XGBoost's own UBJSON and JSON files are read, never a pickle.
     """
 
-    def __init__(self, booster: xgboost.Booster, features: repository.FeatureList) -> None:
-        """Take a booster that is already checked; see ``load``."""
+    def __init__(
+        self,
+        booster: xgboost.Booster,
+        features: repository.FeatureList,
+        forest: Forest | None = None,
+    ) -> None:
+        """Take a booster that is already checked, and its compiled form; see ``load``."""
         self._booster = booster
+        self._forest = forest
         self._features = features
         self._signatures = signatures_for(len(features.features))
 
@@ -58,7 +65,7 @@ class XGBoostModel:
         booster = _load_booster(path, threads)
         _check_kind(booster, path)
         _check_columns(booster, path, features)
-        return cls(booster, features)
+        return cls(booster, features, compile_forest(booster))
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -86,12 +93,15 @@ class XGBoostModel:
             rows: float32 (n, F); NaN is XGBoost's missing value.
 
         Returns:
-            Probabilities, float64 (n,); every one is exactly a float32, as XGBoost computes it.
+            Probabilities, float64 (n,); every one is exactly a float32. A compiled forest's
+            differ from XGBoost's own by less than 1e-6.
 
         Raises:
             InvalidRows: Another type, rank or width.
         """
         check_rows(rows, len(self._features.features))
+        if self._forest is not None:
+            return self._forest.predict(rows)
         scores = self._booster.inplace_predict(rows, missing=np.nan, validate_features=False)
         return np.asarray(scores, dtype=np.float64)
 

@@ -77,9 +77,7 @@ events = st.lists(
         Event,
         entity=st.sampled_from(["a", "b", "c"]),
         time_ms=st.integers(0, 300),
-        amount=st.one_of(
-            st.floats(1e-6, 1e6), st.sampled_from([0.0, 1e15, 0.01])
-        ),
+        amount=st.one_of(st.floats(1e-6, 1e6), st.sampled_from([0.0, 1e15, 0.01])),
     ),
     max_size=60,
 )
@@ -108,7 +106,9 @@ class Restarts:
             entities = histories.entities
             packed = histories.pack(histories.slots(entities))
             self._stored |= {(stream, e): p for e, p in zip(entities, packed, strict=True)}
-        self.state = self._stage.new_state(lambda stream, entity: self._stored.get((stream, entity)))
+        self.state = self._stage.new_state(
+            lambda stream, entity: self._stored.get((stream, entity))
+        )
 
 
 def run(

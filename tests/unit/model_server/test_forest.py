@@ -1,0 +1,100 @@
+"""Compiled trees score as XGBoost does, or are not compiled at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import xgboost
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_server.backends.forest import MAX_DEPTH, TOLERANCE, compile_forest
+
+COLUMNS = 5
+
+
+def train(seed: int, trees: int, **parameters: Any) -> xgboost.Booster:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(600, COLUMNS)).round(2)
+    rows[rng.random(rows.shape) < 0.15] = np.nan
+    labels = (np.nansum(rows[:, :3], axis=1) + rng.normal(size=600) > 0.5).astype(float)
+    defaults = {"objective": "binary:logistic", "max_depth": 4, "seed": seed}
+    return xgboost.train(defaults | parameters, xgboost.DMatrix(rows, labels), trees)
+
+
+def expected(booster: xgboost.Booster, rows: np.ndarray) -> np.ndarray:
+    return booster.inplace_predict(rows, missing=np.nan, validate_features=False)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1_000),
+    trees=st.integers(1, 40),
+    depth=st.integers(1, MAX_DEPTH),
+    rate=st.sampled_from([0.1, 1.0]),
+    rows=st.integers(0, 200),
+)
+def test_scores_equal_xgboosts(seed: int, trees: int, depth: int, rate: float, rows: int) -> None:
+    booster = train(seed, trees, max_depth=depth, learning_rate=rate)
+    forest = compile_forest(booster)
+    assert forest is not None
+    rng = np.random.default_rng(seed + 1)
+    edges = forest.thresholds[np.isfinite(forest.thresholds)]
+    pool = np.concatenate(
+        [edges, np.nextafter(edges, np.float32(-9)), [np.nan, np.inf, -np.inf, 0, -0.0, 1e30]]
+    ).astype(np.float32)
+    sample = rng.choice(pool, (rows, COLUMNS))
+    difference = np.abs(forest.predict(sample) - expected(booster, sample))
+    assert difference.max(initial=0) < TOLERANCE
+
+
+def test_a_row_scores_the_same_in_any_batch() -> None:
+    forest = compile_forest(train(3, 60, max_depth=6))
+    assert forest is not None
+    rows = np.random.default_rng(0).normal(size=(131, COLUMNS)).astype(np.float32)
+    together = forest.predict(rows)
+    assert np.array_equal(together, [forest.predict(row[None])[0] for row in rows])
+    rows[7, 2] = np.nan  # the loop that minds missing values is another one
+    assert np.array_equal(np.delete(forest.predict(rows), 7), np.delete(together, 7))
+
+
+def test_rows_need_not_be_contiguous() -> None:
+    booster = train(5, 10)
+    forest = compile_forest(booster)
+    assert forest is not None
+    rows = np.random.default_rng(0).normal(size=(COLUMNS, 64)).astype(np.float32).T
+    assert np.abs(forest.predict(rows) - expected(booster, np.ascontiguousarray(rows))).max() < 1e-6
+
+
+def test_a_base_score_of_its_own_counts() -> None:
+    booster = train(1, 3, base_score=0.02)
+    forest = compile_forest(booster)
+    assert forest is not None
+    rows = np.zeros((1, COLUMNS), np.float32)
+    assert forest.predict(rows)[0] == pytest.approx(expected(booster, rows)[0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"max_depth": MAX_DEPTH + 4, "min_child_weight": 0, "gamma": 0, "lambda": 0},
+        {"booster": "dart", "rate_drop": 0.5},
+        {"objective": "count:poisson"},
+        {"objective": "multi:softprob", "num_class": 2},
+    ],
+    ids=["too deep", "dart", "no probability", "classes"],
+)
+def test_other_kinds_are_left_to_xgboost(parameters: dict[str, Any]) -> None:
+    assert compile_forest(train(2, 12, **parameters)) is None
+
+
+def test_categorical_splits_are_left_to_xgboost() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 4, (400, 2)).astype(float)
+    matrix = xgboost.DMatrix(
+        rows, (rows[:, 0] == 2).astype(float), feature_types=["c", "c"], enable_categorical=True
+    )
+    booster = xgboost.train({"objective": "binary:logistic", "max_cat_to_onehot": 1}, matrix, 3)
+    assert compile_forest(booster) is None
