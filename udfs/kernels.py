@@ -307,6 +307,29 @@ def learn(
 
 
 @_compiled
+def pack(ints: Ints, regions: Ints, slots: Ints, header: int, ends: Ints, words: Ints) -> None:
+    """Copy histories out, one after the other, a header before each.
+
+    Args:
+        ints: The entries.
+        regions: Where each history lies.
+        slots: The histories, (n,).
+        header: The word before each.
+        ends: Where each one's words end, (n,).
+        words: Written.
+    """
+    at = 0
+    for n in range(len(slots)):
+        words[at] = header
+        at += 1
+        for row in range(regions[slots[n], START], regions[slots[n], END] + 1):
+            for word in range(ints.shape[1]):
+                words[at] = ints[row, word]
+                at += 1
+        assert at == ends[n]
+
+
+@_compiled
 def compact(old: Ints, new: Ints, regions: Ints, histories: int, used: Ints) -> None:
     """Copy the histories to another array, side by side, each with its capacity."""
     at = 0

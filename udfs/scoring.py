@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -105,12 +106,14 @@ class ServedScorer(AsyncFunction):
         self._fallbacks = metrics.counter("fallbacks")
 
     def close(self) -> None:
-        """Close the connection; PyFlink has ended the channel's event loop by now, hence a new one.
+        """Close the connection.
 
-        Without a loop nothing can be in flight any more, and what is left needs none: freeing the
-        channel. A worker that is killed never gets here; its sockets close with it.
+        PyFlink has ended the channel's event loop by now, so this takes one of its own. A call that
+        was in flight, when a job fails or is cancelled, cannot be cancelled without its loop: its
+        connection stays until its process, the worker, ends, which is what follows.
         """
-        asyncio.run(self._client.close())
+        with contextlib.suppress(RuntimeError):  # the call's loop is closed
+            asyncio.run(self._client.close())
 
     async def async_invoke(self, value: Any) -> list[Row]:
         """One micro-batch."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +121,7 @@ class Histories:
         self._read = read
         self._max_entries = max_entries
         self._words = entry_bytes(values) // 8
-        self._header = _HEADER.pack(_VERSION, values, self._words, 0)
+        self._header = np.frombuffer(_HEADER.pack(_VERSION, values, self._words, 0), np.int64)[0]
         self._clear()
 
     def _clear(self) -> None:
@@ -182,7 +183,7 @@ class Histories:
 
     def _unpack(self, packed: bytes) -> IntArray:
         entries, rest = divmod(len(packed) - _HEADER.size, 8 * self._words)
-        if packed[: _HEADER.size] != self._header or entries < 1 or rest:
+        if packed[: _HEADER.size] != self._header.tobytes() or entries < 1 or rest:
             raise StateFormatError(
                 "a stored history has another layout (windows over other values, or another "
                 "release): start without this state, or with the settings that wrote it"
@@ -199,14 +200,12 @@ class Histories:
 
     def pack(self, slots: IntArray) -> list[bytes]:
         """Each slot's history as versioned bytes."""
-        header, entries = self._header, self._ints
-        regions = self._regions[slots]
-        starts = regions[:, kernels.START].tolist()
-        ends = regions[:, kernels.END].tolist()
-        return [
-            header + entries[start : end + 1].tobytes()
-            for start, end in zip(starts, ends, strict=True)
-        ]
+        live = self._regions[slots, kernels.END] - self._regions[slots, kernels.START] + 1
+        ends = np.cumsum(1 + self._words * live)
+        words = np.empty(ends[-1] if len(ends) else 0, np.int64)
+        kernels.pack(self._ints, self._regions, slots, self._header, ends, words)
+        data, bounds = words.tobytes(), [0, *(8 * ends).tolist()]
+        return [data[begin:end] for begin, end in pairwise(bounds)]
 
     def trim(self) -> None:
         """Drop what is unpacked when the array is over its size; all of it is stored elsewhere."""

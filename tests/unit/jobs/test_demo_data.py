@@ -110,8 +110,8 @@ def test_the_job_accepts_every_event_and_label(frame: pd.DataFrame) -> None:
         ("labels", demo_data.label_json(frame)),
     ):
         values = [value for _, value in records]
-        meta = " ".join(f"0 {n} {NOON_MS} {len(v)}" for n, v in enumerate(values))
-        decoded = decoders[name].decode(*split_batch("\x1e".join(v.decode() for v in values), meta))
+        texts = [f"0 {n} {NOON_MS} {len(v)} {v.decode('latin-1')}" for n, v in enumerate(values)]
+        decoded = decoders[name].decode(*split_batch(" ".join(texts)))
         assert decoded.rejects == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.events import MAX_KEY_BYTES, Decoded, Decoder, Events, split_batch
+from udfs import kernels
+from udfs.events import (
+    MAX_KEY_BYTES,
+    BatchFormatError,
+    Decoded,
+    Decoder,
+    Events,
+    split_batch,
+)
 from udfs.spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
 
 KAFKA_MS = 1_700_000_000_000
@@ -63,25 +72,26 @@ def with_literal(name: str, literal: bytes) -> bytes:
 # -- split_batch --------------------------------------------------------------------------------
 
 
-def joined(raw: list[bytes], positions: np.ndarray) -> tuple[str, str]:
+def joined(raw: list[bytes], positions: np.ndarray) -> str:
     """What the JVM makes of records."""
-    meta = " ".join(
-        f"{partition} {offset} {time_ms} {len(record)}"
+    return " ".join(
+        f"{partition} {offset} {time_ms} {len(record)} {record.decode('latin-1')}"
         for record, (partition, offset, time_ms) in zip(raw, positions.tolist(), strict=True)
     )
-    return b"\x1e".join(raw).decode("latin-1"), meta
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     raw=st.lists(
-        st.one_of(st.binary(max_size=20), st.lists(st.sampled_from(b"\x1e{}\xff\x00")).map(bytes)),
+        st.one_of(
+            st.binary(max_size=20), st.lists(st.sampled_from(b" 0123-{}\xff\x00")).map(bytes)
+        ),
         max_size=12,
     )
 )
 def test_any_bytes_survive_the_join(raw: list[bytes]) -> None:
     positions = positions_of(len(raw))
-    records, at = split_batch(*joined(raw, positions))
+    records, at = split_batch(joined(raw, positions))
     assert records == raw
     assert at.dtype == np.int64
     assert at.tolist() == positions.tolist()
@@ -93,23 +103,126 @@ def test_any_bytes_survive_the_join(raw: list[bytes]) -> None:
         [],
         [b""],
         [b"", b"", b""],
-        [b"\x1e"],
-        [b"\x1e\x1e", b"", b"\x1e"],
+        [b" "],
+        [b"  ", b"", b" "],
         [b"{}"],
+        [b"0 0 0 0 ", b"0 1 2 3 {} 4 5 6 7", b"-1"],
         [b"\xff\xfe\x80", "日本".encode(), b"\xed\xa0\x80"],
         [bytes(range(256))],
+        [b"x" * 100_000, b"y"],
     ],
 )
-def test_records_that_look_like_separators(raw: list[bytes]) -> None:
-    records, at = split_batch(*joined(raw, positions_of(len(raw))))
+def test_records_that_look_like_frames(raw: list[bytes]) -> None:
+    records, at = split_batch(joined(raw, positions_of(len(raw))))
     assert records == raw
     assert at.shape == (len(raw), 3)
 
 
 def test_positions_keep_all_64_bits() -> None:
     largest = 2**63 - 1
-    _, at = split_batch("{}", f"2147483647 {largest} {largest} 2")
-    assert at.tolist() == [[2_147_483_647, largest, largest]]
+    records, at = split_batch(f"2147483647 {largest} {largest} 2 {{}} 0 0 -1 0 ")
+    assert at.tolist() == [[2_147_483_647, largest, largest], [0, 0, -1]]
+    assert records == [b"{}", b""]
+    assert at.flags["C_CONTIGUOUS"]
+
+
+@pytest.mark.parametrize(
+    ("text", "byte"),
+    [
+        (" ", 0),
+        ("x", 0),
+        ("1 2 3", 0),
+        ("1 2 3 2", 0),
+        ("1 2 3 2 {", 0),
+        ("1 2 3 2 {} ", 0),
+        ("1 2 3 2 {}}", 0),
+        ("1 2 3 1 {}", 0),
+        ("1 2 3 -1 {}", 0),
+        ("1 2 3 - {}", 0),
+        ("1  3 2 {}", 0),
+        ("1 2 3 + 2 {}", 0),
+        ("1 2 3.5 2 {}", 0),
+        ("1 2 3 99999999999 {}", 0),
+        (f"1 2 3 {2**63 - 1} {{}}", 0),
+        (f"1 2 3 {2**63} {{}}", 0),
+        (f"1 2 3 {2**64 + 2} {{}}", 0),
+        ("1 2 3 9999999999999999999 {}", 0),
+        (f"1 {2**63} 3 2 {{}}", 0),
+        ("1 2 3 2 {} 1 2 3 3 {}", 11),
+        ("1 2 3 2 {}  1 2 3 2 {}", 11),
+        ("1 2 3 2 {}\x001 2 3 2 {}", 0),
+        (" 1 2 3 2 {}", 0),
+        ("    ", 0),
+        ("- - - - ", 0),
+    ],
+)
+def test_a_text_that_is_no_batch_is_refused(text: str, byte: int) -> None:
+    with pytest.raises(BatchFormatError, match=f"at byte {byte} of {len(text)}"):
+        split_batch(text)
+
+
+def test_a_text_of_more_than_bytes_is_refused() -> None:
+    with pytest.raises(BatchFormatError, match="at character 8"):
+        split_batch("1 2 3 1 日")
+
+
+def read_frames(text: str) -> list[tuple[int, ...]] | None:
+    """The frames of a batch, by the book; none if it is malformed."""
+    frames: list[tuple[int, ...]] = []
+    at = 0
+    while at < len(text):
+        head = re.compile(r"(-?[0-9]{1,19}) (-?[0-9]{1,19}) (-?[0-9]{1,19}) ([0-9]{1,19}) ").match(
+            text, at
+        )
+        if head is None or max(abs(int(n)) for n in head.groups()) >= 2**63:
+            return None
+        *place, length = map(int, head.groups())
+        end = head.end() + length
+        if end > len(text) or text[end : end + 1] not in ("", " ") or end + 1 == len(text):
+            return None
+        frames.append((*place, head.end(), end))
+        at = end + 1
+    return frames
+
+
+def check_against_the_book(text: str) -> None:
+    """Nothing outside of the text is read or written: it lies between bytes that would show."""
+    expected = read_frames(text)
+    padded = np.frombuffer(b"7" * 64 + text.encode("latin-1") + b" 7" * 64, np.uint8)
+    found, broken_at = kernels.frames(padded[64 : 64 + len(text)])
+    if expected is None:
+        assert 0 <= broken_at < len(text)
+    else:
+        assert broken_at == -1
+        assert [tuple(row) for row in found.tolist()] == expected
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=st.text(st.sampled_from("0123 -x\xff"), max_size=60))
+def test_any_text_is_read_by_the_book(text: str) -> None:
+    check_against_the_book(text)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    raw=st.lists(st.binary(max_size=9), min_size=1, max_size=5),
+    edits=st.lists(
+        st.tuples(
+            st.integers(0, 200),
+            st.integers(0, 3),
+            st.sampled_from(["", " ", "-", "0", "9", "9" * 18]),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_a_damaged_batch_is_read_by_the_book(
+    raw: list[bytes], edits: list[tuple[int, int, str]]
+) -> None:
+    text = joined(raw, positions_of(len(raw)))
+    for at, removed, put in edits:
+        text = text[:at] + put + text[at + removed :]
+    check_against_the_book(text)
 
 
 # -- one bad record -----------------------------------------------------------------------------
