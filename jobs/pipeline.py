@@ -202,7 +202,7 @@ def _sink_options(settings: Settings, column: str) -> dict[str, str]:
         "topic": topic,
         "properties.bootstrap.servers": settings.kafka.bootstrap_servers,
         "properties.compression.type": "lz4",
-        "properties.linger.ms": "5",
+        "properties.linger.ms": "1",
         "properties.batch.size": "262144",
         "properties.max.request.size": "8388608",
         "key.format": "raw",

@@ -206,11 +206,14 @@ class PredictClient:
 
         return await self._call("Predict", request, decode)
 
-    async def explain(self, rows: npt.NDArray[np.float32]) -> Floats:
+    async def explain(
+        self, rows: npt.NDArray[np.float32], *, deadline_ms: float | None = None
+    ) -> Floats:
         """Return each feature's contribution to each score.
 
         Args:
             rows: float32 (n, F); other numbers are cast.
+            deadline_ms: What an earlier call has left of its deadline; the options' own when None.
 
         Returns:
             Contributions in the model's own margin, log-odds for our server; float64 (n, F).
@@ -226,7 +229,7 @@ class PredictClient:
             _served_by(response.model_spec, options)
             return _check_contributions(values, np.shape(rows))
 
-        return await self._call("Predict", request, decode)
+        return await self._call("Predict", request, decode, deadline_ms)
 
     async def metadata(self) -> ModelMetadata:
         """Ask for the model's version and signatures.
@@ -268,11 +271,18 @@ class PredictClient:
         request.inputs[self._options.input_name].CopyFrom(encoded)
         return request
 
-    async def _call(self, method: str, request: Any, decode: Callable[[Any], T]) -> T:
+    async def _call(
+        self,
+        method: str,
+        request: Any,
+        decode: Callable[[Any], T],
+        deadline_ms: float | None = None,
+    ) -> T:
         """Run a call under the breaker and tell it the outcome."""
+        deadline_ms = self._options.deadline_ms if deadline_ms is None else deadline_ms
         permit = self._breaker.acquire()
         try:
-            result = decode(await self._within_deadline(method, request))
+            result = decode(await self._within_deadline(method, request, deadline_ms))
         except PredictError as exc:
             (permit.fail if exc.counts_as_failure else permit.succeed)()
             raise
@@ -282,14 +292,14 @@ class PredictClient:
         permit.succeed()
         return result
 
-    async def _within_deadline(self, method: str, request: Any) -> Any:
-        deadline_s = self._options.deadline_ms / 1_000.0
+    async def _within_deadline(self, method: str, request: Any, deadline_ms: float) -> Any:
+        deadline_s = deadline_ms / 1_000.0
         ends_at_s = self._clock() + deadline_s
         try:
             async with asyncio.timeout(deadline_s):
                 return await self._attempts(method, request, ends_at_s)
         except TimeoutError as exc:
-            raise Timeout(f"no answer within {self._options.deadline_ms:g} ms") from exc
+            raise Timeout(f"no answer within {deadline_ms:g} ms") from exc
 
     async def _attempts(self, method: str, request: Any, ends_at_s: float) -> Any:
         for attempt in itertools.count(1):

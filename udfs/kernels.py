@@ -30,7 +30,7 @@ NEW, DUPLICATE, CONFLICT = 0, 1, 2
 COUNT, SUM, MEAN, RATIO_TO_MEAN = 0, 1, 2, 3
 MIN_CAPACITY = 8
 SPACE, MINUS, ZERO = 32, 45, 48
-MAX_DIGITS = 19  # of an int64
+LARGEST = 2**63 - 1
 
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
@@ -346,16 +346,18 @@ def compact(old: Ints, new: Ints, regions: Ints, histories: int, used: Ints) -> 
 
 @_compiled
 def _number(text: Bytes, at: int) -> tuple[int, int]:
-    """A decimal number that a space ends, and where what follows it begins; -1 if it is none."""
+    """A decimal int64 that a space ends, and where what follows it begins; -1 if it is none."""
     if at < 0 or at >= len(text):
         return 0, -1
     sign, first = (-1, at + 1) if text[at] == MINUS else (1, at)
     at, value = first, 0
-    while at < len(text) and ZERO <= text[at] < ZERO + 10 and at < first + MAX_DIGITS:
-        value = 10 * value + (text[at] - ZERO)
+    while at < len(text) and ZERO <= text[at] < ZERO + 10:
+        digit = text[at] - ZERO
+        if value > LARGEST // 10 or (value == LARGEST // 10 and digit > LARGEST % 10):
+            return 0, -1
+        value = 10 * value + digit
         at += 1
-    # Below 0 it has wrapped: no number of so many digits wraps any further.
-    if at == first or at == len(text) or text[at] != SPACE or value < 0:
+    if at == first or at == len(text) or text[at] != SPACE:
         return 0, -1
     return sign * value, at + 1
 
@@ -374,9 +376,12 @@ def frames(text: Bytes) -> tuple[Ints, int]:
         at = begin
         for column in range(4):
             found[n, column], at = _number(text, at)
-        end = at + found[n, 3]
-        fits = 0 <= at <= end <= len(text)
-        if not fits or (end < len(text) and (text[end] != SPACE or end + 1 == len(text))):
+        length = found[n, 3]
+        # Not at + length > len(text): compiled code takes it that no sum ever wraps.
+        if at < 0 or length < 0 or length > len(text) - at:
+            return found[:n], begin
+        end = at + length
+        if end < len(text) and (text[end] != SPACE or end + 1 == len(text)):
             return found[:n], begin
         found[n, 3], found[n, 4] = at, end
         n, begin = n + 1, end + 1

@@ -168,6 +168,7 @@ class FirstStage(_KeyedOperator):
         """See the base class."""
         super().open(runtime_context)
         self._decoder = Decoder.for_events(self._schema.event, self._schema.stages)
+        split_batch("")
         later = [KeyedStage(self._schema, key) for key in self._later_keys]
         self._carried = tuple(dict.fromkeys(v for stage in later for v in stage.event_values))
 

@@ -104,7 +104,7 @@ class RecordWriter:
     ) -> None:
         self._topic = topic
         self._columns = tuple(columns)
-        self._stages = tuple(stages)
+        self.stages = tuple(stages)
         self._threshold = threshold
         self._templates: dict[tuple[str, int | None, str | None], Template] = {}
 
@@ -149,7 +149,7 @@ class RecordWriter:
             *(WHOLE, ',"ingest_time_ms":', WHOLE, ',"scored_time_ms":', WHOLE, ',"features":{'),
             *_members(self._columns, FLOAT),
             '},"order":{',
-            *_members(self._stages, WHOLE),
+            *_members(self.stages, WHOLE),
             f'}},"source":{{"topic":{topic},"partition":',
             *(WHOLE, ',"offset":', WHOLE, "}}"),
         ]

@@ -47,6 +47,22 @@ class Output:
         features = batch.features
         return np.where(np.isnan(features), self.impute, features).astype(np.float32)
 
+    def warm_up(self) -> None:
+        """Compile the writing of records, or load it from Numba's cache."""
+        columns = len(self.impute)
+        batch = FeatureBatch(
+            keys=[""],
+            ids=[""],
+            raw=[b"{}"],
+            positions=np.zeros((1, 3), np.int64),
+            times=np.zeros(1, np.int64),
+            entities={},
+            values={},
+            features=np.zeros((1, columns)),
+            order=np.zeros((1, len(self.writer.stages)), np.int64),
+        )
+        self.rows(batch, self.fallback(batch, "", "warm_up"), None)
+
     def fallback(self, batch: FeatureBatch, model_name: str, reason: str) -> Verdict:
         """The verdict when the model did not answer."""
         return Verdict(np.full(len(batch), self.fallback_score), model_name, None, reason)
@@ -100,6 +116,7 @@ class ServedScorer(AsyncFunction):
     def open(self, runtime_context: RuntimeContext) -> None:
         """Make the client; its channel opens with the first call."""
         self._client = PredictClient(self._options)
+        self._output.warm_up()
         calm_garbage_collector()
         metrics = runtime_context.get_metrics_group()
         metrics.gauge("breaker_state", lambda: int(self._client.breaker_state))
@@ -121,6 +138,7 @@ class ServedScorer(AsyncFunction):
         if not len(batch):
             return [self._output.rows(batch, None, None)]
         matrix = self._output.model_input(batch)
+        begun_s = time.monotonic()
         try:
             scores = await self._client.predict(matrix)
         except PredictError as exc:
@@ -128,16 +146,18 @@ class ServedScorer(AsyncFunction):
             verdict = self._output.fallback(batch, self._options.model_name, exc.reason)
             return [self._output.rows(batch, verdict, None)]
         verdict = Verdict(scores.values, scores.model_name, scores.model_version)
-        return [self._output.rows(batch, verdict, await self._explain(matrix, verdict))]
+        left_ms = self._options.deadline_ms - 1_000.0 * (time.monotonic() - begun_s)
+        return [self._output.rows(batch, verdict, await self._explain(matrix, verdict, left_ms))]
 
     async def _explain(
-        self, matrix: np.ndarray[Any, np.dtype[np.float32]], verdict: Verdict
+        self, matrix: np.ndarray[Any, np.dtype[np.float32]], verdict: Verdict, left_ms: float
     ) -> FloatArray | None:
+        """Contributions of the alerts, if they come within what the prediction left of its time."""
         rows = self._output.writer.alert_rows(verdict)
         if not rows or not self._output.explain:
             return None
         try:
-            return await self._client.explain(matrix[rows])
+            return await self._client.explain(matrix[rows], deadline_ms=left_ms)
         except PredictError:
             return None  # an alert without reasons is worth more than a late one
 
@@ -154,6 +174,7 @@ class EmbeddedScorer(FlatMapFunction):
         """Load the model once and warm it up."""
         self._model = XGBoostModel.load(self._version_dir)
         self._model.warm_up()
+        self._output.warm_up()
         calm_garbage_collector()
         self._version = int(self._version_dir.name)
 
