@@ -15,21 +15,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A made file per finished step of `setup`; it is older than a lock that has changed.
 DONE := $(VENV)/.done
-UV := $(BIN)/uv
+# The installer has an environment of its own: with pip and uv .venv would be 60 MB larger.
+UV := build/tools/bin/uv
 INSTALL = $(UV) pip install --quiet --python $(BIN)/python --no-deps
 EXTRA_STEP := $(if $(EXTRA),$(DONE)/extra-$(EXTRA))
 
 setup: $(DONE)/project $(EXTRA_STEP) ## Make .venv with everything at its locked version
 
-$(DONE)/uv: conf/requirements-uv.lock | check-tools
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+$(UV): conf/requirements-uv.lock | check-tools
+	@$(PYTHON) -m venv build/tools
+	@build/tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		-r conf/requirements-uv.lock
+	@touch $@
+
+$(DONE)/venv: | $(UV)
+	@$(UV) venv --quiet --clear --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV)
 	@mkdir -p $(DONE) && touch $@
 
 # The order of the two files matters: see conf/requirements-serving.in.
 # flink-python's jar: without it in lib/ a cluster runs only one thread-mode job per TaskManager.
-$(DONE)/packages: $(DONE)/uv conf/requirements.lock conf/requirements-serving.lock
+$(DONE)/packages: $(DONE)/venv conf/requirements.lock conf/requirements-serving.lock
 	@echo "installing the locked packages"
 	@$(INSTALL) --require-hashes -r conf/requirements.lock
 	@$(INSTALL) --require-hashes --reinstall -r conf/requirements-serving.lock
@@ -49,9 +54,13 @@ $(DONE)/extra-tensorflow: $(DONE)/packages conf/requirements-tensorflow.lock
 	@$(INSTALL) --require-hashes --reinstall -r conf/requirements-tensorflow.lock
 	@touch $@
 
-$(DONE)/extra-%: ; @echo "no extra named $*: the one there is is tensorflow" >&2; exit 2
+$(DONE)/extra-parquet: $(DONE)/packages conf/requirements-parquet.lock
+	@$(INSTALL) --require-hashes -r conf/requirements-parquet.lock
+	@touch $@
 
-$(DONE)/dev: $(DONE)/project conf/requirements-dev.lock
+$(DONE)/extra-%: ; @echo "no extra named $*: there are parquet and tensorflow" >&2; exit 2
+
+$(DONE)/dev: $(DONE)/project $(DONE)/extra-parquet conf/requirements-dev.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-dev.lock
 	@touch $@
 
@@ -76,8 +85,8 @@ demo: jars ## Score card transactions end to end on this machine (DEMO_ARGS="--h
 	@$(BIN)/streamscore demo $(DEMO_ARGS)
 
 bench: jars ## Measure throughput and latency (BENCH_ARGS="--help")
-	@$(BIN)/python bench/throughput.py $(BENCH_ARGS)
-	@$(BIN)/python bench/latency.py $(BENCH_ARGS)
+	@$(BIN)/python -m bench.throughput $(BENCH_ARGS)
+	@$(BIN)/python -m bench.latency $(BENCH_ARGS)
 
 clean: ## Stop the local stack and remove .venv/ and build/
 	@if [ -x $(BIN)/streamscore ]; then $(BIN)/streamscore stack down; fi
@@ -91,6 +100,7 @@ lock: setup
 	@$(COMPILE) --group dev -c conf/requirements.lock -o conf/requirements-dev.lock
 	@$(COMPILE) conf/requirements-tensorflow.in -c conf/requirements.lock \
 		-o conf/requirements-tensorflow.lock
+	@$(COMPILE) --no-config --no-deps conf/requirements-parquet.in -o conf/requirements-parquet.lock
 	@$(COMPILE) conf/requirements-uv.in -o conf/requirements-uv.lock
 	@$(COMPILE) --no-deps conf/requirements-serving.in -o conf/requirements-serving.lock
 	@$(COMPILE) conf/requirements-synccfd.in -o conf/requirements-synccfd.lock

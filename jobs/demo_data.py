@@ -1,7 +1,7 @@
 """Card transactions with fraud labels for the demo, made by the simulator synccfd.
 
 The simulator needs newer pandas and numpy than Flink allows, so it lives in an environment of its
-own and runs as a subprocess. What it made is cached as ``build/data/<size>/transactions.parquet``
+own and runs as a subprocess. What it made is cached as ``build/data/<size>/transactions.csv``
 beside ``transactions.json``, which holds its row count and SHA-256; a cache that does not fit them
 is made again.
 """
@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,7 +22,6 @@ from typing import Any
 
 import orjson
 import pandas as pd
-import pyarrow.parquet as pq
 
 from jobs.environment import BUILD, ROOT, NotReadyError
 
@@ -32,7 +30,7 @@ LABEL_DELAY_MS = 7 * DAY_MS
 """A transaction is known to be fraud, or not, this long after it happened."""
 
 COORDINATE_DECIMALS = 5  # about a metre
-FORMAT = 1  # one more whenever `to_events` changes, so that older caches are made again
+FORMAT = 2  # one more whenever `to_events` changes, so that older caches are made again
 LOCK = ROOT / "conf" / "requirements-synccfd.lock"
 WORKER = Path(__file__).with_name("synccfd_worker.py")
 
@@ -106,12 +104,15 @@ def load(size: str, build_dir: Path = BUILD, progress: Progress = silent) -> pd.
     cache = _cache(size, build_dir)
     if not is_intact(cache, SIZES[size]):
         _make(SIZES[size], cache, build_dir, progress)
-    frame: pd.DataFrame = pq.read_table(cache).to_pandas()
-    return frame
+    return _read(cache)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, float_precision="round_trip", keep_default_na=False, na_values=[""])
 
 
 def _cache(size: str, build_dir: Path) -> Path:
-    return build_dir / "data" / size / "transactions.parquet"
+    return build_dir / "data" / size / "transactions.csv"
 
 
 def is_intact(cache: Path, size: Size) -> bool:
@@ -126,7 +127,8 @@ def is_intact(cache: Path, size: Size) -> bool:
 def _record(path: Path, size: Size) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    rows = pq.read_metadata(path).num_rows
+    with path.open("rb") as file:
+        rows = sum(1 for _ in file) - 1
     return {
         "format": FORMAT,
         "arguments": asdict(size),
@@ -139,12 +141,12 @@ def _record(path: Path, size: Size) -> dict[str, Any]:
 def _make(size: Size, cache: Path, build_dir: Path, progress: Progress) -> None:
     python = _simulator_python(build_dir / "synccfd-venv", progress)
     cache.parent.mkdir(parents=True, exist_ok=True)
-    raw = cache.with_name(f"raw-{os.getpid()}.parquet")
-    draft = cache.with_name(f"draft-{os.getpid()}.parquet")
+    raw = cache.with_name(f"raw-{os.getpid()}.csv")
+    draft = cache.with_name(f"draft-{os.getpid()}.csv")
     try:
         _simulate(python, size, raw, progress)
-        table = pq.read_table(raw)
-        to_events(table.to_pandas(ignore_metadata=True)).to_parquet(draft, index=False)
+        table = pd.read_csv(raw, parse_dates=["TX_DATETIME"], float_precision="round_trip")
+        to_events(table).to_csv(draft, index=False)
         record = json.dumps(_record(draft, size), indent=2)
         draft.replace(cache)
         cache.with_suffix(".json").write_text(record, encoding="utf-8")
@@ -174,10 +176,10 @@ def _lock_digest() -> str:
 
 
 def _uv() -> str:
-    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    path = os.pathsep.join([str(ROOT / "build" / "tools" / "bin"), os.environ.get("PATH", "")])
     found = shutil.which("uv", path=path)
     if found is None:
-        raise DataError("uv is missing from the virtual environment", "run: make setup")
+        raise DataError("uv is missing from build/tools", "run: make setup")
     return found
 
 

@@ -110,13 +110,17 @@ def check_jars() -> Finding:
 
 def check_thread_mode() -> Finding:
     """Thread mode: pemja embeds Python in the JVM, clusters find flink-python's jar."""
-    missing = [name for name in ("pemja", "pemja_core") if importlib.util.find_spec(name) is None]
-    spec = importlib.util.find_spec("pyflink")
-    lib = Path(spec.origin).with_name("lib") if spec and spec.origin else Path()
-    if not list(lib.glob("flink-python-*.jar")):
-        missing.append("pyflink/lib/flink-python-*.jar")
+    needed = {"pemja": "pemja_core*.so", "pyflink": "lib/flink-python-*.jar"}
+    missing = [
+        f"{package}/{files}" for package, files in needed.items() if not _has(package, files)
+    ]
     found = f"missing: {', '.join(missing)}" if missing else "pemja and flink-python's jar"
     return _finding("Thread mode", not missing, found, "run: make clean setup")
+
+
+def _has(package: str, files: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return bool(spec and spec.origin and list(Path(spec.origin).parent.glob(files)))
 
 
 def check_kafka_port(port: int = KAFKA_PORT) -> Finding:

@@ -1,6 +1,6 @@
 """Makes card transactions with synccfd; a script for ``build/synccfd-venv``, run by ``demo_data``.
 
-    python synccfd_worker.py <JSON of DatasetGenerator's arguments> <parquet to write>
+    python synccfd_worker.py <JSON of DatasetGenerator's arguments> <CSV to write>
 
 It writes one JSON line per step of progress: ``{"step": text, "done": count, "total": count}``.
 It imports nothing of this project, which is not installed where it runs.
@@ -47,7 +47,7 @@ def main() -> None:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         _, _, transactions = DatasetGenerator(**arguments).generate()
     report("Writing", 0, 1)
-    transactions.to_parquet(target, index=False)
+    transactions.to_csv(target, index=False)
 
 
 if __name__ == "__main__":

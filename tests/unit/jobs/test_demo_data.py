@@ -128,13 +128,13 @@ class TestCache:
 
         def simulate(_python: Path, _size: Size, target: Path, _progress: Any) -> None:
             self.runs += 1
-            raw.to_parquet(target)
+            raw.to_csv(target, index=False)
 
         self.runs = 0
         monkeypatch.setattr(demo_data, "_simulator_python", lambda *_: Path("python"))
         monkeypatch.setattr(demo_data, "_simulate", simulate)
         demo_data.load("small", tmp_path)
-        return tmp_path / "data" / "small" / "transactions.parquet"
+        return tmp_path / "data" / "small" / "transactions.csv"
 
     def test_a_second_load_reads_it(self, cache: Path, tmp_path: Path, frame: pd.DataFrame) -> None:
         pd.testing.assert_frame_equal(demo_data.load("small", tmp_path), frame)
