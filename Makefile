@@ -33,11 +33,14 @@ $(DONE)/venv: | $(UV)
 	@mkdir -p $(DONE) && touch $@
 
 # The order of the two files matters: see conf/requirements-serving.in.
+# The packages' own test suites and C headers are 50 MB that nothing here reads.
 # flink-python's jar: without it in lib/ a cluster runs only one thread-mode job per TaskManager.
 $(DONE)/packages: $(DONE)/venv conf/requirements.lock conf/requirements-serving.lock
 	@echo "installing the locked packages"
 	@$(INSTALL) --require-hashes -r conf/requirements.lock
 	@$(INSTALL) --require-hashes --reinstall -r conf/requirements-serving.lock
+	@cd $(VENV)/lib/python3.11/site-packages && \
+		rm -rf pandas/tests scipy/*/tests pyarrow/tests pyarrow/include
 	@cd $(VENV)/lib/python3.11/site-packages/pyflink && \
 		{ ln -f opt/flink-python-*.jar lib/ 2>/dev/null || cp opt/flink-python-*.jar lib/; }
 	@touch $@
@@ -54,13 +57,9 @@ $(DONE)/extra-tensorflow: $(DONE)/packages conf/requirements-tensorflow.lock
 	@$(INSTALL) --require-hashes --reinstall -r conf/requirements-tensorflow.lock
 	@touch $@
 
-$(DONE)/extra-parquet: $(DONE)/packages conf/requirements-parquet.lock
-	@$(INSTALL) --require-hashes -r conf/requirements-parquet.lock
-	@touch $@
+$(DONE)/extra-%: ; @echo "no extra named $*: the one there is is tensorflow" >&2; exit 2
 
-$(DONE)/extra-%: ; @echo "no extra named $*: there are parquet and tensorflow" >&2; exit 2
-
-$(DONE)/dev: $(DONE)/project $(DONE)/extra-parquet conf/requirements-dev.lock
+$(DONE)/dev: $(DONE)/project conf/requirements-dev.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-dev.lock
 	@touch $@
 
@@ -100,7 +99,6 @@ lock: setup
 	@$(COMPILE) --group dev -c conf/requirements.lock -o conf/requirements-dev.lock
 	@$(COMPILE) conf/requirements-tensorflow.in -c conf/requirements.lock \
 		-o conf/requirements-tensorflow.lock
-	@$(COMPILE) --no-config --no-deps conf/requirements-parquet.in -o conf/requirements-parquet.lock
 	@$(COMPILE) conf/requirements-uv.in -o conf/requirements-uv.lock
 	@$(COMPILE) --no-deps conf/requirements-serving.in -o conf/requirements-serving.lock
 	@$(COMPILE) conf/requirements-synccfd.in -o conf/requirements-synccfd.lock

@@ -7,7 +7,6 @@ the whole version or none.
 from __future__ import annotations
 
 import errno
-import importlib.util
 import math
 import shutil
 import time
@@ -322,12 +321,6 @@ def _publish(draft: Path, models_dir: Path, name: str) -> ModelVersion:
             return ModelVersion(name, version, target.resolve())
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise TrainingError("Parquet needs pyarrow", "run: make setup EXTRA=parquet")
-    return pd.read_parquet(path)
-
-
 def read_frame(path: Path, schema: Schema) -> pd.DataFrame:
     """Read a history of one's own.
 
@@ -342,7 +335,7 @@ def read_frame(path: Path, schema: Schema) -> pd.DataFrame:
     try:
         match path.suffix:
             case ".parquet":
-                return _read_parquet(path)
+                return pd.read_parquet(path)
             case ".csv":
                 # Only nothing is missing: "NA" may be a country.
                 return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
