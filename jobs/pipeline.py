@@ -276,6 +276,8 @@ def _mode(env: StreamExecutionEnvironment, mode: str) -> Iterator[None]:
     configuration = Configuration()
     configuration.set_string("python.execution-mode", mode)
     env.configure(configuration)
-    yield
-    configuration.set_string("python.execution-mode", "thread")
-    env.configure(configuration)
+    try:
+        yield
+    finally:
+        configuration.set_string("python.execution-mode", "thread")
+        env.configure(configuration)

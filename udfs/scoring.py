@@ -16,7 +16,7 @@ from pyflink.datastream import AsyncFunction, FlatMapFunction, RuntimeContext
 
 from model_server.backends.xgboost import XGBoostModel
 from model_server.client import ClientOptions, PredictClient
-from model_server.errors import PredictError
+from model_server.errors import InvalidRows, PredictError
 from udfs.batch import FeatureBatch
 from udfs.events import FloatArray
 from udfs.records import Predictions, RecordWriter, Verdict
@@ -45,7 +45,8 @@ class Output:
     def model_input(self, batch: FeatureBatch) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The batch as the model gets it: float32 (n, columns), nothing missing."""
         features = batch.features
-        return np.where(np.isnan(features), self.impute, features).astype(np.float32)
+        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as in C
+            return np.where(np.isnan(features), self.impute, features).astype(np.float32)
 
     def warm_up(self) -> None:
         """Compile the writing of records, or load it from Numba's cache."""
@@ -187,6 +188,15 @@ class EmbeddedScorer(FlatMapFunction):
         matrix = self._output.model_input(batch)
         scores = np.asarray(self._model.predict(matrix), dtype=np.float64)
         verdict = Verdict(scores, self._model_name, self._version)
-        alerts = self._output.writer.alert_rows(verdict) if self._output.explain else []
-        why = self._model.explain(matrix[alerts]) if alerts else None
-        yield self._output.rows(batch, verdict, why)
+        yield self._output.rows(batch, verdict, self._explain(matrix, verdict))
+
+    def _explain(
+        self, matrix: np.ndarray[Any, np.dtype[np.float32]], verdict: Verdict
+    ) -> FloatArray | None:
+        rows = self._output.writer.alert_rows(verdict)
+        if not rows or not self._output.explain:
+            return None
+        try:
+            return self._model.explain(matrix[rows])
+        except InvalidRows:
+            return None  # an infinite value scores, but has no contribution
