@@ -6,6 +6,7 @@ Kafka -> JVM: bucket, 10 ms window, join -> FirstStage -> NextStage ... -> score
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from udfs.buckets import DEFAULT_MAX_PARALLELISM, even_labels
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.records import RecordWriter
 from udfs.scoring import EmbeddedScorer, Output, ServedScorer
+
+logger = logging.getLogger(__name__)
 
 _BATCH = Types.PICKLED_BYTE_ARRAY()
 _ROUTED = Types.ROW([Types.INT(), _BATCH])
@@ -111,7 +114,7 @@ def _stages(
         function = (NextStage if number else FirstStage)(
             schema,
             key,
-            Routing(labels),
+            Routing(labels, settings.kafka.keyed_by_record_key),
             settings.topics.events,
             settings.batch.max_rows,
             ttl_s,
@@ -253,6 +256,11 @@ def _model(settings: Settings) -> ModelVersion:
         raise SettingsError(
             f"{found.path} was trained with other features ({', '.join(other) or 'another order'}):"
             " train a model with these settings: streamscore train"
+        )
+    if features.config_hash != settings.features_hash:
+        logger.warning(
+            "%s was trained with other event or feature settings: train anew if they matter",
+            found.path,
         )
     return found
 

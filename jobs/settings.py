@@ -171,7 +171,9 @@ class FlinkSettings(Strict):
         description="idle keys are dropped after this processing time; none: twice the horizon",
     )
     cached_entries: int = Field(
-        8_000_000, ge=1, description="events kept unpacked per bucket and stage, 36 bytes each"
+        8_000_000,
+        ge=1,
+        description="events kept unpacked per bucket, stage and stream, about 40 bytes each",
     )
     web_port: int | None = Field(None, description="port of a local run's web page; none: free one")
     options: dict[str, str] = Field(default_factory=dict, description="any other Flink option")

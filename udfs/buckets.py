@@ -10,7 +10,13 @@ The hashes are Flink's own: ``MathUtils.murmurHash``, ``MurmurHashUtils.hashByte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from udfs.events import IntArray
 
 DEFAULT_MAX_PARALLELISM = 128
 """Key groups of a job; Flink's own default for small parallelisms."""
@@ -85,3 +91,27 @@ def even_labels(count: int, max_parallelism: int = DEFAULT_MAX_PARALLELISM) -> t
         labels.append(candidate)
         candidate += 1
     return tuple(labels)
+
+
+def sql_buckets(keys: Sequence[str], count: int) -> IntArray:
+    """The number of each key's bucket, 0 to ``count - 1``, as the SQL of the source computes it.
+
+    That is ``MOD(ABS(HASH_CODE(DECODE(key, 'ISO-8859-1'))), count)``: Java's ``String.hashCode``
+    of the key's UTF-8 bytes as characters. Keys have no control characters.
+    """
+    text = ("\n".join(keys) + "\n").encode()
+    return np.abs(java_hashes(np.frombuffer(text, np.uint8), len(keys))) % count
+
+
+@njit(cache=True, nogil=True)
+def java_hashes(text: npt.NDArray[np.uint8], count: int) -> IntArray:
+    """``String.hashCode`` of texts that a line feed ends, int64 (count,)."""
+    hashes = np.empty(count, np.int64)
+    n, code = 0, np.int32(0)
+    for character in text:
+        if character == 10:
+            hashes[n] = code
+            n, code = n + 1, np.int32(0)
+        else:
+            code = np.int32(31 * code + character)
+    return hashes

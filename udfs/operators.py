@@ -18,6 +18,7 @@ from pyflink.datastream import FlatMapFunction, KeyedProcessFunction, RuntimeCon
 from pyflink.datastream.state import MapState, MapStateDescriptor, StateTtlConfig
 
 from udfs.batch import FeatureBatch, LabelBatch
+from udfs.buckets import sql_buckets
 from udfs.events import Decoder, Events, Reject, split_batch
 from udfs.expressions import evaluate
 from udfs.keyed import Identities, KeyedStage, StageState
@@ -36,9 +37,11 @@ class Routing:
 
     Attributes:
         labels: The buckets' labels; Flink hashes a label to a subtask.
+        by_record_key: Whether the first stage's bucket was told from the Kafka record's key.
     """
 
     labels: tuple[int, ...]
+    by_record_key: bool = False
 
     def of(self, entity: str) -> int:
         """The label of an entity's bucket; the same in every process and release."""
@@ -135,10 +138,6 @@ class _KeyedOperator(KeyedProcessFunction):
         self._states = BucketStates(
             self._stage, runtime_context.get_map_state(descriptor), self._cached_entries
         )
-        metrics = runtime_context.get_metrics_group()
-        self._scored_counter = metrics.counter("events")
-        self._duplicates_counter = metrics.counter("duplicates")
-        self._dead_letters_counter = metrics.counter("dead_letters")
         self._stage.warm_up()
         calm_garbage_collector()
 
@@ -169,26 +168,47 @@ class FirstStage(_KeyedOperator):
         super().open(runtime_context)
         self._decoder = Decoder.for_events(self._schema.event, self._schema.stages)
         split_batch("")
+        metrics = runtime_context.get_metrics_group()
+        self._events_counter = metrics.counter("events")
+        self._duplicates_counter = metrics.counter("duplicates")
+        self._dead_letters_counter = metrics.counter("dead_letters")
         later = [KeyedStage(self._schema, key) for key in self._later_keys]
-        self._carried = tuple(dict.fromkeys(v for stage in later for v in stage.event_values))
+        stages = (self._stage, *later)
+        self._carried = tuple(dict.fromkeys(v for stage in stages for v in stage.event_values))
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Routed]:
         """One micro-batch of raw records."""
         raw, positions = split_batch(value)
         decoded = self._decoder.decode(raw, positions)
-        events = decoded.merged()
+        events, bucket = decoded.merged(), ctx.get_current_key()
         if events is None:
             return self._route(self._refused(decoded.rejects))
-        return self._route(self._observe(ctx.get_current_key(), events, decoded.rejects))
+        batch, rejects = self._of_bucket(bucket, self._batch(events))
+        return self._route(self._observe(bucket, batch, decoded.rejects + rejects))
 
-    def _observe(self, bucket: int, events: Events, rejects: list[Reject]) -> FeatureBatch:
-        batch = self._batch(events)
+    def _of_bucket(self, bucket: int, batch: FeatureBatch) -> tuple[FeatureBatch, list[Reject]]:
+        """Refuse records whose Kafka key led them to another bucket than their key field.
+
+        Their history is elsewhere: their features would be wrong, and nobody would know.
+        """
+        labels = self._routing.labels
+        if len(labels) == 1 or not self._routing.by_record_key:
+            return batch, []
+        own = np.array(labels)[sql_buckets(batch.keys, len(labels))]
+        if (own == bucket).all():
+            return batch, []
+        message = f"the record's Kafka key is not its {self._key}, which decides where it is kept"
+        strays = np.flatnonzero(own != bucket).tolist()
+        rejects = [_reject(batch, row, "key_mismatch", message) for row in strays]
+        return batch.select(np.flatnonzero(own == bucket)), rejects
+
+    def _observe(self, bucket: int, batch: FeatureBatch, rejects: list[Reject]) -> FeatureBatch:
         observed = self._stage.observe(
             self._states.of(bucket),
             batch.keys,
-            events.times,
-            {name: events.numbers[name] for name in self._stage.event_values},
-            Identities.of_events(batch.ids, events.raw),
+            batch.times,
+            {name: batch.values[name] for name in self._stage.event_values},
+            Identities.of_events(batch.ids, batch.raw),
         )
         kept = batch if len(observed.kept) == len(batch) else batch.select(observed.kept)
         kept = kept.with_stage(observed.features, self._states.take_order(bucket, len(kept)))
@@ -225,15 +245,19 @@ class FirstStage(_KeyedOperator):
         return [(f"{r.partition}-{r.offset}", dead_letter(self._topic, r)) for r in rejects]
 
     def _count(self, events: int, duplicates: int, dead_letters: int) -> None:
-        self._scored_counter.inc(events)
+        self._events_counter.inc(events)
         self._duplicates_counter.inc(duplicates)
         self._dead_letters_counter.inc(dead_letters)
 
 
-def _conflict(batch: FeatureBatch, index: int) -> Reject:
-    partition, offset, kafka_time_ms = batch.positions[index].tolist()
-    message = f"id {batch.ids[index]!r} was seen before with another content"
-    return Reject(batch.raw[index], "id_conflict", message, partition, offset, kafka_time_ms)
+def _conflict(batch: FeatureBatch, row: int) -> Reject:
+    message = f"id {batch.ids[row]!r} was seen before with another content"
+    return _reject(batch, row, "id_conflict", message)
+
+
+def _reject(batch: FeatureBatch, row: int, code: str, message: str) -> Reject:
+    partition, offset, kafka_time_ms = batch.positions[row].tolist()
+    return Reject(batch.raw[row], code, message, partition, offset, kafka_time_ms)
 
 
 class NextStage(_KeyedOperator):
@@ -242,6 +266,13 @@ class NextStage(_KeyedOperator):
     Input: ``FeatureBatch`` or ``LabelBatch``, keyed by bucket. Output: ``Row(next bucket,
     FeatureBatch)``.
     """
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """See the base class."""
+        super().open(runtime_context)
+        metrics = runtime_context.get_metrics_group()
+        self._labels_counter = metrics.counter("labels")
+        self._repeats_counter = metrics.counter("label_repeats")
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Routed]:
         """One micro-batch of events, or of labels."""
@@ -265,13 +296,15 @@ class NextStage(_KeyedOperator):
         return result
 
     def _learn(self, bucket: int, labels: LabelBatch) -> None:
-        self._stage.learn(
+        repeats = self._stage.learn(
             self._states.of(bucket),
             labels.entities,
             labels.times,
             labels.values,
             Identities.of_labels(labels.ids, labels.values),
         )
+        self._labels_counter.inc(len(labels.ids))
+        self._repeats_counter.inc(repeats)
         self._states.write(bucket, "labels", labels.entities)
 
 
@@ -292,12 +325,14 @@ class LabelReader(FlatMapFunction):
         assert self._schema.labels is not None
         self._labels = self._schema.labels
         self._decoder = Decoder.for_labels(self._labels, self._schema.event)
+        self._dead_letters_counter = runtime_context.get_metrics_group().counter("dead_letters")
 
     def flat_map(self, value: Any) -> Iterator[Routed]:
         """One micro-batch of raw labels."""
         raw, positions = split_batch(value[1])
         decoded = self._decoder.decode(raw, positions)
         if decoded.rejects:
+            self._dead_letters_counter.inc(len(decoded.rejects))
             refused = FeatureBatch.empty((), ())
             refused.dead_letters.extend(
                 (f"{r.partition}-{r.offset}", dead_letter(self._topic, r)) for r in decoded.rejects

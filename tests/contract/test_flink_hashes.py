@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from pyflink.java_gateway import get_gateway
 
-from udfs.buckets import DEFAULT_MAX_PARALLELISM, even_labels, hash_int_row, key_group, murmur_int
+from udfs.buckets import (
+    DEFAULT_MAX_PARALLELISM,
+    even_labels,
+    hash_int_row,
+    key_group,
+    murmur_int,
+    sql_buckets,
+)
 
 EDGES = [0, 1, -1, 127, 128, 255, 256, 65_535, 2**31 - 1, -(2**31), -(2**31) + 1]
 CODES = EDGES + random.Random(5).sample(range(-(2**31), 2**31), 250)
@@ -68,3 +75,11 @@ def test_labels_are_even_in_flink_itself(
             for label in even_labels(count)
         ]
         assert sorted(subtasks) == sorted([*range(parallelism)] * (count // parallelism))
+
+
+def test_buckets_of_keys_are_those_of_the_sql_source(jvm: Any) -> None:
+    keys = ["", "c00001", "pan-Ünï", "日本", "x" * 300, *map(str, range(100))]
+    functions = jvm.org.apache.flink.table.runtime.functions.SqlFunctionUtils
+    hashes = [functions.hashCode(key.encode().decode("latin-1")) for key in keys]
+    for count in (1, 2, 7, 128):
+        assert sql_buckets(keys, count).tolist() == [abs(h) % count for h in hashes]

@@ -22,13 +22,16 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
+import psutil
 import pytest
 import xgboost
 from pyflink.common import Row
+from pyflink.fn_execution.datastream.process.async_function.operation import AsyncFunctionRunner
 
 from model_server.client import ClientOptions
 from model_server.server import ServerOptions, start
 from udfs.batch import FeatureBatch, LabelBatch
+from udfs.buckets import sql_buckets
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.records import RecordWriter
 from udfs.scoring import EmbeddedScorer, Output, ServedScorer
@@ -291,7 +294,9 @@ def raw_batches(seed: int, *, batches: int = 14, rows: int = 9) -> list[tuple[in
             record = a_record(rng, step * rows + row, card)
             kind = rng.random()
             if kind < 0.1:
-                record = rng.choice([b"", b"\xff\x1e\xfe", b" 0 9 1 2 {} ", record[:-3], b'{"id":"x"}'])
+                record = rng.choice(
+                    [b"", b"\xff\x1e\xfe", b" 0 9 1 2 {} ", record[:-3], b'{"id":"x"}']
+                )
             elif kind < 0.25 and sent[bucket]:
                 record = rng.choice(sent[bucket])
             elif kind < 0.3 and sent[bucket]:
@@ -738,3 +743,92 @@ class TestScorers:
         assert all(p["fallback_reason"] and p["model"]["version"] is None for p in predictions)
         assert [row[1] for row in rows] == [[]] * len(rows)
         assert subtask.context.metrics.counters["fallbacks"].value == len(predictions)
+
+
+def connections_to(port: int) -> int:
+    """How many connections of this process to a port are open."""
+    open_ = psutil.Process().net_connections("tcp")
+    return sum(c.raddr.port == port and c.status == "ESTABLISHED" for c in open_ if c.raddr)
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+class TestServedScorerAsPyFlinkEndsIt:
+    """PyFlink stops the event loop of the calls, then calls ``close`` in another thread."""
+
+    @pytest.fixture
+    async def loop(self) -> AsyncIterator[AsyncFunctionRunner]:
+        """PyFlink's thread and loop for the calls of an async function."""
+        runner = AsyncFunctionRunner()
+        runner.daemon = True
+        runner.start()
+        await asyncio.to_thread(runner.wait_ready)
+        yield runner
+        await asyncio.to_thread(runner.stop)
+
+    async def test_the_connection_is_closed(
+        self, loop: AsyncFunctionRunner, server_port: int, output: Output
+    ) -> None:
+        scorer = Subtask(ServedScorer(client_options(server_port), output))
+        batch = next(element for element in await scorable() if len(element[1]))
+        calling = scorer.function.async_invoke(batch)
+        future = asyncio.run_coroutine_threadsafe(calling, loop._loop)
+        [row] = await asyncio.wrap_future(future)
+        assert {p["fallback_reason"] for _, p in plain(row)[0]} == {None}
+        assert connections_to(server_port) == 1
+        await asyncio.to_thread(loop.stop)
+        await scorer.close()
+        await until(lambda: connections_to(server_port) == 0)
+
+    async def test_a_call_in_flight_does_not_keep_it_from_closing(
+        self, loop: AsyncFunctionRunner, output: Output
+    ) -> None:
+        batch = next(element for element in await scorable() if len(element[1]))
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = int(silent.getsockname()[1])
+            scorer = Subtask(ServedScorer(client_options(port), output))
+            calling = scorer.function.async_invoke(batch)
+            future = asyncio.run_coroutine_threadsafe(calling, loop._loop)
+            await until(lambda: connections_to(port) == 1)
+            await asyncio.to_thread(loop.stop)
+            await scorer.close()
+            assert not future.done()
+
+    async def test_it_may_be_closed_unused_and_twice(
+        self, server_port: int, output: Output
+    ) -> None:
+        scorer = Subtask(ServedScorer(client_options(server_port), output))
+        await scorer.close()
+        await scorer.close()
+
+    async def test_it_may_be_opened_again(self, server_port: int, output: Output) -> None:
+        stream = await scorable()
+        first = Subtask(ServedScorer(client_options(server_port), output))
+        expected = plain(await first.run_all(stream))
+        await first.close()
+        again = Subtask(first.function)
+        assert plain(await again.run_all(stream)) == expected
+        assert again.context.metrics.counters["fallbacks"].value == 0
+        await again.close()
+
+
+async def test_records_led_astray_by_their_kafka_key_are_refused() -> None:
+    """Each card's records go to the bucket of another card's key: features would be wrong."""
+    settings = stage_settings("card", max_rows=100)
+    settings[2] = Routing(BUCKETS, by_record_key=True)
+    subtask = Subtask(FirstStage(*settings))
+    rng = random.Random(3)
+    cards = [f"c{n}" for n in range(12)]
+    home = [BUCKETS[n] for n in sql_buckets(cards, len(BUCKETS))]
+    assert {*home} == {*BUCKETS}
+    records = [a_record(rng, n, card) for n, card in enumerate(cards)]
+    rows = await subtask.run(micro_batch(BUCKETS[0], records, 0))
+    strays = [letter for row in rows for letter in row[1].dead_letters]
+    kept = [key for row in rows for key in row[1].keys]
+    assert sorted(kept) == sorted(c for c, bucket in zip(cards, home, strict=True) if bucket == 3)
+    assert len(strays) == home.count(8)
+    assert {json.loads(letter)["code"] for _, letter in strays} == {"key_mismatch"}

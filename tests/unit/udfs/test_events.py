@@ -148,6 +148,11 @@ def test_positions_keep_all_64_bits() -> None:
         (f"1 2 3 {2**64 + 2} {{}}", 0),
         ("1 2 3 9999999999999999999 {}", 0),
         (f"1 {2**63} 3 2 {{}}", 0),
+        (f"1 {2**63 + 1} 3 2 {{}}", 0),
+        (f"1 {2**64} 3 2 {{}}", 0),
+        ("1 10000000000000000000 3 2 {}", 0),
+        ("1 18446744073709551617 3 2 {}", 0),
+        (f"1 2 3 {2**63 - 1 - 24} {{}}", 0),
         ("1 2 3 2 {} 1 2 3 3 {}", 11),
         ("1 2 3 2 {}  1 2 3 2 {}", 11),
         ("1 2 3 2 {}\x001 2 3 2 {}", 0),
@@ -171,14 +176,17 @@ def read_frames(text: str) -> list[tuple[int, ...]] | None:
     frames: list[tuple[int, ...]] = []
     at = 0
     while at < len(text):
-        head = re.compile(r"(-?[0-9]{1,19}) (-?[0-9]{1,19}) (-?[0-9]{1,19}) ([0-9]{1,19}) ").match(
-            text, at
-        )
+        head = re.compile(r"(-?[0-9]+) (-?[0-9]+) (-?[0-9]+) (-?[0-9]+) ").match(text, at)
         if head is None or max(abs(int(n)) for n in head.groups()) >= 2**63:
             return None
         *place, length = map(int, head.groups())
         end = head.end() + length
-        if end > len(text) or text[end : end + 1] not in ("", " ") or end + 1 == len(text):
+        if (
+            length < 0
+            or end > len(text)
+            or text[end : end + 1] not in ("", " ")
+            or end + 1 == len(text)
+        ):
             return None
         frames.append((*place, head.end(), end))
         at = end + 1

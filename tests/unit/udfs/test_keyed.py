@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from udfs import kernels
 from udfs.keyed import Identities, KeyedStage, StageState
 from udfs.spec import EventSpec, FeatureSpec, FieldSpec, LabelSpec, Schema, TimeSpec, WindowFeature
 from udfs.windows import Entries, Histories, StateFormatError, WindowPlan, entry_bytes
@@ -228,6 +229,87 @@ def test_labels_count_once_and_the_last_word_holds(
             assert math.isnan(got[2 * w + 1])
 
 
+def learn(stage: KeyedStage, state: StageState, labels: list[tuple[str, int, float]]) -> int:
+    """Labels of one entity by id, time and value; returns how many were repeats."""
+    values = np.array([value for *_, value in labels], np.float64)
+    return stage.learn(
+        state,
+        ["a"] * len(labels),
+        np.array([time_ms for _, time_ms, _ in labels], np.int64),
+        values,
+        Identities.of_labels([id_ for id_, *_ in labels], values),
+    )
+
+
+def label_window(stage: KeyedStage, state: StageState, now_ms: int) -> list[float]:
+    """Count and mean of the largest label window."""
+    one = np.ones(1)
+    observed = stage.observe(state, ["a"], np.array([now_ms]), {"amount": one}, Identities.none(1))
+    features: list[float] = observed.features[0, -2:].tolist()
+    return features
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_huge_label_that_was_corrected_leaves_no_trace(restart: bool) -> None:
+    stage = KeyedStage(SCHEMA, "terminal")
+    restarts = Restarts(stage)
+    assert learn(stage, restarts.state, [("x", 1, 0.3), ("y", 2, 1e15), ("z", 3, 0.01)]) == 0
+    if restart:
+        restarts.restart()
+    assert learn(stage, restarts.state, [("y", 2, 0.02)]) == 0
+    count, mean = label_window(stage, restarts.state, 20)
+    assert count == 3
+    assert count * mean == pytest.approx(0.33, rel=1e-15)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sent=st.lists(
+        st.tuples(
+            st.sampled_from("uvwxyz"),
+            st.integers(0, 50),
+            st.one_of(st.sampled_from([0.0, 1e15, -1e15, 0.01, 0.3]), st.floats(-1e15, 1e15)),
+        ),
+        max_size=25,
+    )
+)
+def test_labels_corrected_over_and_over_measure_what_they_are_now(
+    sent: list[tuple[str, int, float]],
+) -> None:
+    stage = KeyedStage(SCHEMA, "terminal")
+    state = stage.new_state()
+    final: dict[str, tuple[int, float]] = {}
+    for label in sent:
+        id_, time_ms, value = label
+        repeated = id_ in final and final[id_][1] == value
+        same_bits = repeated and math.copysign(1, value) == math.copysign(1, final[id_][1])
+        assert learn(stage, state, [label]) == int(same_bits)
+        if not same_bits:
+            final[id_] = time_ms, value
+    count, mean = label_window(stage, state, 60)
+    assert count == len(final)
+    if final:
+        values = [value for _, value in final.values()]
+        total, size = math.fsum(values), math.fsum(map(abs, values))
+        foreign = 2.0**-104 * (len(sent) + 1) ** 2 * math.fsum(abs(v) for *_, v in sent)
+        assert abs(mean * count - total) <= 2.0**-50 * size + foreign
+
+
+def test_labels_that_differ_by_a_fraction_are_corrections() -> None:
+    stage = KeyedStage(SCHEMA, "terminal")
+    state = stage.new_state()
+    assert learn(stage, state, [("x", 1, 0.3)]) == 0
+    assert learn(stage, state, [("x", 1, 0.4), ("x", 1, 0.4)]) == 1
+    assert label_window(stage, state, 20) == [1, 0.4]
+
+
+@pytest.mark.parametrize("values", [np.array([0.0, 0.5, 1.0, 2.0**63]), np.arange(8.0)[::2]])
+def test_the_check_of_a_label_is_its_bits(values: np.ndarray) -> None:
+    identities = Identities.of_labels(["a", "b", "c", "d"], values)
+    assert identities.checks.view(np.float64).tolist() == values.tolist()
+    assert len(set(identities.ids.tolist())) == 4
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     items=st.lists(
@@ -261,6 +343,28 @@ def test_repeats_are_duplicates_or_conflicts_and_never_counted(
             else:
                 assert row in observed.conflicts
         assert len(observed.kept) + len(observed.duplicates) + len(observed.conflicts) == len(batch)
+
+
+@pytest.mark.parametrize("key", SCHEMA.stages)
+def test_warming_up_leaves_the_stage_as_it_was(key: str) -> None:
+    items = [Event("", 0, 1.0), Event("a", 5, 2.0), Event("", 7, 3.0)]
+    warm, cold = KeyedStage(SCHEMA, key), KeyedStage(SCHEMA, key)
+    warm.warm_up()
+    warm.warm_up()
+    got, expected = (run(stage, [items], restart=False) for stage in (warm, cold))
+    np.testing.assert_array_equal(got, expected)
+    assert len(warm.new_state().events) == len(warm.new_state().labels) == 0
+
+
+def test_warming_up_compiles_all_that_a_batch_needs() -> None:
+    stage = KeyedStage(SCHEMA, "terminal")
+    stage.warm_up()
+    compiled = [kernels.observe, kernels.measure, kernels.learn]
+    before = [len(loop.signatures) for loop in compiled]
+    state = stage.new_state()
+    learn(stage, state, [("x", 1, 1.0)])
+    label_window(stage, state, 20)
+    assert [len(loop.signatures) for loop in compiled] == before
 
 
 def test_one_key_may_have_a_batch_to_itself() -> None:

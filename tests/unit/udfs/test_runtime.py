@@ -1,0 +1,55 @@
+"""What operators do to their interpreter."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from udfs.runtime import calm_garbage_collector
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+
+
+class Node:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_is_loaded_is_looked_at_no_more() -> None:
+    calm_garbage_collector()
+    assert gc.get_freeze_count() > 1_000
+    assert len(gc.get_objects()) < 1_000
+
+
+def test_it_may_be_called_again() -> None:
+    calm_garbage_collector()
+    thresholds = gc.get_threshold()
+    calm_garbage_collector()
+    assert gc.get_threshold() == thresholds
+
+
+def test_cycles_are_still_collected() -> None:
+    calm_garbage_collector()
+    assert gc.isenabled()
+    cycle = weakref.ref(Node())
+    made = [[] for _ in range(gc.get_threshold()[0] + 1_000)]
+    assert cycle() is None, f"kept through {len(made)} new containers"
+
+
+def test_garbage_is_dropped_before_the_rest_is_kept() -> None:
+    gc.disable()
+    try:
+        cycle = weakref.ref(Node())
+        calm_garbage_collector()
+        assert cycle() is None
+    finally:
+        gc.enable()
