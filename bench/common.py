@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import re
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,14 +23,19 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from jobs.environment import BUILD, ROOT, find_java, first_output
+from jobs.environment import BUILD, ROOT, NotReadyError, find_java, first_output
+from jobs.exit_codes import ExitCode
+from jobs.jars import expected
+from jobs.settings import SettingsError
 
 BENCH = BUILD / "bench"
 """Folder of the figures, and of what a run writes while it goes on."""
 
+_EXIT_SIGTERM = 128 + signal.SIGTERM
+
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 116)
 
 
 class BenchError(RuntimeError):
@@ -73,12 +80,14 @@ class Rate:
         records: Records between them.
         seconds: Time between them.
         ignored_records: Records before the first one: warm-up.
+        from_s: Monotonic seconds of the first one.
     """
 
     per_s: float
     records: int
     seconds: float
     ignored_records: int
+    from_s: float
 
 
 def growth_rate(
@@ -107,7 +116,7 @@ def growth_rate(
         raise BenchError(f"{total:,} records are too few, or came too fast, to measure a rate")
     first, last = warm[0], warm[-1]
     records, seconds = last.records - first.records, last.at_s - first.at_s
-    return Rate(records / seconds, records, seconds, first.records)
+    return Rate(records / seconds, records, seconds, first.records, first.at_s)
 
 
 def _while_growing(samples: Sequence[Sample]) -> list[Sample]:
@@ -275,8 +284,6 @@ def _java_version() -> str:
 
 
 def _kafka_version() -> str:
-    from jobs.jars import expected
-
     found = re.search(r"kafka/kafka_[\d.]+-([\d.]+)\.jar", "\n".join(expected()))
     return found[1] if found else "unknown"
 
@@ -304,7 +311,7 @@ def results_table(title: str, results: Iterable[Result]) -> Table:
     table.add_column("result", no_wrap=True)
     for name in ("value", "unit", "stock PyFlink", "ratio"):
         table.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
-    table.add_column("note")
+    table.add_column("note", overflow="fold")
     for r in results:
         table.add_row(r.name, _shown(r.value), r.unit, _shown(r.baseline), _times(r.ratio), r.note)
     return table
@@ -333,16 +340,38 @@ def finish(
         quick: Whether it was only a smoke test, which goes to a file of its own.
 
     Returns:
-        The exit code: 1 if something failed.
+        The exit code: failed if something did.
     """
     document = {"benchmark": name, "quick": quick, **document, "results": as_dicts(results)}
     path = BENCH / f"{name}{'-quick' if quick else ''}.json"
     write_document(path, document)
     console.print(results_table(title, results))
+    changed = ", ".join(f"{k} {v}" for k, v in document["settings"]["changed"].items())
+    console.print(f"our settings that are not the file's: {changed or 'none'}", soft_wrap=True)
     for failure in document["failures"]:
         console.print(f"[bold red]failed[/] {failure}", soft_wrap=True)
     console.print(f"written to {path}", soft_wrap=True)
-    return 1 if document["failures"] else 0
+    return ExitCode.FAILED if document["failures"] else ExitCode.OK
+
+
+def guarded(measure: Callable[[], int]) -> int:
+    """Run a benchmark so that whatever ends it, all that it started is stopped.
+
+    Returns:
+        Its exit code; after an error, one of ``jobs.exit_codes``, and the error is printed.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_SIGTERM))
+    try:
+        return measure()
+    except SettingsError as exc:
+        console.print(str(exc), markup=False)
+        return ExitCode.CONFIG_REFUSED
+    except NotReadyError as exc:
+        console.print(f"{exc.problem}\nfix: {exc.fix}", markup=False)
+        return ExitCode.NOT_READY
+    except BenchError as exc:
+        console.print(str(exc), markup=False)
+        return ExitCode.FAILED
 
 
 def say(text: str) -> None:
@@ -363,7 +392,11 @@ def add_common_options(add: Callable[..., Any]) -> None:
         default=[], help="override one of our job's settings, e.g. --set batch.max_rows=1024;"
         " may be repeated")  # fmt: skip
     add("--data", choices=("small", "full"), help="demo data (default: full, with --quick small)")
-    add("--keep", action="store_true", help="keep the run's folder with its logs below build/bench")
+    add(
+        "--keep",
+        action="store_true",
+        help="keep the run's logs below build/bench even if nothing failed",
+    )
 
 
 def override(text: str) -> tuple[str, Any]:

@@ -6,8 +6,9 @@ Modules are imported inside the commands, so that ``--help`` does not wait for F
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -39,14 +40,27 @@ Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings
 _CONFIG = Path("conf/fraud.yaml")
 
 
-def _settings(path: Path) -> Settings:
+def _settings(path: Path, changes: Sequence[str] = ()) -> Settings:
     from jobs import settings
 
     try:
-        return settings.load(path)
+        return settings.load(path, dict(map(_change, changes)))
     except settings.SettingsError as exc:
         typer.echo(str(exc), err=True)
         raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """``dotted.key=value`` as the key and the value, which is read as YAML reads it."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as exc:
+        raise typer.BadParameter(f"{value!r} is not YAML", param_hint="--set") from exc
 
 
 @app.command()
@@ -146,6 +160,72 @@ def serve(
 
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONF", help="The job's settings file.")]
+
+
+@app.command()
+def run(
+    conf: ConfigFile,
+    target: Annotated[
+        str, typer.Option(help="host:port of a Flink JobManager; default: a mini-cluster here.")
+    ] = "",
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Score inside the operator, without a server.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Override a setting; may be repeated."),
+    ] = None,
+) -> None:
+    """Run a scoring job and show how it fares until Ctrl-C.
+
+    Example: streamscore run conf/fraud.yaml --set batch.buckets=4
+    """
+    from jobs import run_job
+
+    changes = [*(overrides or ()), *(["model.embedded=true"] if embedded else ())]
+    settings = _settings(conf, changes)
+    raise typer.Exit(run_job.run(settings, conf, target or None))
+
+
+@app.command()
+def demo(
+    size: Annotated[
+        Literal["small", "full"], typer.Option(help="Which demo data; see streamscore data.")
+    ] = "small",
+    seconds: Annotated[
+        float, typer.Option(min=5, help="How long the replay takes, in seconds.")
+    ] = 90,
+    no_live: Annotated[
+        bool, typer.Option("--no-live", help="Print lines instead of a live panel.")
+    ] = False,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Score inside the operator, without a server.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave everything running after the report, to Ctrl-C.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option(hidden=True, help="Only the first so many transactions; 0 takes all.")
+    ] = 0,
+) -> None:
+    """Score card transactions end to end on this machine: data, model, Kafka, Flink, report.
+
+    Example: streamscore demo --no-live
+    """
+    from jobs import demo as show
+    from jobs.replay import ReplayError
+    from jobs.runner import JobError
+    from jobs.watch import WatchError
+
+    options = show.DemoOptions(size, seconds, not no_live, embedded, keep, limit)
+    try:
+        outcome = show.run(options)
+    except (JobError, ReplayError, WatchError) as exc:
+        typer.echo(f"the demo failed: {exc}", err=True)
+        raise typer.Exit(ExitCode.FAILED) from exc
+    if outcome.unaccounted:
+        typer.echo(f"{outcome.unaccounted:,} records are unaccounted for", err=True)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @config_app.command("check")

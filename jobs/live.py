@@ -48,7 +48,7 @@ class Snapshot:
         dead_letters: Records so far that could not be scored.
         duplicates: Repeated events so far.
         checkpoints: Completed so far.
-        server: The model server's state: "serving", "stopped", or what the breaker says.
+        server: The model server's state: "serving", "stopped" or "embedded".
         flink_url: Address of Flink's web page, empty if there is none.
         latest_alerts: The last alerts, in the order they came.
     """
@@ -183,7 +183,7 @@ def sparkline(values: Sequence[float]) -> str:
 def _cells(snapshot: Snapshot) -> list[tuple[str, str, str]]:
     """Name, value and style of each number."""
     s = snapshot
-    server_style = "green" if s.server == "serving" else "bold red"
+    server_style = "green" if s.server in ("serving", "embedded") else "bold red"
     return [
         ("input", f"{s.input:,}", ""),
         ("in", _rate(s.in_per_s), ""),

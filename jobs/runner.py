@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobs.environment import BUILD, NotReadyError, thread_mode_env
 from jobs.jars import flink_jars
@@ -20,7 +22,10 @@ from jobs.settings import Settings
 from jobs.stack import HOST, free_port
 
 TERMINAL_STATES = frozenset({"FINISHED", "CANCELED", "FAILED", "SUSPENDED"})
+_PACKAGE = re.compile(r"^(?:[a-z_][\w$]*\.)+(?=[A-Z])")
 _POLL_S = 0.1
+_GONE_S = 10.0
+"""How long a mini-cluster whose REST API is gone may take to say how the job ended."""
 
 
 class JobError(RuntimeError):
@@ -70,20 +75,77 @@ class RunningJob:
     Attributes:
         job_id: Flink's id, 32 hex digits.
         rest: The cluster it runs on.
+        client: PyFlink's client of the job. A mini-cluster ends with its job and takes the REST
+            API along; then only the client knows how the job ended.
     """
 
     job_id: str
     rest: FlinkRest
+    client: Any = None
 
     def state(self) -> str:
-        """Flink's word for the job's state, e.g. RUNNING."""
-        return str(self.rest.get(f"/jobs/{self.job_id}")["state"])
+        """Flink's word for the job's state, e.g. RUNNING.
+
+        Raises:
+            JobError: nobody can tell.
+        """
+        try:
+            return str(self.rest.get(f"/jobs/{self.job_id}")["state"])
+        except JobError:
+            ended = self._ending()
+            if ended is None:
+                raise
+            return ended.state
 
     def failure(self) -> str:
-        """The cause of the last failure, empty if there was none."""
-        found = self.rest.get(f"/jobs/{self.job_id}/exceptions?maxExceptions=1")
+        """The stack trace of the last failure, empty if there was none.
+
+        Raises:
+            JobError: nobody can tell.
+        """
+        try:
+            found = self.rest.get(f"/jobs/{self.job_id}/exceptions?maxExceptions=1")
+        except JobError:
+            ended = self._ending()
+            if ended is None:
+                raise
+            return ended.stacktrace
         entries = found.get("exceptionHistory", {}).get("entries", [])
         return str(entries[0]["stacktrace"]) if entries else ""
+
+    def cause(self) -> str:
+        """One line that says why the job failed last."""
+        return _cause(self.failure())
+
+    def _ending(self) -> _Ending | None:
+        """How the job ended by its client, none if it did not."""
+        if self.client is None:
+            return None
+        result = self.client.get_job_execution_result()
+        deadline_s = time.monotonic() + _GONE_S
+        while not result.done():
+            if time.monotonic() > deadline_s:
+                return None
+            time.sleep(_POLL_S)
+        return _ending_of(result)
+
+    def restarts(self) -> int:
+        """How often the job was restarted after a failure."""
+        found = self.rest.get(f"/jobs/{self.job_id}/metrics?get=numRestarts")
+        return int(found[0]["value"]) if found else 0
+
+    def counts(self, names: Sequence[str]) -> dict[str, int]:
+        """The sums of our operators' counters, by name; a restart sets them back to 0."""
+        totals = dict.fromkeys(names, 0)
+        for vertex in self.rest.get(f"/jobs/{self.job_id}")["vertices"]:
+            path = f"/jobs/{self.job_id}/vertices/{vertex['id']}/subtasks/metrics"
+            ids = [m["id"] for m in self.rest.get(path)]
+            wanted = [i for i in ids if i.rpartition(".")[2] in totals]
+            if wanted:
+                query = urllib.parse.quote(",".join(wanted), safe=",")
+                for metric in self.rest.get(f"{path}?agg=sum&get={query}"):
+                    totals[metric["id"].rpartition(".")[2]] += int(metric["sum"])
+        return totals
 
     def checkpoints_completed(self) -> int:
         """How many checkpoints are complete."""
@@ -98,7 +160,7 @@ class RunningJob:
         deadline_s = time.monotonic() + timeout_s
         while not until(state := self.state()):
             if state in TERMINAL_STATES:
-                raise JobError(f"the job ended as {state}: {_cause(self.failure())}")
+                raise JobError(f"the job ended as {state}: {self.cause()}")
             if time.monotonic() > deadline_s:
                 raise JobError(f"the job is still {state} after {timeout_s:.0f} s")
             time.sleep(_POLL_S)
@@ -119,10 +181,29 @@ class RunningJob:
             self.wait(lambda state: state in TERMINAL_STATES, timeout_s)
 
 
+class _Ending(NamedTuple):
+    state: str
+    stacktrace: str
+
+
+def _ending_of(result: Any) -> _Ending:
+    """Read PyFlink's future of a job's result, which is done."""
+    from py4j.protocol import Py4JJavaError
+
+    try:
+        result.result()
+    except Py4JJavaError as exc:
+        text = str(exc)
+        return _Ending("CANCELED" if "JobCancellationException" in text else "FAILED", text)
+    return _Ending("FINISHED", "")
+
+
 def _cause(stacktrace: str) -> str:
-    causes = [line for line in stacktrace.splitlines() if line.startswith("Caused by:")]
-    first = stacktrace.splitlines()[:1]
-    return (causes[-1:] or first or ["no cause was reported"])[0]
+    """The line of a Java stack trace that names the root cause, without its class' package."""
+    lines = [line.strip() for line in stacktrace.splitlines()]
+    causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by:")]
+    line = (causes[-1:] or [line for line in lines if line][:1] or ["no cause was reported"])[0]
+    return _PACKAGE.sub("", line)
 
 
 def start(settings: Settings, target: str | None = None) -> RunningJob:
@@ -139,8 +220,10 @@ def start(settings: Settings, target: str | None = None) -> RunningJob:
     Raises:
         NotReadyError: jars are missing, or nobody answers at the target.
         SettingsError: the model does not fit the settings.
+        JobError: Flink refused the job.
     """
     prepare()
+    from py4j.protocol import Py4JJavaError
     from pyflink.datastream import StreamExecutionEnvironment
 
     from jobs import pipeline
@@ -152,9 +235,12 @@ def start(settings: Settings, target: str | None = None) -> RunningJob:
     env = StreamExecutionEnvironment.get_execution_environment(
         pipeline.flink_configuration(settings, options)
     )
-    pipeline.build(env, settings)
-    client = env.execute_async(settings.name)
-    return RunningJob(str(client.get_job_id()), FlinkRest(address))
+    try:
+        pipeline.build(env, settings)
+        client = env.execute_async(settings.name)
+    except Py4JJavaError as exc:
+        raise JobError(f"Flink refused the job: {_cause(str(exc))}") from exc
+    return RunningJob(str(client.get_job_id()), FlinkRest(address), client)
 
 
 def prepare() -> None:

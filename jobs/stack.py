@@ -287,7 +287,8 @@ class KafkaBroker:
 
     def _format(self) -> None:
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-        tool = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id]
+        # With "=": one id in 64 begins with "-" and would be taken for an option.
+        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}"]
         command = self._java("-XX:TieredStopAtLevel=1", *tool, "-c", str(self._properties_path))
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode != 0:

@@ -1,0 +1,74 @@
+"""What a job needs before it is submitted: said at once, with what to do, instead of by Flink."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from jobs.environment import NotReadyError
+from jobs.settings import Settings
+from jobs.stack import HOST, topic_partitions
+from model_server.errors import RepositoryError
+from model_server.repository import find_version
+
+_CONNECT_S = 1.0
+_KAFKA_S = 5.0
+
+
+def check(settings: Settings, conf: Path) -> list[str]:
+    """Check the model, Kafka, its topics and the model server.
+
+    Args:
+        settings: The job's settings.
+        conf: Their file, named in what to do.
+
+    Returns:
+        Warnings: with these the job runs, but not as one would want.
+
+    Raises:
+        NotReadyError: the job cannot run.
+    """
+    _check_model(settings, conf)
+    _check_topics(settings, conf)
+    if settings.model.embedded or _answers(settings.model.server):
+        return []
+    return [
+        f"no model server answers at {settings.model.server}: predictions will be the fallback "
+        f"score until one does; start it with: streamscore serve --config {conf}"
+    ]
+
+
+def _check_model(settings: Settings, conf: Path) -> None:
+    model = settings.model
+    try:
+        find_version(model.path, model.name, model.version)
+    except RepositoryError as exc:
+        fix = f"train a model: streamscore train --config {conf}"
+        raise NotReadyError(f"no model: {exc}", fix) from exc
+
+
+def _check_topics(settings: Settings, conf: Path) -> None:
+    kafka, topics = settings.kafka, settings.topics
+    if kafka.properties:
+        return  # names and values are the Java client's: ours cannot log in with them
+    is_local = kafka.bootstrap_servers.startswith((f"{HOST}:", "localhost:"))
+    make = f"streamscore stack up --config {conf}"
+    try:
+        found = topic_partitions(kafka.bootstrap_servers, timeout_s=_KAFKA_S)
+    except NotReadyError as exc:
+        fix = f"start the local broker: {make}" if is_local else "correct kafka.bootstrap_servers"
+        raise NotReadyError(exc.problem, fix) from exc
+    names = [topics.events, topics.labels, topics.predictions, topics.alerts]
+    names += [topics.dead_letters, topics.duplicates]
+    if missing := [name for name in names if name and name not in found]:
+        word = "topics are" if len(missing) > 1 else "topic is"
+        fix = make if is_local else "make them, or correct topics in the settings"
+        raise NotReadyError(f"{word} missing: {', '.join(missing)}", fix)
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with suppress(OSError), socket.create_connection((host, int(port)), _CONNECT_S):
+        return True
+    return False

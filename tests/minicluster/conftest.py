@@ -1,0 +1,11 @@
+"""The broker, data and model of the session; the first job starts the one JVM."""
+
+from __future__ import annotations
+
+from jobs import runner
+from tests.support.fixtures import bootstrap, demo, make_settings, models
+
+__all__ = ["bootstrap", "demo", "make_settings", "models"]
+
+# At once: a test of another folder may start this process' JVM before one of these does.
+runner.prepare()

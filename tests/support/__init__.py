@@ -1,0 +1,1 @@
+"""What the tests that run the whole job share: broker, servers, traffic, and the oracle."""
