@@ -80,6 +80,7 @@ class ModelProcess:
         with self._log.open("ab") as log:
             process = subprocess.Popen(
                 [*command, "--port", str(self.port)],
+                bufsize=0,  # or select() misses a line that a read of the one before took along
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 _YOUNG_OBJECTS = 100_000
 
@@ -18,3 +19,15 @@ def calm_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, 20, 100)
+
+
+def restore_print() -> None:
+    """Let Numba be imported in PyFlink's worker process.
+
+    The worker replaces the built-in ``print`` by a method that is no attribute of the module it
+    names, and Numba, which looks ``print`` up there, fails with AttributeError. Call it before the
+    first import of Numba; anywhere else it does nothing.
+    """
+    module = sys.modules.get(print.__module__)
+    if module is not None and not hasattr(module, "print"):
+        module.print = print  # type: ignore[attr-defined]

@@ -50,6 +50,11 @@ def raw(**changes: Any) -> bytes:
     return orjson.dumps(event(**changes))
 
 
+def keyed(document: dict[str, Any], partition: int = 0) -> Record:
+    """A record as a good producer writes it."""
+    return Record(partition, document["card_id"].encode(), orjson.dumps(document))
+
+
 def without(name: str) -> bytes:
     return orjson.dumps({k: v for k, v in event().items() if k != name})
 
@@ -64,6 +69,20 @@ def padded(size: int) -> bytes:
     return raw(padding=os.urandom((size - 300) // 2).hex())
 
 
+def bucket_of(key: bytes) -> int:
+    """Which of two: Java's String.hashCode is odd if the sum of the bytes is, as 31 is odd."""
+    return sum(key) % 2
+
+
+def raw_for(key: bytes, *, same_bucket: bool) -> bytes:
+    """A right event whose card belongs, or does not, to the bucket that a Kafka key leads to."""
+    while True:
+        found = event()
+        if (bucket_of(found["card_id"].encode()) == bucket_of(key)) is same_bucket:
+            return orjson.dumps(found)
+
+
+ODD_KEY = b"\x00\xff\xfe \n'\"\\"
 BAD: dict[str, tuple[str, bytes | None]] = {
     "no JSON": ("not_json", b"amount=12.50"),
     "truncated": ("not_json", raw()[:-20]),
@@ -98,16 +117,30 @@ BAD: dict[str, tuple[str, bytes | None]] = {
     "deep nesting": ("not_json", b"[" * 100_000),
     "5 MB": ("too_large", padded(5 * MIB)),
 }
+STRAY: dict[str, tuple[bytes | None, bytes]] = {
+    "no key": (None, raw_for(b"", same_bucket=False)),
+    "empty key": (b"", raw_for(b"", same_bucket=False)),
+    "odd key": (ODD_KEY, raw_for(ODD_KEY, same_bucket=False)),
+    "another card's key": (b"c1", raw_for(b"c1", same_bucket=False)),
+}
+"""Right events, but their Kafka key leads them to a bucket that is not their card's."""
+
 GOOD: dict[str, tuple[bytes | None, bytes]] = {
-    "plain": (b"a", raw()),
-    "unknown type": (b"a", raw(type="WIRE")),
-    "optional fields absent": (b"a", without("billing_lat")),
-    "no key": (None, raw()),
-    "empty key": (b"", raw()),
-    "odd key": (b"\x00\xff\xfe \n'\"\\", raw()),
-    "quotes in the id": (b"a", raw(transaction_id="q\"'\\ é \U0001f4b3 {}")),
-    "spaces in front": (b"a", b"  \n" + raw() + b"\n "),
-    "just small enough": (b"a", padded(MIB - 4_096)),
+    "no key": (None, raw_for(b"", same_bucket=True)),
+    "empty key": (b"", raw_for(b"", same_bucket=True)),
+    "odd key": (ODD_KEY, raw_for(ODD_KEY, same_bucket=True)),
+}
+GOOD |= {
+    name: (json.loads(value)["card_id"].encode(), value)
+    for name, value in {
+        "plain": raw(),
+        "unknown type": raw(type="WIRE"),
+        "optional fields absent": without("billing_lat"),
+        "quotes in the id": raw(transaction_id="q\"'\\ \u00e9 \U0001f4b3 {}"),
+        "quotes in the card": raw(card_id="q\"'\\ \u00e9 \U0001f4b3 {}"),
+        "spaces around": b"  \n" + raw() + b"\n ",
+        "just small enough": padded(MIB - 4_096),
+    }.items()
 }
 EXTRA = {"note": 'é"\\', "nested": {"deep": [1, 2.50, None, {"x": "y"}]}, "long": 2**60}
 
@@ -143,21 +176,22 @@ def seen(bootstrap: str, models: Path, tmp_path_factory: pytest.TempPathFactory)
 def send_everything(traffic: Traffic, job: RunningJob) -> dict[str, Place]:
     """Bad and good ones together, so that they share batches; then one after the other."""
     repeated, contradicted = event(), event()
-    records: dict[str, Record] = {
-        "repeated": Record(0, b"r", orjson.dumps(repeated)),
-        "contradicted": Record(0, b"r", orjson.dumps(contradicted)),
-        "extra fields": Record(0, b"x", raw(**EXTRA)),
+    records = {
+        "repeated": keyed(repeated),
+        "contradicted": keyed(contradicted),
+        "extra fields": keyed(event(**EXTRA)),
     }
     records |= {f"bad: {n}": Record(k % 4, b"k", v) for k, (n, (_, v)) in enumerate(BAD.items())}
     records |= {f"good: {n}": Record(0, k, v) for n, (k, v) in GOOD.items()}
+    records |= {f"stray: {n}": Record(1, k, v) for n, (k, v) in STRAY.items()}
     places = {}
     for name, record in records.items():
         (places[name],) = traffic.send(record)
     traffic.wait_accounted()
     later = {
-        "repeat": Record(3, b"r", orjson.dumps(repeated)),
-        "contradiction": Record(3, b"r", orjson.dumps(contradicted | {"amount": 99})),
-        "good at the end": Record(2, b"g", raw()),
+        "repeat": keyed(repeated, partition=3),
+        "contradiction": keyed(contradicted | {"amount": 99}, partition=3),
+        "good at the end": keyed(event()),
     }
     for name, record in later.items():
         (places[name],) = traffic.send(record)
@@ -174,6 +208,13 @@ def test_a_bad_record_is_a_dead_letter_with_its_bytes(seen: Seen, name: str) -> 
     assert letter.raw == (value or b"")
     assert letter.document["source"]["topic"] == seen.traffic.settings.topics.events
     assert letter.key == "{}-{}".format(*letter.place).encode()
+
+
+@pytest.mark.parametrize("name", STRAY)
+def test_a_record_in_another_cards_bucket_is_a_dead_letter(seen: Seen, name: str) -> None:
+    (letter,) = seen.of(f"stray: {name}", "dead_letters")
+    assert letter.document["code"] == "key_mismatch"
+    assert letter.raw == STRAY[name][1]
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -35,8 +35,11 @@ class Faulty(PredictionServiceServicer):
             await context.abort(_REFUSALS[how], "as told")
         if how == "slow":
             await asyncio.sleep(SLOW_S)
-        rows = len(from_proto(request.inputs["inputs"]))
-        return _response(request, _scores(how, rows), "other" if how == "wrong_model" else "fraud")
+        rows = from_proto(request.inputs["inputs"])
+        name = "other" if how == "wrong_model" else "fraud"
+        if request.model_spec.signature_name == "explain":
+            return _response(name, "contributions", np.zeros_like(rows))
+        return _response(name, "scores", _scores(how, len(rows)))
 
 
 def _scores(how: str, rows: int) -> np.ndarray:
@@ -45,11 +48,11 @@ def _scores(how: str, rows: int) -> np.ndarray:
     return np.full(count, wrong.get(how, 0.5), np.float32)
 
 
-def _response(request: Any, scores: np.ndarray, name: str) -> Any:
+def _response(name: str, output: str, values: np.ndarray) -> Any:
     response = PredictResponse()
     response.model_spec.name = name
     response.model_spec.version.value = 9
-    response.outputs["scores"].CopyFrom(to_proto(scores))
+    response.outputs[output].CopyFrom(to_proto(values))
     return response
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from array import array
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,6 +93,33 @@ def test_what_makes_a_rate_invalid(fallbacks, counts, expected):
     rate = Rate(500.0, records=1_000, seconds=2.0, ignored_records=1_000, from_s=0.0)
     text = throughput._objection(run(), rate, counts, fallbacks, total=2_000)
     assert re.search(expected, text) if expected else text == ""
+
+
+class Message:
+    """A Kafka message with a prediction."""
+
+    def __init__(self, at_ms: float, text: bytes) -> None:
+        self._at_ms, self._text = at_ms, text
+
+    def value(self) -> bytes:
+        return self._text
+
+    def timestamp(self) -> tuple[int, int]:
+        return 2, int(self._at_ms)
+
+
+def test_fallbacks_of_the_warm_up_are_counted_apart():
+    now_s, now_ms = time.monotonic(), time.time() * 1_000
+    messages = [
+        Message(now_ms - 5_000, b'{"fallback_reason":"deadline_exceeded"}'),
+        Message(now_ms - 5_000, b'{"fallback_reason":null}'),
+        Message(now_ms + 5_000, b'{"fallback_reason": null}'),
+        Message(now_ms + 5_000, b'{"fallback_reason": "timeout"}'),
+        Message(now_ms + 6_000, b'{"fallback_reason":"unavailable"}'),
+    ]
+    at = SimpleNamespace(topics=SimpleNamespace(read=lambda topic: iter(messages)))
+    rate = Rate(500.0, records=1_000, seconds=2.0, ignored_records=1_000, from_s=now_s)
+    assert throughput._fallbacks(at, {"predictions": "p"}, rate) == (1, 2)
 
 
 def phase(rate: int, latencies_ms: list[int], **about) -> Phase:
