@@ -121,7 +121,9 @@ class ServedScorer(AsyncFunction):
         calm_garbage_collector()
         metrics = runtime_context.get_metrics_group()
         metrics.gauge("breaker_state", lambda: int(self._client.breaker_state))
-        self._fallbacks = metrics.counter("fallbacks")
+        # A gauge: what a counter is told in the event loop's thread, Beam never reports.
+        self._fallbacks = 0
+        metrics.gauge("fallbacks", lambda: self._fallbacks)
 
     def close(self) -> None:
         """Close the connection.
@@ -143,7 +145,7 @@ class ServedScorer(AsyncFunction):
         try:
             scores = await self._client.predict(matrix)
         except PredictError as exc:
-            self._fallbacks.inc(len(batch))
+            self._fallbacks += len(batch)
             verdict = self._output.fallback(batch, self._options.model_name, exc.reason)
             return [self._output.rows(batch, verdict, None)]
         verdict = Verdict(scores.values, scores.model_name, scores.model_version)
