@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(60
 DEADLINE_MS = 1_000
 FAILURES = 3  # in a row, then the breaker opens
 OPEN_MS = 500
-SLACK_MS = 2_500
+SLACK_MS = 4_000
 """Kafka, the micro-batch and a busy machine; far below the 30 s of the slow server."""
 
 _numbers = count()
@@ -170,7 +170,10 @@ def test_a_hung_server_and_its_return(bench: Bench, real: ModelServerProcess) ->
 
 
 def test_a_burst_at_a_hung_server(bench: Bench, real: ModelServerProcess) -> None:
-    """Batches share a bundle, which ends when its calls do: at most two deadlines for any event."""
+    """A batch waits for the bundle before its own, which ends when its calls do.
+
+    Each such bundle brings the breaker a failure nearer, so the wait ends with the last of them.
+    """
     real.signal(signal.SIGSTOP)
     places = set(bench.traffic.send(*(record() for _ in range(300))))
     bench.traffic.poll_until(lambda: places <= bench.traffic.accounted)
@@ -178,7 +181,7 @@ def test_a_burst_at_a_hung_server(bench: Bench, real: ModelServerProcess) -> Non
     outs = [bench.traffic.predictions()[place] for place in places]
     reasons = {out.document["fallback_reason"] for out in outs}
     assert reasons <= {"timeout", "circuit_open"} and "timeout" in reasons
-    assert max(waited_ms(out) for out in outs) < 2 * DEADLINE_MS + SLACK_MS
+    assert max(waited_ms(out) for out in outs) < FAILURES * DEADLINE_MS + SLACK_MS
     bench.until_scored()
 
 
