@@ -224,7 +224,6 @@ def start(settings: Settings, target: str | None = None) -> RunningJob:
     """
     prepare()
     from py4j.protocol import Py4JJavaError
-    from pyflink.datastream import StreamExecutionEnvironment
 
     from jobs import pipeline
 
@@ -232,15 +231,26 @@ def start(settings: Settings, target: str | None = None) -> RunningJob:
     if target is not None:
         _check_reachable(target)
     options = _target_options(address, remote=target is not None)
-    env = StreamExecutionEnvironment.get_execution_environment(
-        pipeline.flink_configuration(settings, options)
-    )
+    configuration = pipeline.flink_configuration(settings, options)
+    env = _environment(configuration, remote=target is not None)
     try:
         pipeline.build(env, settings)
         client = env.execute_async(settings.name)
     except Py4JJavaError as exc:
         raise JobError(f"Flink refused the job: {_cause(str(exc))}") from exc
     return RunningJob(str(client.get_job_id()), FlinkRest(address), client)
+
+
+def _environment(configuration: Any, *, remote: bool) -> Any:
+    from pyflink.datastream import StreamExecutionEnvironment
+    from pyflink.java_gateway import get_gateway
+
+    if not remote:
+        return StreamExecutionEnvironment.get_execution_environment(configuration)
+    # Outside `flink run`, get_execution_environment() sets execution.target to local.
+    environments = get_gateway().jvm.org.apache.flink.streaming.api.environment
+    java_env = environments.StreamExecutionEnvironment(configuration._j_configuration)
+    return StreamExecutionEnvironment(java_env)
 
 
 def prepare() -> None:
