@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -258,12 +259,16 @@ def prepare() -> None:
     os.environ.update(thread_mode_env())
     (BUILD / "logs").mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("FLINK_LOG_DIR", str(BUILD / "logs"))
+    # PyFlink would run a mini-cluster's process-mode operators in threads of this process: they
+    # would share its GIL with all else that goes on here.
+    os.environ.setdefault("_python_worker_execution_mode", "process")
 
 
 def _target_options(address: str, *, remote: bool) -> dict[str, str]:
     host, _, port = address.rpartition(":")
     options = {
         "pipeline.jars": ";".join(jar.absolute().as_uri() for jar in flink_jars()),
+        "python.executable": sys.executable,
         "rest.address": host,
         "rest.port": port,
     }

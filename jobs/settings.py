@@ -125,7 +125,7 @@ class ModelSettings(Strict):
     )
     max_attempts: int = Field(3, ge=1, description="calls within one deadline")
     backoff: DurationMs = Field(10, ge=1, description="first pause before a retry; doubles")
-    calls_in_flight: int = Field(16, ge=1, description="Predict calls an operator has open at once")
+    calls_in_flight: int = Field(4, ge=1, description="Predict calls an operator has open at once")
     breaker: BreakerSettings = Field(default_factory=lambda: BreakerSettings())
     fallback_score: float = Field(0.0, ge=0, le=1, description="score when the model cannot answer")
 
