@@ -100,7 +100,8 @@ def sql_buckets(keys: Sequence[str], count: int) -> IntArray:
     of the key's UTF-8 bytes as characters. Keys have no control characters.
     """
     text = ("\n".join(keys) + "\n").encode()
-    return np.abs(java_hashes(np.frombuffer(text, np.uint8), len(keys))) % count
+    hashes: IntArray = java_hashes(np.frombuffer(text, np.uint8), len(keys))
+    return np.abs(hashes) % count
 
 
 @njit(cache=True, nogil=True)

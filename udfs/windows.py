@@ -231,7 +231,7 @@ class Histories:
         verdicts = np.zeros(len(entries.slots), np.int64)
 
         def run(row: int) -> int:
-            return kernels.observe(
+            next_row: int = kernels.observe(
                 self._ints,
                 self._floats,
                 self._regions,
@@ -249,6 +249,7 @@ class Histories:
                 verdicts,
                 row,
             )
+            return next_row
 
         self._run(run, entries)
         return features, verdicts
@@ -262,7 +263,7 @@ class Histories:
         verdicts = np.zeros(len(entries.slots), np.int64)
 
         def run(row: int) -> int:
-            return kernels.learn(
+            next_row: int = kernels.learn(
                 self._ints,
                 self._floats,
                 self._regions,
@@ -275,6 +276,7 @@ class Histories:
                 verdicts,
                 row,
             )
+            return next_row
 
         self._run(run, entries)
         return verdicts
