@@ -98,6 +98,8 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
                 settings.model.calls_in_flight,
                 sinks.OUTPUT_TYPE,
             ).name("score")
+        # A bundle's end waits for all its calls: chained, the features would wait along.
+        scored.start_new_chain()
     scored.uid("score")
     sinks.write(
         tables, scored, {column: _sink_options(settings, column) for column in sinks.COLUMNS}

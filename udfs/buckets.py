@@ -104,7 +104,7 @@ def sql_buckets(keys: Sequence[str], count: int) -> IntArray:
     return np.abs(hashes) % count
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def java_hashes(text: npt.NDArray[np.uint8], count: int) -> IntArray:
     """``String.hashCode`` of texts that a line feed ends, int64 (count,)."""
     hashes = np.empty(count, np.int64)

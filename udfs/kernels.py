@@ -1,7 +1,7 @@
 """The inner loops, compiled to machine code by Numba.
 
 A loop over rows in Python costs some microseconds a row and a NumPy formulation some microseconds
-a call, whatever the batch's size; compiled, a row costs less than one, and the GIL is not held.
+a call, whatever the batch's size; compiled, a row costs less than one.
 
 Entries lie in one 2-D array of 8-byte words, a row an entry, seen as integers and as floats::
 
@@ -32,7 +32,9 @@ MIN_CAPACITY = 8
 SPACE, MINUS, ZERO = 32, 45, 48
 LARGEST = 2**63 - 1
 
-_compiled = njit(cache=True, nogil=True, error_model="numpy")
+# The GIL is kept: a call takes some microseconds, and getting the GIL back from another operator of
+# the same TaskManager can take 5 ms.
+_compiled = njit(cache=True, error_model="numpy")
 
 
 @_compiled

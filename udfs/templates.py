@@ -21,7 +21,7 @@ FLOAT, WHOLE, TEXT = 0, 1, 2
 """Where the value of a slot comes from."""
 
 _COMMA, _CLOSE, _NEWLINE = 44, 93, 10
-_compiled = njit(cache=True, nogil=True)
+_compiled = njit(cache=True)
 
 
 @_compiled
