@@ -1,8 +1,7 @@
 """Feature logic and Flink functions of streamscore.
 
-Imports go one way: ``jobs -> udfs -> model_server.client``. The modules ``spec``, ``windows``,
-``events``, ``tabular`` and ``offline`` import no engine; ``operators`` and ``scoring`` adapt them
-to Flink.
+Imports go one way: ``jobs -> udfs -> model_server``. Only ``operators`` and ``scoring`` import
+Flink; they adapt the other modules to it.
 """
 
 from udfs.runtime import restore_print

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from udfs import kernels
 from udfs.events import FloatArray, IntArray
@@ -314,6 +313,6 @@ class Histories:
         return features
 
 
-def as_matrix(columns: Sequence[FloatArray], n: int) -> npt.NDArray[np.float64]:
+def as_matrix(columns: Sequence[FloatArray], n: int) -> FloatArray:
     """Columns side by side, float64 (n, columns)."""
     return np.stack(columns, axis=1) if columns else np.empty((n, 0))
