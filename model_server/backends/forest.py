@@ -12,7 +12,7 @@ against XGBoost itself.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,17 @@ import numpy.typing as npt
 import xgboost
 from numba import njit
 
+from model_server.backends.contributions import MAX_DEPTH, Paths, compile_paths
+
 __all__ = ["Forest", "compile_forest"]
 
-MAX_DEPTH = 8
-"""A deeper tree would be padded to more nodes than it is worth: 2**depth leaves each."""
-
 TOLERANCE = 1e-6
+CONTRIBUTIONS_TOLERANCE = 1e-4
+"""XGBoost adds up its contributions in float32."""
+
 _BLOCK_ROWS = 64
 _CHECK_ROWS = 512
+_CHECK_EXPLAINED_ROWS = 32
 
 Floats = npt.NDArray[np.float32]
 Uints = npt.NDArray[np.uint32]
@@ -44,6 +47,7 @@ class Forest:
         missing_right: Whether a missing value goes right, bool, shaped alike.
         leaves: float32 (trees, 2**depth).
         base_margin: What the leaves are added to, log-odds.
+        paths: The same trees for contributions; none if these are left to XGBoost.
     """
 
     features: Uints
@@ -51,6 +55,7 @@ class Forest:
     missing_right: Bools
     leaves: Floats
     base_margin: np.float32
+    paths: Paths | None = None
 
     def predict(self, rows: Floats) -> npt.NDArray[np.float64]:
         """Probabilities of float32 (n, F) rows, float64 (n,); NaN is a missing value."""
@@ -139,7 +144,11 @@ def compile_forest(booster: xgboost.Booster) -> Forest | None:
     if not trees or depth > MAX_DEPTH:
         return None
     forest = _padded(trees, max(depth, 1), _base_margin(learner))
-    return forest if _agrees(forest, booster) else None
+    rows = _edge_rows(forest, booster.num_features())
+    if not _scores_agree(forest, booster, rows):
+        return None
+    paths = compile_paths(trees)
+    return replace(forest, paths=paths) if paths and _paths_agree(paths, booster, rows) else forest
 
 
 def _is_plain(learner: dict[str, Any]) -> bool:
@@ -199,14 +208,26 @@ def _place(
     _place(forest, number, tree, tree["right_children"][node], 2 * at + 2, levels - 1)
 
 
-def _agrees(forest: Forest, booster: xgboost.Booster) -> bool:
-    """Whether the scores are XGBoost's, on rows of the trees' own thresholds and just below."""
+def _edge_rows(forest: Forest, columns: int) -> Floats:
+    """Rows of the trees' own thresholds and of values just below."""
     rng = np.random.default_rng(0)
-    rows = np.empty((_CHECK_ROWS, booster.num_features()), np.float32)
-    for column in range(rows.shape[1]):
+    rows = np.empty((_CHECK_ROWS, columns), np.float32)
+    for column in range(columns):
         edges = forest.thresholds[forest.features == column]
         edges = edges[np.isfinite(edges)]
         pool = np.concatenate([edges, np.nextafter(edges, np.float32(-np.inf)), [0.0, 1.0, np.nan]])
         rows[:, column] = rng.choice(pool, _CHECK_ROWS)
+    return rows
+
+
+def _scores_agree(forest: Forest, booster: xgboost.Booster, rows: Floats) -> bool:
     expected = booster.inplace_predict(rows, missing=np.nan, validate_features=False)
     return bool(np.abs(forest.predict(rows) - expected).max() < TOLERANCE)
+
+
+def _paths_agree(paths: Paths, booster: xgboost.Booster, rows: Floats) -> bool:
+    rows = rows[:_CHECK_EXPLAINED_ROWS]
+    matrix = xgboost.DMatrix(rows, missing=np.nan, nthread=1)
+    expected = booster.predict(matrix, pred_contribs=True, validate_features=False)[:, :-1]
+    limit = CONTRIBUTIONS_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    return bool(np.abs(paths.contributions(rows) - expected).max() < limit)

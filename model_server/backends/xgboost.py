@@ -112,7 +112,8 @@ class XGBoostModel:
             rows: float32 (n, F); NaN is XGBoost's missing value.
 
         Returns:
-            Contributions, float64 (n, F); the bias column is left out.
+            Contributions, float64 (n, F), exact (TreeSHAP) and rounded to float32;
+            the bias column is left out.
 
         Raises:
             InvalidRows: Another type, rank or width, or an infinite value.
@@ -120,6 +121,9 @@ class XGBoostModel:
         check_rows(rows, len(self._features.features))
         if np.isinf(rows).any():
             raise InvalidRows("rows to explain hold an infinite value")
+        if self._forest is not None and self._forest.paths is not None:
+            shares = self._forest.paths.contributions(rows)
+            return shares.astype(np.float32).astype(np.float64)  # all that the signature has
         if not len(rows):
             return np.empty(rows.shape, dtype=np.float64)
         matrix = xgboost.DMatrix(rows, missing=np.nan, nthread=1)

@@ -10,7 +10,8 @@ import xgboost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_server.backends.forest import MAX_DEPTH, TOLERANCE, compile_forest
+from model_server.backends.contributions import MAX_DEPTH, compile_paths
+from model_server.backends.forest import TOLERANCE, compile_forest
 
 COLUMNS = 5
 
@@ -98,3 +99,57 @@ def test_categorical_splits_are_left_to_xgboost() -> None:
     )
     booster = xgboost.train({"objective": "binary:logistic", "max_cat_to_onehot": 1}, matrix, 3)
     assert compile_forest(booster) is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1_000),
+    trees=st.integers(1, 40),
+    depth=st.integers(1, MAX_DEPTH),
+    rate=st.sampled_from([0.1, 1.0]),
+    rows=st.integers(1, 40),
+)
+def test_contributions_equal_xgboosts(
+    seed: int, trees: int, depth: int, rate: float, rows: int
+) -> None:
+    booster = train(seed, trees, max_depth=depth, learning_rate=rate, min_child_weight=0.1)
+    forest = compile_forest(booster)
+    assert forest is not None and forest.paths is not None
+    rng = np.random.default_rng(seed + 1)
+    edges = forest.thresholds[np.isfinite(forest.thresholds)]
+    sample = rng.choice(np.concatenate([edges, [np.nan, 0.0, 1e30]]), (rows, COLUMNS))
+    sample = sample.astype(np.float32)
+    matrix = xgboost.DMatrix(sample, missing=np.nan)
+    theirs = booster.predict(matrix, pred_contribs=True)[:, :-1]
+    scale = max(1.0, np.abs(theirs).max(initial=0))
+    assert np.abs(forest.paths.contributions(sample) - theirs).max(initial=0) < 2e-5 * scale
+
+
+def test_contributions_by_hand() -> None:
+    # x0 < 1: (x1 < 2: 8, else 4) with half of the weight each; else 0 with half of all weight
+    tree = {
+        "left_children": [1, 3, -1, -1, -1],
+        "right_children": [2, 4, -1, -1, -1],
+        "split_indices": [0, 1, 0, 0, 0],
+        "split_conditions": [1.0, 2.0, 0.0, 8.0, 4.0],
+        "default_left": [1, 1, 0, 0, 0],
+        "sum_hessian": [8.0, 4.0, 4.0, 2.0, 2.0],
+    }
+    paths = compile_paths([tree])
+    assert paths is not None
+    # Values of the coalitions {}, {x0}, {x1}, {x0, x1}: 3, 6, 4, 8 for the first row
+    # and 3, 0, 4, 0 for the second: a Shapley value is the mean over both orders.
+    found = paths.contributions(np.array([[0, 0], [5, 0]], np.float32))
+    assert np.allclose(found, [[(3 + 4) / 2, (1 + 2) / 2], [(-3 - 4) / 2, (1 + 0) / 2]], atol=1e-6)
+
+
+def test_a_split_without_weight_on_a_side_is_left_to_xgboost() -> None:
+    tree = {
+        "left_children": [1, -1, -1],
+        "right_children": [2, -1, -1],
+        "split_indices": [0, 0, 0],
+        "split_conditions": [1.0, 0.0, 8.0],
+        "default_left": [1, 0, 0],
+        "sum_hessian": [4.0, 0.0, 4.0],
+    }
+    assert compile_paths([tree]) is None
