@@ -265,7 +265,7 @@ def _meet(
 def _prime(at: Lab, job: Child, topics: Mapping[str, str]) -> int:
     """Send the job its first records and wait until it has scored them; returns how many.
 
-    A job runs before its Python workers do: at a constant rate it would begin with a backlog.
+    A job runs before its Python does: at a constant rate it would begin with a backlog.
     """
     say("waiting for the first predictions")
     first = repeated(at.frame, 0, _PRIMING_RECORDS, _PRIMING_TAG)

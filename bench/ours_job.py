@@ -55,7 +55,7 @@ def _leave_out_the_model() -> None:
     from bench.features_alone import FeaturesAlone
     from jobs import pipeline
 
-    pipeline.EmbeddedScorer = FeaturesAlone
+    pipeline.EmbeddedScoring = FeaturesAlone
 
 
 def _watch(job: runner.RunningJob) -> int:

@@ -7,6 +7,7 @@ history told again to that job. It works below ``build/demo``; what it starts, i
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import signal
 import time
@@ -21,7 +22,7 @@ from jobs import demo_data, demo_model, demo_result, report, runner, settings, s
 from jobs.console import console, facts_table, spinner
 from jobs.demo_model import Model
 from jobs.demo_run import Performance, Plan, Stage
-from jobs.environment import BUILD, ROOT, NotReadyError
+from jobs.environment import BUILD, QUICK_JVM, ROOT, NotReadyError
 from jobs.live import LiveView
 from jobs.model_process import ModelProcess
 from jobs.outcome import Outcome
@@ -232,6 +233,7 @@ def _topics(chosen: Settings) -> list[str]:
 
 def _job(chosen: Settings, started: ExitStack, tell: Tell) -> RunningJob:
     tell("Flink job, starting a mini-cluster")
+    os.environ.setdefault("JVM_ARGS", QUICK_JVM)
     job = runner.start(chosen)
     started.callback(_cancel, job)
     tell(f"Flink job, waiting for its tasks to run, {job.rest.url}")

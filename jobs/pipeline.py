@@ -1,19 +1,18 @@
 """The shape every scoring job shares: micro-batches, a keyed stage per key, scoring, sinks.
 
-Kafka -> JVM: bucket, 10 ms window, join -> FirstStage -> NextStage ... -> scorer -> JVM: split
-      -> Kafka                              (thread)      (thread)        (process or thread)
+Kafka -> JVM: bucket, 10 ms window, join -> FirstStage -> NextStage ..., score -> JVM: split
+                                             (Python in the TaskManager's own process)  -> Kafka
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from pyflink.common import Configuration, Time, Types
-from pyflink.datastream import AsyncDataStream, DataStream, StreamExecutionEnvironment
+from pyflink.common import Configuration, Types
+from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
 from jobs import keyed, sinks, sources
@@ -25,7 +24,7 @@ from model_server.repository import ModelVersion, find_version, load_features
 from udfs.buckets import DEFAULT_MAX_PARALLELISM, even_labels
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.records import RecordWriter
-from udfs.scoring import EmbeddedScorer, Output, ServedScorer
+from udfs.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +44,6 @@ def flink_configuration(
         # Without it UNNEST copies a whole batch for each of its records.
         "pipeline.object-reuse": "true",
         "python.execution-mode": "thread",
-        "python.fn-execution.bundle.time": "5",
-        "python.fn-execution.bundle.size": "100000",
         "execution.buffer-timeout.interval": "0 ms",
         "execution.checkpointing.interval": f"{flink.checkpoint_interval} ms",
         "execution.checkpointing.mode": "EXACTLY_ONCE",
@@ -84,50 +81,39 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     model = _model(settings)
     tables = StreamTableEnvironment.create(env)
     labels = even_labels(settings.batch.buckets)
-    stream = _stages(tables, settings, labels)
-    output = _output(settings, model)
-    if settings.model.embedded:
-        scorer = EmbeddedScorer(model.path, settings.model.name, output)
-        scored = stream.flat_map(scorer, sinks.OUTPUT_TYPE).name("score")
-    else:
-        with _mode(env, "process"):
-            scored = AsyncDataStream.unordered_wait(
-                stream,
-                ServedScorer(_client_options(settings), output),
-                Time.milliseconds(0),  # the deadline is on the gRPC call: no timer per batch
-                settings.model.calls_in_flight,
-                sinks.OUTPUT_TYPE,
-            ).name("score")
-        # A bundle's end waits for all its calls: chained, the features would wait along.
-        scored.start_new_chain()
-    scored.uid("score")
+    scored = _stages(tables, settings, labels, _scoring(settings, model))
     sinks.write(
         tables, scored, {column: _sink_options(settings, column) for column in sinks.COLUMNS}
     )
 
 
 def _stages(
-    tables: StreamTableEnvironment, settings: Settings, labels: tuple[int, ...]
+    tables: StreamTableEnvironment,
+    settings: Settings,
+    labels: tuple[int, ...],
+    scoring: Scoring,
 ) -> DataStream:
     schema = settings.schema_
     ttl_s = _ttl_s(settings)
     stream = _events(tables, settings, labels)
     for number, key in enumerate(schema.stages):
+        last = number == len(schema.stages) - 1
         function = (NextStage if number else FirstStage)(
             schema,
             key,
             Routing(labels, settings.kafka.keyed_by_record_key),
             settings.topics.events,
-            settings.batch.max_rows,
             ttl_s,
             settings.flink.cached_entries,
+            settings.flink.journal_events,
+            scoring if last else None,
         )
         if number and settings.labels is not None and key == settings.labels.key:
             stream = stream.union(_labels(tables, settings, labels))
         stream = (
             keyed.by_first_field(stream, _BATCH if number else Types.STRING())
-            .process(function, _ROUTED)
-            .name(f"features by {key}")
+            .process(function, sinks.OUTPUT_TYPE if last else _ROUTED)
+            .name(f"features by {key}{', score' if last else ''}")
             .uid(f"features-{key}")
         )
     return stream
@@ -267,6 +253,15 @@ def _model(settings: Settings) -> ModelVersion:
     return found
 
 
+def _scoring(settings: Settings, model: ModelVersion) -> Scoring:
+    output = _output(settings, model)
+    if settings.model.embedded:
+        return EmbeddedScoring(model.path, settings.model.name, output)
+    return ServedScoring(
+        _client_options(settings), output, settings.batch.max_rows, settings.model.calls_in_flight
+    )
+
+
 def _output(settings: Settings, model: ModelVersion) -> Output:
     schema = settings.schema_
     features = load_features(model.path)
@@ -278,16 +273,3 @@ def _output(settings: Settings, model: ModelVersion) -> Output:
         fallback_score=settings.model.fallback_score,
         explain=settings.alerts.explain,
     )
-
-
-@contextmanager
-def _mode(env: StreamExecutionEnvironment, mode: str) -> Iterator[None]:
-    """PyFlink reads the execution mode while it builds each operator: build some in another one."""
-    configuration = Configuration()
-    configuration.set_string("python.execution-mode", mode)
-    env.configure(configuration)
-    try:
-        yield
-    finally:
-        configuration.set_string("python.execution-mode", "thread")
-        env.configure(configuration)

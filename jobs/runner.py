@@ -259,9 +259,6 @@ def prepare() -> None:
     os.environ.update(thread_mode_env())
     (BUILD / "logs").mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("FLINK_LOG_DIR", str(BUILD / "logs"))
-    # PyFlink would run a mini-cluster's process-mode operators in threads of this process: they
-    # would share its GIL with all else that goes on here.
-    os.environ.setdefault("_python_worker_execution_mode", "process")
 
 
 def _target_options(address: str, *, remote: bool) -> dict[str, str]:

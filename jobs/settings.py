@@ -125,7 +125,7 @@ class ModelSettings(Strict):
     )
     max_attempts: int = Field(3, ge=1, description="calls within one deadline")
     backoff: DurationMs = Field(10, ge=1, description="first pause before a retry; doubles")
-    calls_in_flight: int = Field(4, ge=1, description="Predict calls an operator has open at once")
+    calls_in_flight: int = Field(4, ge=1, description="Predict calls a bucket has open at once")
     breaker: BreakerSettings = Field(default_factory=lambda: BreakerSettings())
     fallback_score: float = Field(0.0, ge=0, le=1, description="score when the model cannot answer")
 
@@ -174,6 +174,12 @@ class FlinkSettings(Strict):
         8_000_000,
         ge=1,
         description="events kept unpacked per bucket, stage and stream, about 40 bytes each",
+    )
+    journal_events: int = Field(
+        100_000,
+        ge=0,
+        description="events per bucket and stage stored as they came before their keys' histories "
+        "are written anew; more: less writing, larger checkpoints, slower restarts",
     )
     web_port: int | None = Field(None, description="port of a local run's web page; none: free one")
     options: dict[str, str] = Field(default_factory=dict, description="any other Flink option")

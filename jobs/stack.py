@@ -27,7 +27,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from jobs.environment import BUILD, NotReadyError, java
+from jobs.environment import BUILD, QUICK_JVM, NotReadyError, java
 from jobs.jars import Progress, broker_classpath, fetch, silent
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ class KafkaBroker:
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         # With "=": one id in 64 begins with "-" and would be taken for an option.
         tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}"]
-        command = self._java("-XX:TieredStopAtLevel=1", *tool, "-c", str(self._properties_path))
+        command = self._java(QUICK_JVM, *tool, "-c", str(self._properties_path))
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode != 0:
             text = (done.stderr or done.stdout).strip()
@@ -304,7 +304,7 @@ class KafkaBroker:
         return [str(java()), "-cp", broker_classpath(), log4j, *arguments]
 
     def _launch(self) -> subprocess.Popen[bytes]:
-        heap = ["-Xms128m", f"-Xmx{HEAP_MAX_MIB}m", "-XX:+ExitOnOutOfMemoryError"]
+        heap = [QUICK_JVM, "-Xms128m", f"-Xmx{HEAP_MAX_MIB}m", "-XX:+ExitOnOutOfMemoryError"]
         command = self._java(*heap, "kafka.Kafka", str(self._properties_path))
         with (self.folder / "logs" / "console.log").open("wb") as console:
             return subprocess.Popen(

@@ -309,21 +309,24 @@ def learn(
 
 
 @_compiled
-def pack(ints: Ints, regions: Ints, slots: Ints, header: int, ends: Ints, words: Ints) -> None:
-    """Copy histories out, one after the other, a header before each.
+def pack(
+    ints: Ints, regions: Ints, slots: Ints, header: int, until: int, ends: Ints, words: Ints
+) -> None:
+    """Copy histories out, one after the other, a header of two words before each.
 
     Args:
         ints: The entries.
         regions: Where each history lies.
         slots: The histories, (n,).
-        header: The word before each.
+        header: The first word before each.
+        until: The second.
         ends: Where each one's words end, (n,).
         words: Written.
     """
     at = 0
     for n in range(len(slots)):
-        words[at] = header
-        at += 1
+        words[at], words[at + 1] = header, until
+        at += 2
         for row in range(regions[slots[n], START], regions[slots[n], END] + 1):
             for word in range(ints.shape[1]):
                 words[at] = ints[row, word]

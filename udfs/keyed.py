@@ -62,12 +62,14 @@ class Observed:
         kept: Indices of the rows that are not duplicates, in order.
         duplicates: Indices of the rows whose id and content were seen before.
         conflicts: Indices of the rows whose id was seen with another content.
+        entries: What was added to the histories, an entry per kept row.
     """
 
     features: FloatArray
     kept: npt.NDArray[np.intp]
     duplicates: list[int]
     conflicts: list[int]
+    entries: Entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ class KeyedStage:
         features, verdicts = state.events.observe(entries, self._events, self._dedupe_within_ms)
         kept = np.flatnonzero(verdicts == kernels.NEW)
         if len(kept) < len(times):
-            features, times = features[kept], times[kept]
+            features, times, entries = features[kept], times[kept], entries.select(kept)
             entities = [entities[i] for i in kept.tolist()]
         if self.reads_labels:
             slots = state.labels.slots(entities)
@@ -170,7 +172,17 @@ class KeyedStage:
             kept,
             np.flatnonzero(verdicts == kernels.DUPLICATE).tolist(),
             np.flatnonzero(verdicts == kernels.CONFLICT).tolist(),
+            entries,
         )
+
+    def add_again(self, state: StageState, entries: Entries) -> None:
+        """Add events that ``observe`` kept once, in the same order: the histories become the same.
+
+        Args:
+            state: The bucket's histories.
+            entries: As ``observe`` gave them.
+        """
+        state.events.observe(entries, self._events)
 
     def learn(
         self,

@@ -7,7 +7,7 @@ buffer that a checkpoint could miss.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from zlib import crc32
@@ -15,17 +15,18 @@ from zlib import crc32
 import numpy as np
 from pyflink.common import Row, Time, Types
 from pyflink.datastream import FlatMapFunction, KeyedProcessFunction, RuntimeContext
-from pyflink.datastream.state import MapState, MapStateDescriptor, StateTtlConfig
+from pyflink.datastream.state import MapStateDescriptor, StateTtlConfig
 
 from udfs.batch import FeatureBatch, LabelBatch
 from udfs.buckets import sql_buckets
 from udfs.events import Decoder, Events, Reject, split_batch
 from udfs.expressions import evaluate
-from udfs.keyed import Identities, KeyedStage, StageState
+from udfs.keyed import Identities, KeyedStage
 from udfs.records import dead_letter, duplicate
 from udfs.runtime import calm_garbage_collector
+from udfs.scoring import Scoring
 from udfs.spec import Schema
-from udfs.windows import Histories
+from udfs.states import BucketStates
 
 Routed: TypeAlias = Row
 """Bucket and ``FeatureBatch`` or ``LabelBatch``."""
@@ -48,64 +49,19 @@ class Routing:
         return self.labels[crc32(entity.encode()) % len(self.labels)]
 
 
-class BucketStates:
-    """The histories of a subtask's buckets: Flink's map state, unpacked on first use.
-
-    Only this operator writes the state, and every change is written before the batch is done, so
-    what is unpacked always equals what is stored. A restart begins with nothing unpacked.
+class _KeyedOperator(KeyedProcessFunction):
+    """What both stages share: the stage, its state, and the way to the next one or to a score.
 
     Args:
-        stage: The keyed stage the histories belong to.
-        state: Map state of the current bucket: stream letter + entity -> packed history.
-        cached_entries: How many entries per bucket and stream stay unpacked.
+        schema: The job's schema.
+        key: The stage's key.
+        routing: The buckets.
+        topic: The events' topic.
+        ttl_s: How long an idle key's history is kept.
+        cached_entries: See ``BucketStates``.
+        journal_events: See ``BucketStates``.
+        scoring: What the last stage does with its batches; none for the others.
     """
-
-    ORDER = "#"
-
-    def __init__(self, stage: KeyedStage, state: MapState, cached_entries: int) -> None:
-        self._stage = stage
-        self._state = state
-        self._cached_entries = cached_entries
-        self._buckets: dict[int, StageState] = {}
-        self._orders: dict[int, int] = {}
-
-    def of(self, bucket: int) -> StageState:
-        """The bucket's histories; Flink has set the state's key to that bucket."""
-        histories = self._buckets.get(bucket)
-        if histories is None:
-            histories = self._stage.new_state(self._read, self._cached_entries)
-            self._buckets[bucket] = histories
-        histories.events.trim()
-        histories.labels.trim()
-        return histories
-
-    def _read(self, stream: str, entity: str) -> bytes | None:
-        packed: bytes | None = self._state.get(stream[0] + entity)
-        return packed
-
-    def take_order(self, bucket: int, count: int) -> int:
-        """Reserve the bucket's next ``count`` places of arrival; returns the first."""
-        first = self._orders.get(bucket)
-        if first is None:
-            packed = self._state.get(self.ORDER)
-            first = int.from_bytes(packed, "big") if packed else 0
-        self._orders[bucket] = first + count
-        return first
-
-    def write(self, bucket: int, stream: str, entities: Sequence[str]) -> None:
-        """Write the changed histories of a batch, and the order of arrival, to Flink's state."""
-        histories: Histories = getattr(self._buckets[bucket], stream)
-        distinct = list(dict.fromkeys(entities))
-        packed = histories.pack(histories.slots(distinct))
-        letter = stream[0]
-        changed = {letter + e: p for e, p in zip(distinct, packed, strict=True)}
-        if bucket in self._orders:
-            changed[self.ORDER] = self._orders[bucket].to_bytes(8, "big")
-        self._state.put_all(changed)
-
-
-class _KeyedOperator(KeyedProcessFunction):
-    """What both stages share: the stage, its state, and the way to the next one."""
 
     def __init__(
         self,
@@ -113,20 +69,23 @@ class _KeyedOperator(KeyedProcessFunction):
         key: str,
         routing: Routing,
         topic: str,
-        max_rows: int,
         ttl_s: int,
         cached_entries: int,
+        journal_events: int,
+        scoring: Scoring | None = None,
     ) -> None:
         self._schema = schema
-        self._max_rows = max_rows
         self._key = key
         self._routing = routing
         self._topic = topic
         self._ttl_s = ttl_s
         self._cached_entries = cached_entries
+        self._journal_events = journal_events
         later = schema.stages[schema.stages.index(key) + 1 :]
         self._next_key = later[0] if later else None
         self._later_keys = later
+        assert (scoring is None) == bool(later), "the last stage scores, no other"
+        self._scoring = scoring
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Build the stage and its empty cache; Flink has restored the state by now."""
@@ -136,21 +95,41 @@ class _KeyedOperator(KeyedProcessFunction):
         descriptor.enable_time_to_live(_ttl(self._ttl_s))
         self._stage = KeyedStage(self._schema, self._key)
         self._states = BucketStates(
-            self._stage, runtime_context.get_map_state(descriptor), self._cached_entries
+            self._stage,
+            runtime_context.get_map_state(descriptor),
+            self._cached_entries,
+            self._journal_events,
         )
         self._stage.warm_up()
+        if self._scoring is not None:
+            self._scoring.open(runtime_context)
         calm_garbage_collector()
 
-    def _route(self, batch: FeatureBatch) -> Iterator[Routed]:
+    def close(self) -> None:
+        """Close what scores."""
+        if self._scoring is not None:
+            self._scoring.close()
+
+    def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterable[Row]:
+        """Only what scores sets timers."""
+        assert self._scoring is not None
+        return self._scoring.on_timer(ctx.get_current_key(), timestamp, ctx.timer_service())
+
+    def _pass_on(
+        self, bucket: int, batch: FeatureBatch, ctx: KeyedProcessFunction.Context
+    ) -> Iterable[Row]:
         if batch.is_empty:
-            return
-        if self._next_key is None:
-            for part in batch.chunks(self._max_rows):
-                yield Row(0, part)
-            return
+            return ()
+        if self._scoring is not None:
+            return self._scoring.take(bucket, batch, ctx.timer_service())
+        return self._route(batch)
+
+    def _route(self, batch: FeatureBatch) -> Iterator[Routed]:
+        """To the buckets of the next stage."""
         if len(self._routing.labels) == 1:
             yield Row(self._routing.labels[0], batch)
             return
+        assert self._next_key is not None
         groups = [self._routing.of(entity) for entity in batch.entities[self._next_key]]
         for group, part in batch.split(groups).items():
             yield Row(group if len(part) else self._routing.labels[0], part)
@@ -160,7 +139,7 @@ class FirstStage(_KeyedOperator):
     """Checks raw records, drops duplicates, computes the record key's features.
 
     Input: records as the JVM's micro-batch joins them (see ``split_batch``), keyed by bucket.
-    Output: ``Row(next bucket, FeatureBatch)``.
+    Output: ``Row(next bucket, FeatureBatch)``, or the records of ``Output.rows`` if it scores.
     """
 
     def open(self, runtime_context: RuntimeContext) -> None:
@@ -176,15 +155,15 @@ class FirstStage(_KeyedOperator):
         stages = (self._stage, *later)
         self._carried = tuple(dict.fromkeys(v for stage in stages for v in stage.event_values))
 
-    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Routed]:
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Row]:
         """One micro-batch of raw records."""
         raw, positions = split_batch(value)
         decoded = self._decoder.decode(raw, positions)
         events, bucket = decoded.merged(), ctx.get_current_key()
         if events is None:
-            return self._route(self._refused(decoded.rejects))
+            return self._pass_on(bucket, self._refused(decoded.rejects), ctx)
         batch, rejects = self._of_bucket(bucket, self._batch(events))
-        return self._route(self._observe(bucket, batch, decoded.rejects + rejects))
+        return self._pass_on(bucket, self._observe(bucket, batch, decoded.rejects + rejects), ctx)
 
     def _of_bucket(self, bucket: int, batch: FeatureBatch) -> tuple[FeatureBatch, list[Reject]]:
         """Refuse records whose Kafka key led them to another bucket than their key field.
@@ -211,8 +190,8 @@ class FirstStage(_KeyedOperator):
             Identities.of_events(batch.ids, batch.raw),
         )
         kept = batch if len(observed.kept) == len(batch) else batch.select(observed.kept)
-        kept = kept.with_stage(observed.features, self._states.take_order(bucket, len(kept)))
-        self._states.write(bucket, "events", kept.keys)
+        first = self._states.add(bucket, kept.keys, observed.entries)
+        kept = kept.with_stage(observed.features, first)
         rejects = rejects + [_conflict(batch, row) for row in observed.conflicts]
         kept.dead_letters.extend(self._dead_letters(rejects))
         kept.duplicates.extend(
@@ -263,8 +242,7 @@ def _reject(batch: FeatureBatch, row: int, code: str, message: str) -> Reject:
 class NextStage(_KeyedOperator):
     """Adds the features of a further key; late labels enter here too.
 
-    Input: ``FeatureBatch`` or ``LabelBatch``, keyed by bucket. Output: ``Row(next bucket,
-    FeatureBatch)``.
+    Input: ``FeatureBatch`` or ``LabelBatch``, keyed by bucket. Output as ``FirstStage``.
     """
 
     def open(self, runtime_context: RuntimeContext) -> None:
@@ -274,13 +252,14 @@ class NextStage(_KeyedOperator):
         self._labels_counter = metrics.counter("labels")
         self._repeats_counter = metrics.counter("label_repeats")
 
-    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Routed]:
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Row]:
         """One micro-batch of events, or of labels."""
         bucket = ctx.get_current_key()
         if isinstance(value, LabelBatch):
             self._learn(bucket, value)
             return ()
-        return self._route(self._observe(bucket, value) if len(value) else value)
+        batch = self._observe(bucket, value) if len(value) else value
+        return self._pass_on(bucket, batch, ctx)
 
     def _observe(self, bucket: int, batch: FeatureBatch) -> FeatureBatch:
         entities = batch.entities[self._key]
@@ -291,9 +270,8 @@ class NextStage(_KeyedOperator):
             {name: batch.values[name] for name in self._stage.event_values},
             Identities.none(len(batch)),
         )
-        result = batch.with_stage(observed.features, self._states.take_order(bucket, len(batch)))
-        self._states.write(bucket, "events", entities)
-        return result
+        first = self._states.add(bucket, entities, observed.entries)
+        return batch.with_stage(observed.features, first)
 
     def _learn(self, bucket: int, labels: LabelBatch) -> None:
         repeats = self._stage.learn(
@@ -305,7 +283,7 @@ class NextStage(_KeyedOperator):
         )
         self._labels_counter.inc(len(labels.ids))
         self._repeats_counter.inc(repeats)
-        self._states.write(bucket, "labels", labels.entities)
+        self._states.write_labels(bucket, labels.entities)
 
 
 class LabelReader(FlatMapFunction):

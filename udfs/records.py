@@ -71,24 +71,6 @@ class Verdict:
     fallback_reason: str | None = None
 
 
-class Predictions:
-    """The prediction records of a batch, JSON."""
-
-    def __init__(self, records: list[bytes]) -> None:
-        self._records = records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def record(self, row: int) -> bytes:
-        """One event's prediction."""
-        return self._records[row]
-
-    def records(self) -> list[bytes]:
-        """Every event's prediction."""
-        return self._records
-
-
 class RecordWriter:
     """Turns a scored batch into JSON records.
 
@@ -117,7 +99,7 @@ class RecordWriter:
 
     def predictions(
         self, batch: FeatureBatch, verdict: Verdict, scored_time_ms: int
-    ) -> Predictions:
+    ) -> list[bytes]:
         """One prediction per event."""
         floats = np.concatenate([verdict.scores[:, None], batch.features], axis=1)
         position = batch.positions[:, :2]
@@ -129,7 +111,7 @@ class RecordWriter:
         template = self._template(
             verdict.model_name, verdict.model_version, verdict.fallback_reason
         )
-        return Predictions(template.fill(floats, whole, texts))
+        return template.fill(floats, whole, texts)
 
     def _template(self, name: str, version: int | None, fallback_reason: str | None) -> Template:
         kind = (name, version, fallback_reason)

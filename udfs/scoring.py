@@ -1,27 +1,38 @@
-"""Flink operators that score: a Predict call per micro-batch, or the model in the operator."""
+"""How the last keyed stage scores: a Predict call per micro-batch, or the model in the operator.
+
+Both are parts of that stage's operator (thread mode), not operators of their own: a batch goes from
+its features to its score without being written and read again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from pyflink.common import Row
-from pyflink.datastream import AsyncFunction, FlatMapFunction, RuntimeContext
+from pyflink.common import Row, Types
+from pyflink.datastream import RuntimeContext
+from pyflink.datastream.state import MapStateDescriptor
+from pyflink.datastream.timerservice import TimerService
 
 from model_server.backends.xgboost import XGBoostModel
 from model_server.client import ClientOptions, PredictClient
 from model_server.errors import InvalidRows, PredictError
 from udfs.batch import FeatureBatch
 from udfs.events import FloatArray
-from udfs.records import Predictions, RecordWriter, Verdict
-from udfs.runtime import calm_garbage_collector
+from udfs.records import RecordWriter, Verdict
 
+_CLOSE_S = 1.0
+Matrix: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 Pair = list[bytes]
 """Key and value of a Kafka record; PyFlink wants a list for an array."""
 
@@ -42,7 +53,7 @@ class Output:
     fallback_score: float
     explain: bool
 
-    def model_input(self, batch: FeatureBatch) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def model_input(self, batch: FeatureBatch) -> Matrix:
         """The batch as the model gets it: float32 (n, columns), nothing missing."""
         features = batch.features
         with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as in C
@@ -82,7 +93,7 @@ class Output:
         alerts: list[Pair] = []
         if verdict is not None:
             made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
-            predictions = _pairs(zip(batch.keys, made.records(), strict=True))
+            predictions = _pairs(zip(batch.keys, made, strict=True))
             alerts = _pairs(self._alerts(batch, verdict, made, contributions))
         return Row(predictions, alerts, _pairs(batch.dead_letters), _pairs(batch.duplicates))
 
@@ -90,83 +101,37 @@ class Output:
         self,
         batch: FeatureBatch,
         verdict: Verdict,
-        records: Predictions,
+        records: list[bytes],
         contributions: FloatArray | None,
     ) -> Iterator[tuple[str, bytes]]:
         for n, row in enumerate(self.writer.alert_rows(verdict)):
             why = None if contributions is None else contributions[n]
             reasons = self.writer.reasons(batch.features[row], why)
-            yield batch.keys[row], self.writer.alert(records.record(row), batch.raw[row], reasons)
+            yield batch.keys[row], self.writer.alert(records[row], batch.raw[row], reasons)
 
 
 def _pairs(records: Iterable[tuple[str, bytes]]) -> list[Pair]:
     return [[key.encode(), value] for key, value in records]
 
 
-class ServedScorer(AsyncFunction):
-    """Scores by a model server over gRPC; process mode, several calls in flight.
-
-    A call that fails, or is not answered within the deadline, gives the fallback score with its
-    reason: the job goes on.
-    """
-
-    def __init__(self, options: ClientOptions, output: Output) -> None:
-        self._options = options
-        self._output = output
+class Scoring(Protocol):
+    """What the last keyed stage does with its batches. Rows are those of ``Output.rows``."""
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        """Make the client; its channel opens with the first call."""
-        self._client = PredictClient(self._options)
-        self._output.warm_up()
-        calm_garbage_collector()
-        metrics = runtime_context.get_metrics_group()
-        metrics.gauge("breaker_state", lambda: int(self._client.breaker_state))
-        # A gauge: what a counter is told in the event loop's thread, Beam never reports.
-        self._fallbacks = 0
-        metrics.gauge("fallbacks", lambda: self._fallbacks)
+        """Make ready, in the operator's own process."""
 
     def close(self) -> None:
-        """Close the connection.
+        """The operator ends."""
 
-        PyFlink has ended the channel's event loop by now, so this takes one of its own. A call that
-        was in flight, when a job fails or is cancelled, cannot be cancelled without its loop: its
-        connection stays until its process, the worker, ends, which is what follows.
-        """
-        with contextlib.suppress(RuntimeError):  # the call's loop is closed
-            asyncio.run(self._client.close())
+    def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
+        """Score a batch, now or later; Flink's current key is the bucket."""
 
-    async def async_invoke(self, value: Any) -> list[Row]:
-        """One micro-batch."""
-        batch: FeatureBatch = value[1]
-        if not len(batch):
-            return [self._output.rows(batch, None, None)]
-        matrix = self._output.model_input(batch)
-        begun_s = time.monotonic()
-        try:
-            scores = await self._client.predict(matrix)
-        except PredictError as exc:
-            self._fallbacks += len(batch)
-            verdict = self._output.fallback(batch, self._options.model_name, exc.reason)
-            return [self._output.rows(batch, verdict, None)]
-        verdict = Verdict(scores.values, scores.model_name, scores.model_version)
-        left_ms = self._options.deadline_ms - 1_000.0 * (time.monotonic() - begun_s)
-        return [self._output.rows(batch, verdict, await self._explain(matrix, verdict, left_ms))]
-
-    async def _explain(
-        self, matrix: np.ndarray[Any, np.dtype[np.float32]], verdict: Verdict, left_ms: float
-    ) -> FloatArray | None:
-        """Contributions of the alerts, if they come within what the prediction left of its time."""
-        rows = self._output.writer.alert_rows(verdict)
-        if not rows or not self._output.explain:
-            return None
-        try:
-            return await self._client.explain(matrix[rows], deadline_ms=left_ms)
-        except PredictError:
-            return None  # an alert without reasons is worth more than a late one
+    def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
+        """A timer that ``take`` or ``on_timer`` set; Flink's current key is the bucket."""
 
 
-class EmbeddedScorer(FlatMapFunction):
-    """Scores inside the operator with the same model file; thread mode, no server."""
+class EmbeddedScoring:
+    """Scores with the model file itself; no server."""
 
     def __init__(self, version_dir: Path, model_name: str, output: Output) -> None:
         self._version_dir = version_dir
@@ -178,12 +143,13 @@ class EmbeddedScorer(FlatMapFunction):
         self._model = XGBoostModel.load(self._version_dir)
         self._model.warm_up()
         self._output.warm_up()
-        calm_garbage_collector()
         self._version = int(self._version_dir.name)
 
-    def flat_map(self, value: Any) -> Iterator[Row]:
-        """One micro-batch."""
-        batch: FeatureBatch = value[1]
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
+        """Score at once."""
         if not len(batch):
             yield self._output.rows(batch, None, None)
             return
@@ -192,9 +158,11 @@ class EmbeddedScorer(FlatMapFunction):
         verdict = Verdict(scores, self._model_name, self._version)
         yield self._output.rows(batch, verdict, self._explain(matrix, verdict))
 
-    def _explain(
-        self, matrix: np.ndarray[Any, np.dtype[np.float32]], verdict: Verdict
-    ) -> FloatArray | None:
+    def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
+        """None is set."""
+        return iter(())
+
+    def _explain(self, matrix: Matrix, verdict: Verdict) -> FloatArray | None:
         rows = self._output.writer.alert_rows(verdict)
         if not rows or not self._output.explain:
             return None
@@ -202,3 +170,170 @@ class EmbeddedScorer(FlatMapFunction):
             return self._model.explain(matrix[rows])
         except InvalidRows:
             return None  # an infinite value scores, but has no contribution
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    verdict: Verdict
+    contributions: FloatArray | None
+
+
+@dataclass(slots=True)
+class _Calls:
+    """A bucket's calls in flight, by number in the order of asking."""
+
+    open: dict[int, tuple[FeatureBatch, Future[_Answer]]] = field(default_factory=dict)
+    next_number: int = 0
+    timer_set: bool = False
+
+
+class ServedScoring:
+    """Asks a model server over gRPC, several calls in flight, without waiting for one.
+
+    PyFlink's own AsyncFunction exists in process mode only: every batch would be written to a
+    worker process and back, and wait for the bundle it belongs to. Here the calls run in an event
+    loop beside the operator, which looks for answers with each batch and, by a timer, every
+    ``POLL_MS`` while any is open.
+
+    A batch whose call is open lies in Flink's keyed state until its records are out. So a
+    checkpoint includes it, and after a restart it is asked for again.
+
+    A call that fails, or is not answered within the deadline, gives the fallback score with its
+    reason: the job goes on.
+
+    Args:
+        options: The client's.
+        output: Writes what was scored.
+        max_rows: Rows of one Predict call at most.
+        calls_in_flight: Open calls of a bucket at most; with as many, the next batch waits, which
+            holds back the source.
+    """
+
+    POLL_MS = 2
+    END_MS = 2**63 - 1
+    """The watermark of an input that has ended: Flink drops the timers of processing time then."""
+
+    def __init__(
+        self, options: ClientOptions, output: Output, max_rows: int, calls_in_flight: int
+    ) -> None:
+        self._options = options
+        self._output = output
+        self._max_rows = max_rows
+        self._calls_in_flight = calls_in_flight
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """Make the client; its channel opens with the first call."""
+        self._loop = _event_loop()
+        self._client = PredictClient(self._options)
+        self._output.warm_up()
+        descriptor = MapStateDescriptor("in-flight", Types.LONG(), Types.PICKLED_BYTE_ARRAY())
+        self._state = runtime_context.get_map_state(descriptor)
+        self._buckets: dict[int, _Calls] = {}
+        metrics = runtime_context.get_metrics_group()
+        metrics.gauge("breaker_state", lambda: int(self._client.breaker_state))
+        self._fallbacks = metrics.counter("fallbacks")
+
+    def close(self) -> None:
+        """Close the connection and give up the calls that are open."""
+        for calls in self._buckets.values():
+            for _, answer in calls.open.values():
+                answer.cancel()
+        with contextlib.suppress(TimeoutError):
+            self._run(self._client.close()).result(_CLOSE_S)
+
+    def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
+        """Ask for a batch's scores, and give what has been answered meanwhile."""
+        calls = self._of(bucket)
+        for part in batch.chunks(self._max_rows):
+            if not len(part):
+                yield self._output.rows(part, None, None)
+                continue
+            while len(calls.open) >= self._calls_in_flight:
+                yield from self._answered(calls, FIRST_COMPLETED)
+            self._state.put(calls.next_number, pickle.dumps(part, pickle.HIGHEST_PROTOCOL))
+            self._ask(calls, calls.next_number, part)
+        if timers.current_watermark() == self.END_MS:
+            yield from self._rest(calls)
+        yield from self._answered(calls)
+        self._look_again(calls, timers)
+
+    def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
+        """Give what has been answered; at the input's end, wait for the rest."""
+        calls = self._of(bucket)
+        if timestamp_ms == self.END_MS - 1:
+            yield from self._rest(calls)
+            return
+        calls.timer_set = False
+        yield from self._answered(calls)
+        self._look_again(calls, timers)
+
+    def _of(self, bucket: int) -> _Calls:
+        """The bucket's calls; the first time, those that a restart has left without answer."""
+        calls = self._buckets.get(bucket)
+        if calls is None:
+            calls = self._buckets[bucket] = _Calls()
+            for number, packed in sorted(self._state.items()):
+                self._ask(calls, number, pickle.loads(packed))
+        return calls
+
+    def _ask(self, calls: _Calls, number: int, batch: FeatureBatch) -> None:
+        calls.open[number] = batch, self._run(self._answer(batch))
+        calls.next_number = number + 1
+
+    def _answered(self, calls: _Calls, wait_for: str | None = None) -> Iterator[Row]:
+        """The records of the calls that are done, in the order of asking."""
+        if wait_for is not None:
+            wait([answer for _, answer in calls.open.values()], return_when=wait_for)
+        for number, (batch, future) in list(calls.open.items()):
+            if not future.done():
+                continue
+            answer = future.result()
+            if answer.verdict.fallback_reason is not None:
+                self._fallbacks.inc(len(batch))
+            yield self._output.rows(batch, answer.verdict, answer.contributions)
+            del calls.open[number]
+            self._state.remove(number)
+
+    def _rest(self, calls: _Calls) -> Iterator[Row]:
+        while calls.open:
+            yield from self._answered(calls, FIRST_COMPLETED)
+
+    def _look_again(self, calls: _Calls, timers: TimerService) -> None:
+        if not calls.open or calls.timer_set:
+            return
+        calls.timer_set = True
+        timers.register_processing_time_timer(time.time_ns() // 1_000_000 + self.POLL_MS)
+        timers.register_event_time_timer(self.END_MS - 1)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def _answer(self, batch: FeatureBatch) -> _Answer:
+        matrix = self._output.model_input(batch)
+        begun_s = time.monotonic()
+        try:
+            scores = await self._client.predict(matrix)
+        except PredictError as exc:
+            name = self._options.model_name
+            return _Answer(self._output.fallback(batch, name, exc.reason), None)
+        verdict = Verdict(scores.values, scores.model_name, scores.model_version)
+        left_ms = self._options.deadline_ms - 1_000.0 * (time.monotonic() - begun_s)
+        return _Answer(verdict, await self._explain(matrix, verdict, left_ms))
+
+    async def _explain(self, matrix: Matrix, verdict: Verdict, left_ms: float) -> FloatArray | None:
+        """Contributions of the alerts, if they come within what the prediction left of its time."""
+        rows = self._output.writer.alert_rows(verdict)
+        if not rows or not self._output.explain:
+            return None
+        try:
+            return await self._client.explain(matrix[rows], deadline_ms=left_ms)
+        except PredictError:
+            return None  # an alert without reasons is worth more than a late one
+
+
+@cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of this process' calls, in a thread of its own that ends with the process."""
+    loop = asyncio.new_event_loop()
+    Thread(target=loop.run_forever, name="streamscore-calls", daemon=True).start()
+    return loop

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import orjson
-from numba import njit
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from udfs.events import FloatArray, IntArray
 from udfs.kernels import Bytes, Ints
@@ -24,13 +27,37 @@ _COMMA, _CLOSE, _NEWLINE = 44, 93, 10
 _compiled = njit(cache=True)
 
 
+@intrinsic
+def _copy(typing: Any, out: Any, at: Any, source: Any, begin: Any, count: Any) -> Any:
+    """``out[at : at + count] = source[begin : begin + count]`` of uint8 arrays, by memcpy.
+
+    A loop goes byte by byte, as Numba cannot know that the arrays do not overlap.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        out, at, source, begin, count = arguments
+        into = context.make_array(signature.args[0])(context, builder, out).data
+        whence = context.make_array(signature.args[2])(context, builder, source).data
+        into, whence = builder.gep(into, [at]), builder.gep(whence, [begin])
+        cgutils.raw_memcpy(builder, into, whence, count, 1)
+        return context.get_dummy_value()
+
+    return types.none(out, types.intp, source, types.intp, types.intp), generate
+
+
 @_compiled
-def _copy_number(numbers: Bytes, begin: int, out: Bytes, at: int) -> tuple[int, int]:
-    """Copy a number of ``[[1,2],[3,4]]``: where the next one begins, and where the copy ends."""
-    while numbers[begin] != _COMMA and numbers[begin] != _CLOSE:
-        out[at] = numbers[begin]
-        begin, at = begin + 1, at + 1
-    return begin + (1 if numbers[begin] == _COMMA else 3), at
+def _end(text: Bytes, at: int) -> int:
+    """Where a number of ``[[1,2],[3,4]]`` ends."""
+    while text[at] != _COMMA and text[at] != _CLOSE:
+        at += 1
+    return at
+
+
+@_compiled
+def _end_of_line(text: Bytes, at: int) -> int:
+    while text[at] != _NEWLINE:
+        at += 1
+    return at
 
 
 @_compiled
@@ -49,21 +76,27 @@ def _fill(
     for row in range(len(records)):
         begin = 0
         for slot in range(len(ends)):
-            for n in range(begin, ends[slot]):
-                out[at] = constants[n]
-                at += 1
-            begin = ends[slot]
+            length = ends[slot] - begin
+            _copy(out, at, constants, begin, length)
+            begin, at = ends[slot], at + length
             if slot == len(sources):
                 break
             if sources[slot] == FLOAT:
-                float_at, at = _copy_number(floats, float_at, out, at)
+                end = _end(floats, float_at)
+                length = end - float_at
+                _copy(out, at, floats, float_at, length)
+                float_at = end + (1 if floats[end] == _COMMA else 3)
             elif sources[slot] == WHOLE:
-                whole_at, at = _copy_number(whole, whole_at, out, at)
+                end = _end(whole, whole_at)
+                length = end - whole_at
+                _copy(out, at, whole, whole_at, length)
+                whole_at = end + (1 if whole[end] == _COMMA else 3)
             else:
-                while texts[text_at] != _NEWLINE:
-                    out[at] = texts[text_at]
-                    text_at, at = text_at + 1, at + 1
-                text_at += 1
+                end = _end_of_line(texts, text_at)
+                length = end - text_at
+                _copy(out, at, texts, text_at, length)
+                text_at = end + 1
+            at += length
         records[row] = at
 
 

@@ -27,13 +27,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from udfs import kernels
 from udfs.events import FloatArray, IntArray
 from udfs.spec import WindowFeature
 
-_HEADER = struct.Struct("<BBHI")  # version, values, words per entry, zero: entries stay aligned
-_VERSION = 1
+# Version, values, words per entry, zero (entries stay aligned); place in the order of arrival.
+_HEADER = struct.Struct("<BBHIq")
+_VERSION = 2
 _AGGREGATES = {
     "count": kernels.COUNT,
     "sum": kernels.SUM,
@@ -100,6 +102,16 @@ class Entries:
     ids: IntArray
     checks: IntArray
 
+    def select(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Entries:
+        """These entries alone."""
+        return Entries(
+            self.slots[rows],
+            self.times[rows],
+            self.values[rows],
+            self.ids[rows],
+            self.checks[rows],
+        )
+
 
 class Histories:
     """The histories of one bucket's entities.
@@ -107,7 +119,7 @@ class Histories:
     Args:
         values: How many value columns an entry has; 0 only counts.
         read: Gives an entity's packed history, or none if it has none yet.
-        max_entries: The array's size at which unpacked histories are dropped (``trim``).
+        max_entries: The array's size at which unpacked histories are better dropped.
     """
 
     def __init__(
@@ -120,12 +132,16 @@ class Histories:
         self._read = read
         self._max_entries = max_entries
         self._words = entry_bytes(values) // 8
-        self._header = np.frombuffer(_HEADER.pack(_VERSION, values, self._words, 0), np.int64)[0]
-        self._clear()
+        layout = _HEADER.pack(_VERSION, values, self._words, 0, 0)
+        self._header = np.frombuffer(layout, np.int64)[0]
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Drop all that is unpacked, which must be stored elsewhere."""
+        self._names: list[str] = []
         self._slots: dict[str, int] = {}
         self._regions = np.zeros((1_024, 4), np.int64)
+        self._written = np.zeros(1_024, np.int64)
         self._used = np.zeros(1, np.int64)
         self._set_entries(np.zeros((4_096, self._words), np.int64))
 
@@ -140,7 +156,20 @@ class Histories:
     @property
     def entities(self) -> tuple[str, ...]:
         """The entities that are unpacked."""
-        return tuple(self._slots)
+        return tuple(self._names)
+
+    def names(self, slots: IntArray) -> list[str]:
+        """The entity of each slot."""
+        return [self._names[slot] for slot in slots.tolist()]
+
+    def written_until(self, slots: IntArray) -> IntArray:
+        """The ``until`` each slot's history was last packed with, or read with; int64 (n,)."""
+        return self._written[slots]
+
+    @property
+    def is_over_size(self) -> bool:
+        """Whether more is unpacked than ``max_entries``."""
+        return bool(self._used[0] > self._max_entries)
 
     @property
     def capacity_bytes(self) -> int:
@@ -168,6 +197,7 @@ class Histories:
         slot = len(self._slots)
         if slot == len(self._regions):
             self._regions = np.concatenate([self._regions, np.zeros_like(self._regions)])
+            self._written = np.concatenate([self._written, np.zeros_like(self._written)])
         capacity = max(kernels.MIN_CAPACITY, 2 * live)
         if self._used[0] + capacity > len(self._ints):
             self._grow(capacity)
@@ -176,13 +206,15 @@ class Histories:
             self._ints[begin] = 0
         else:
             self._ints[begin : begin + live] = self._unpack(packed)
+            self._written[slot] = _HEADER.unpack_from(packed)[-1]
         self._used[0] += capacity
         self._regions[slot] = begin, begin, begin + live - 1, begin + capacity
         self._slots[entity] = slot
+        self._names.append(entity)
 
     def _unpack(self, packed: bytes) -> IntArray:
         entries, rest = divmod(len(packed) - _HEADER.size, 8 * self._words)
-        if packed[: _HEADER.size] != self._header.tobytes() or entries < 1 or rest:
+        if packed[:8] != self._header.tobytes() or entries < 1 or rest:
             raise StateFormatError(
                 "a stored history has another layout (windows over other values, or another "
                 "release): start without this state, or with the settings that wrote it"
@@ -197,19 +229,20 @@ class Histories:
         kernels.compact(self._ints, entries, self._regions, slots, self._used)
         self._set_entries(entries)
 
-    def pack(self, slots: IntArray) -> list[bytes]:
-        """Each slot's history as versioned bytes."""
+    def pack(self, slots: IntArray, until: int = 0) -> list[bytes]:
+        """Each slot's history as versioned bytes.
+
+        Args:
+            slots: int64 (n,).
+            until: Place in the bucket's order of arrival up to which events are in the histories.
+        """
         live = self._regions[slots, kernels.END] - self._regions[slots, kernels.START] + 1
-        ends = np.cumsum(1 + self._words * live)
+        ends = np.cumsum(2 + self._words * live)
         words = np.empty(ends[-1] if len(ends) else 0, np.int64)
-        kernels.pack(self._ints, self._regions, slots, self._header, ends, words)
+        kernels.pack(self._ints, self._regions, slots, self._header, until, ends, words)
+        self._written[slots] = until
         data, bounds = words.tobytes(), [0, *(8 * ends).tolist()]
         return [data[begin:end] for begin, end in pairwise(bounds)]
-
-    def trim(self) -> None:
-        """Drop what is unpacked when the array is over its size; all of it is stored elsewhere."""
-        if self._used[0] > self._max_entries:
-            self._clear()
 
     def observe(
         self, entries: Entries, plan: WindowPlan, dedupe_within_ms: int = 0

@@ -1,4 +1,4 @@
-"""Something dies in the middle of the stream; the outputs must show that nothing was lost.
+"""Something fails in the middle of the stream; the outputs must show that nothing was lost.
 
 What the job wrote after it was restored is compared with a recomputation over the whole input, so a
 history that had lost an event, or counted one twice, would show. The input's order is fixed per key
@@ -20,9 +20,10 @@ from tests.support import cards
 from tests.support.checks import Model, check_features, check_schemas, check_scores
 from tests.support.fixtures import CONFIG, own_overrides
 from tests.support.flink_cluster import FlinkCluster
+from tests.support.held import Switch
 from tests.support.job_process import JobProcess
 from tests.support.kafka import Out, Place, Record, Traffic
-from tests.support.running import learn, restarts
+from tests.support.running import learn, restarts, wait_checkpoint
 from tests.support.servers import ModelServerProcess
 from tests.support.waiting import wait_until
 
@@ -30,28 +31,39 @@ pytestmark = [pytest.mark.cluster, pytest.mark.kafka, pytest.mark.timeout(600)]
 
 EVENTS = 6_000
 BEFORE_THE_FAULT = 2_000
+IN_FLIGHT = 100
 AFTER_A_CHECKPOINT = 200
-IN_FLIGHT = 400
+AHEAD = 400  # of what is written, this many may have no output yet
 BACKLOG = 2_500  # written while the job is down
 
 
 def strike(
-    traffic: Traffic, job: RunningJob, records: Sequence[Record], hit: Callable[[], None]
+    traffic: Traffic,
+    job: RunningJob,
+    switch: Switch,
+    records: Sequence[Record],
+    hit: Callable[[], None],
 ) -> None:
     """Write the events; hit after enough predictions, and more of them since the last checkpoint.
 
-    So some predictions are there that the restored job must make again.
+    That checkpoint holds batches whose calls were open: the restored job must ask for them again,
+    and for those that came after it.
     """
     done = BEFORE_THE_FAULT
-    pump(traffic, records[:done], IN_FLIGHT)
+    pump(traffic, records[:done], AHEAD)
     while True:
+        traffic.wait_accounted()
+        switch.hold()
+        pump(traffic, records[done : done + IN_FLIGHT], IN_FLIGHT)
+        done += IN_FLIGHT
+        wait_until(lambda: events(job) == done, 60, "all are on their way")  # noqa: B023
+        wait_checkpoint(job)
         seen = job.checkpoints_completed()
-        wait_until(lambda: job.checkpoints_completed() > seen, 60, "a checkpoint")  # noqa: B023
-        seen = job.checkpoints_completed()
-        before = len(traffic.outputs["predictions"])
+        assert len(traffic.accounted) == done - IN_FLIGHT
+        switch.let_go()
         pump(traffic, records[done : done + AFTER_A_CHECKPOINT], AFTER_A_CHECKPOINT // 4)
         done += AFTER_A_CHECKPOINT
-        enough = len(traffic.outputs["predictions"]) >= before + AFTER_A_CHECKPOINT // 2
+        enough = len(traffic.accounted) >= done - AFTER_A_CHECKPOINT // 2
         if enough and job.checkpoints_completed() == seen:
             break
         assert done < len(records) - BACKLOG, "no moment between two checkpoints was found"
@@ -61,8 +73,12 @@ def strike(
     traffic.wait_accounted()
 
 
-def pump(traffic: Traffic, records: Sequence[Record], in_flight: int) -> None:
-    traffic.pump(records, lambda number: max(0, number + 1 - in_flight))
+def events(job: RunningJob) -> int:
+    return job.counts(["events"])["events"]
+
+
+def pump(traffic: Traffic, records: Sequence[Record], ahead: int) -> None:
+    traffic.pump(records, lambda number: max(0, number + 1 - ahead))
 
 
 def check(traffic: Traffic, records: Sequence[Record], labels: pd.DataFrame, model: Model) -> None:
@@ -98,16 +114,19 @@ def written_order(
 def settings_of(bootstrap: str, models: Path, folder: Path, **more: Any) -> dict[str, Any]:
     return own_overrides(bootstrap, models, folder) | {
         "model.deadline": "10s",
+        "model.calls_in_flight": 10_000,  # while answers are held back, checkpoints go on
+        "flink.options": {"metrics.fetcher.update-interval": "500 ms"},
         "flink.checkpoint_interval": "2s",
         "flink.restart_attempts": 100,
         **{name.replace("__", "."): value for name, value in more.items()},
     }
 
 
-def test_a_killed_python_worker(
-    bootstrap: str, models: Path, demo: pd.DataFrame, tmp_path: Path
-) -> None:
-    """One partition, one subtask: every key's events come in the same order after a replay."""
+def test_a_failed_task(bootstrap: str, models: Path, demo: pd.DataFrame, tmp_path: Path) -> None:
+    """With calls in flight; the process lives on.
+
+    One partition, one subtask: every key's events come in the same order after a replay.
+    """
     frame = demo[demo["terminal_id"] < "m00120"].head(EVENTS)
     records = cards.event_records(frame, 1)
     with ModelServerProcess(models, tmp_path / "server.log") as server:
@@ -121,12 +140,12 @@ def test_a_killed_python_worker(
         )
         with (
             Traffic(load(CONFIG, overrides)) as traffic,
-            JobProcess(overrides, tmp_path / "job.log") as process,
+            JobProcess(overrides, tmp_path / "job.log", tmp_path) as process,
         ):
             learn(process.job, traffic, cards.label_records(frame, 1))
-            worker = process.worker()
-            strike(traffic, process.job, records, worker.kill)
-            assert process.worker().pid != worker.pid
+            switch = Switch(tmp_path)
+            strike(traffic, process.job, switch, records, switch.fail)
+            assert "told to fail" in process.job.failure()
             process.stop()
             traffic.read_to_end()
             check(traffic, records, frame, Model(models / "fraud" / "1"))
@@ -162,12 +181,13 @@ def test_a_killed_task_manager(
         )
         with (
             Traffic(load(CONFIG, overrides)) as traffic,
-            JobProcess(overrides, tmp_path / "job.log", cluster.rest.address) as process,
+            JobProcess(overrides, tmp_path / "job.log", tmp_path, cluster.rest.address) as process,
         ):
             learn(process.job, traffic, cards.label_records(frame, 4))
             hosts = cluster.task_managers_of(process.job.job_id)
             assert hosts == {"tm-0", "tm-1"}
-            strike(traffic, process.job, records, lambda: cluster.kill("tm-0"))
+            switch = Switch(tmp_path)
+            strike(traffic, process.job, switch, records, lambda: cluster.kill("tm-0"))
             assert cluster.task_managers_of(process.job.job_id) == {"tm-1"}
             process.stop()
             traffic.read_to_end()

@@ -1,21 +1,23 @@
 """What every Flink function must keep: shipping, restarts, input purity, independence.
 
 The runtime context here is a dict and some counters. It stands for what Flink promises (map state
-of the current key, restored after a restart); the real engine is under test in tests/minicluster
-and tests/cluster.
+and timers of the current key, restored after a restart); the real engine is under test in
+tests/minicluster and tests/cluster.
 """
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import gc
 import json
 import pickle
 import random
 import socket
+import threading
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,69 +28,74 @@ import psutil
 import pytest
 import xgboost
 from pyflink.common import Row
-from pyflink.fn_execution.datastream.process.async_function.operation import AsyncFunctionRunner
 
 from model_server.client import ClientOptions
-from model_server.server import ServerOptions, start
+from tests.support.held import HeldScoring, Switch
+from tests.support.servers import ModelServerProcess
+from tests.support.waiting import wait_until
 from udfs.batch import FeatureBatch, LabelBatch
 from udfs.buckets import sql_buckets
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.records import RecordWriter
-from udfs.scoring import EmbeddedScorer, Output, ServedScorer
+from udfs.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
 from udfs.spec import Schema
 
 BUCKETS = (3, 8)
 ROUTING = Routing(BUCKETS)
 KAFKA_MS = 1_700_000_000_000
-SCHEMA = Schema.model_validate(
-    {
-        "event": {
-            "id": "id",
-            "time": {"field": "t"},
-            "dedupe_within": "1h",
-            "fields": [
-                *({"name": n, "type": "string"} for n in ("id", "card", "terminal", "kind")),
-                {"name": "t", "type": "int"},
-                {"name": "amount", "type": "float", "min": 0},
-                {"name": "lat", "type": "float", "required": False},
-            ],
-        },
-        "key": "card",
-        "labels": {"id": "id", "time": "t", "key": "terminal", "value": "fraud"},
-        "features": {
-            "expressions": [
-                {"name": "amount", "type": "value", "fields": ["amount"]},
-                {"name": "lat", "type": "value", "fields": ["lat"]},
-                {"name": "kind", "type": "one_hot", "fields": ["kind"], "categories": ["CP"]},
-            ],
-            "windows": [
-                {
-                    "prefix": "card",
-                    "key": "card",
-                    "value": "amount",
-                    "windows": ["1m", "10m"],
-                    "aggregates": ["count", "sum", "ratio_to_mean"],
-                },
-                {
-                    "prefix": "terminal",
-                    "key": "terminal",
-                    "value": "amount",
-                    "windows": ["10m"],
-                    "aggregates": ["count", "mean"],
-                },
-                {
-                    "prefix": "rate",
-                    "key": "terminal",
-                    "stream": "labels",
-                    "value": "fraud",
-                    "windows": ["1h"],
-                    "delay": "1m",
-                    "aggregates": ["count", "mean"],
-                },
-            ],
-        },
-    }
+DOCUMENT: dict[str, Any] = {
+    "event": {
+        "id": "id",
+        "time": {"field": "t"},
+        "dedupe_within": "1h",
+        "fields": [
+            *({"name": n, "type": "string"} for n in ("id", "card", "terminal", "kind")),
+            {"name": "t", "type": "int"},
+            {"name": "amount", "type": "float", "min": 0},
+            {"name": "lat", "type": "float", "required": False},
+        ],
+    },
+    "key": "card",
+    "labels": {"id": "id", "time": "t", "key": "terminal", "value": "fraud"},
+    "features": {
+        "expressions": [
+            {"name": "amount", "type": "value", "fields": ["amount"]},
+            {"name": "lat", "type": "value", "fields": ["lat"]},
+            {"name": "kind", "type": "one_hot", "fields": ["kind"], "categories": ["CP"]},
+        ],
+        "windows": [
+            {
+                "prefix": "card",
+                "key": "card",
+                "value": "amount",
+                "windows": ["1m", "10m"],
+                "aggregates": ["count", "sum", "ratio_to_mean"],
+            },
+            {
+                "prefix": "terminal",
+                "key": "terminal",
+                "value": "amount",
+                "windows": ["10m"],
+                "aggregates": ["count", "mean"],
+            },
+            {
+                "prefix": "rate",
+                "key": "terminal",
+                "stream": "labels",
+                "value": "fraud",
+                "windows": ["1h"],
+                "delay": "1m",
+                "aggregates": ["count", "mean"],
+            },
+        ],
+    },
+}
+SCHEMA = Schema.model_validate(DOCUMENT)
+ONE_KEY = Schema.model_validate(
+    {k: v for k, v in DOCUMENT.items() if k != "labels"}
+    | {"features": DOCUMENT["features"] | {"windows": DOCUMENT["features"]["windows"][:1]}}
 )
+"""The same with one stage, which is the last too."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,32 +109,41 @@ def garbage_collector() -> Iterator[None]:
 
 # -- a stand-in for Flink -----------------------------------------------------------------------
 
-Stored = dict[str, dict[int, dict[str, bytes]]]
-"""State name -> bucket -> entity -> what Flink has stored."""
+Stored = dict[str, dict[int, dict[Any, bytes]]]
+"""State name -> bucket -> key -> what Flink has stored. Timers are states too, without values."""
+
+PROCESSING_TIME, EVENT_TIME = "processing-time timers", "event-time timers"
+END_MS = ServedScoring.END_MS
 
 
 class MapState:
     """Map state of the current key; only what Flink's types for it can hold goes in."""
 
-    def __init__(self, context: Context, buckets: dict[int, dict[str, bytes]]) -> None:
+    def __init__(self, context: Context, name: str) -> None:
         self._context = context
-        self._buckets = buckets
+        self._name = name
+        self._key_type = int if name == "in-flight" else str
 
-    def _current(self) -> dict[str, bytes]:
-        assert self._context.bucket is not None, "state is read or written outside of an element"
-        return self._buckets.setdefault(self._context.bucket, {})
+    def _current(self) -> dict[Any, bytes]:
+        return self._context.current(self._name)
 
     def get(self, key: str) -> bytes | None:
         return self._current().get(key)
 
-    def put(self, key: str, value: bytes) -> None:
-        assert type(key) is str
+    def put(self, key: str | int, value: bytes) -> None:
+        assert type(key) is self._key_type
         assert type(value) is bytes
         self._current()[key] = value
 
     def put_all(self, values: dict[str, bytes]) -> None:
         for key, value in values.items():
             self.put(key, value)
+
+    def items(self) -> Iterable[tuple[Any, bytes]]:
+        yield from self._current().items()
+
+    def remove(self, key: str | int) -> None:
+        self._current().pop(key, None)
 
 
 class Count:
@@ -156,29 +172,46 @@ class Metrics:
 
 
 class Context:
-    """The runtime context of one subtask."""
+    """The runtime context of one subtask, and what its function learns of the current key."""
 
     def __init__(self, stored: Stored | None = None) -> None:
         self.stored: Stored = {} if stored is None else stored
         self.metrics = Metrics()
         self.bucket: int | None = None
+        self.watermark_ms = -(2**63)
+        self.timers_set: Counter[str] = Counter()
+
+    def current(self, name: str) -> dict[Any, bytes]:
+        """A state of the current key."""
+        assert self.bucket is not None, "state is read or written outside of an element"
+        return self.stored.setdefault(name, {}).setdefault(self.bucket, {})
 
     def get_map_state(self, descriptor: Any) -> MapState:
-        return MapState(self, self.stored.setdefault(descriptor.name, {}))
+        self.stored.setdefault(descriptor.name, {})
+        return MapState(self, descriptor.name)
 
     def get_metrics_group(self) -> Metrics:
         return self.metrics
 
-
-class KeyedContext:
-    """What a keyed function learns of the element: the key, while it is processed."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
     def get_current_key(self) -> int:
-        assert self._context.bucket is not None
-        return self._context.bucket
+        assert self.bucket is not None
+        return self.bucket
+
+    def timer_service(self) -> Context:
+        return self
+
+    def current_watermark(self) -> int:
+        return self.watermark_ms
+
+    def register_processing_time_timer(self, timestamp_ms: int) -> None:
+        self._set_timer(PROCESSING_TIME, timestamp_ms)
+
+    def register_event_time_timer(self, timestamp_ms: int) -> None:
+        self._set_timer(EVENT_TIME, timestamp_ms)
+
+    def _set_timer(self, domain: str, timestamp_ms: int) -> None:
+        self.current(domain)[timestamp_ms] = b""
+        self.timers_set[domain] += 1
 
 
 class Subtask:
@@ -189,29 +222,84 @@ class Subtask:
         self.function = function
         function.open(self.context)
 
-    async def run(self, element: Any) -> list[Any]:
-        self.context.bucket = element[0]
+    @contextmanager
+    def at(self, bucket: int) -> Iterator[Any]:
+        """Flink's current key is that bucket; gives what stands for the context."""
+        self.context.bucket = bucket
         try:
-            if isinstance(self.function, ServedScorer):
-                return await self.function.async_invoke(element)
-            if isinstance(self.function, FirstStage | NextStage):
-                keyed = KeyedContext(self.context)
-                return [*self.function.process_element(element[1], keyed)]  # type: ignore[arg-type]
-            return [*self.function.flat_map(element)]
+            yield self.context
         finally:
             self.context.bucket = None
 
-    async def run_all(self, elements: Iterable[Any]) -> list[Any]:
-        return [out for element in elements for out in await self.run(element)]
+    def run(self, element: Any) -> list[Any]:
+        bucket, value = element
+        with self.at(bucket) as context:
+            if isinstance(self.function, FirstStage | NextStage):
+                return [*self.function.process_element(value, context)]
+            if isinstance(self.function, LabelReader):
+                return [*self.function.flat_map(element)]
+            return [*self.function.take(bucket, value, context)]
+
+    def run_all(self, elements: Iterable[Any]) -> list[Any]:
+        return [out for element in elements for out in self.run(element)]
+
+    def pending(self, domain: str) -> list[tuple[int, int]]:
+        """Bucket and time of each timer that is set."""
+        buckets = self.context.stored.get(domain, {})
+        return [(bucket, time_ms) for bucket, times in buckets.items() for time_ms in times]
+
+    def fire(self, domain: str = PROCESSING_TIME) -> list[Any]:
+        """The timers that are set now go off."""
+        outputs: list[Any] = []
+        for bucket, time_ms in self.pending(domain):
+            with self.at(bucket) as context:
+                del context.current(domain)[time_ms]
+                if isinstance(self.function, FirstStage | NextStage):
+                    outputs += self.function.on_timer(time_ms, context)
+                else:
+                    outputs += self.function.on_timer(bucket, time_ms, context)
+        return outputs
+
+    def answers(self) -> list[Any]:
+        """What comes by timers until none is set."""
+        outputs = []
+        while self.pending(PROCESSING_TIME):
+            time.sleep(ServedScoring.POLL_MS / 1_000)
+            outputs += self.fire()
+        return outputs
+
+    def end(self) -> list[Any]:
+        """The input ends: its last watermark comes, processing time stands still."""
+        self.context.watermark_ms = END_MS
+        return self.fire(EVENT_TIME)
 
     def snapshot(self) -> Stored:
         """What a checkpoint would hold now, as if read back from a disk."""
         restored: Stored = pickle.loads(pickle.dumps(self.context.stored))
         return restored
 
-    async def close(self) -> None:
-        """As PyFlink does: in a thread without an event loop."""
-        await asyncio.to_thread(self.function.close)
+    def in_flight(self, bucket: int) -> dict[int, FeatureBatch]:
+        stored = self.context.stored["in-flight"].get(bucket, {})
+        return {number: pickle.loads(packed) for number, packed in stored.items()}
+
+    def close(self) -> None:
+        self.function.close()
+
+
+class PassOn:
+    """Scores nothing: the last stage's batches as they are, with their bucket."""
+
+    def open(self, runtime_context: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def take(self, bucket: int, batch: FeatureBatch, timers: Any) -> Iterator[Row]:
+        yield Row(bucket, batch)
+
+    def on_timer(self, bucket: int, timestamp_ms: int, timers: Any) -> Iterator[Row]:
+        raise AssertionError("no timer was set")
 
 
 def plain(value: Any) -> Any:
@@ -340,27 +428,35 @@ def labels(seed: int = 1) -> list[Any]:
 
 
 def first_stage(**changes: Any) -> FirstStage:
-    return FirstStage(*stage_settings("card", **changes))
+    return FirstStage(**stage_settings("card", **changes))
 
 
-def next_stage(**changes: Any) -> NextStage:
-    return NextStage(*stage_settings("terminal", **changes))
+def next_stage(scoring: Scoring | None = None, **changes: Any) -> NextStage:
+    return NextStage(**stage_settings("terminal", scoring=scoring or PassOn(), **changes))
 
 
-def stage_settings(key: str, *, cached_entries: int = 1 << 40, max_rows: int = 4) -> list[Any]:
-    return [SCHEMA, key, ROUTING, "events", max_rows, 3_600, cached_entries]
+def stage_settings(key: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "key": key,
+        "routing": ROUTING,
+        "topic": "events",
+        "ttl_s": 3_600,
+        "cached_entries": 1 << 40,
+        "journal_events": 20,
+    } | changes
 
 
 def label_reader() -> LabelReader:
     return LabelReader(SCHEMA, ROUTING, "labels")
 
 
-async def routed(seed: int = 1) -> list[Any]:
+def routed(seed: int = 1) -> list[Any]:
     """The next stage's input: events, labels, and batches without rows."""
     batches = [micro_batch(b, r, 100 * n) for n, (b, r) in enumerate(raw_batches(seed))]
     batches.insert(3, micro_batch(BUCKETS[0], [b"", b"nonsense"], 9_000))
-    stream = await Subtask(first_stage()).run_all(batches)
-    learned = await Subtask(label_reader()).run_all(labels(seed))
+    stream = Subtask(first_stage()).run_all(batches)
+    learned = Subtask(label_reader()).run_all(labels(seed))
     rng = random.Random(seed)
     for element in learned:
         stream.insert(rng.randrange(len(stream)), element)
@@ -368,9 +464,9 @@ async def routed(seed: int = 1) -> list[Any]:
     return [*stream[:5], (BUCKETS[1], none), *stream[5:]]
 
 
-async def scorable(seed: int = 1) -> list[Any]:
+def scorable(seed: int = 1) -> list[Any]:
     """The scorers' input: batches with all their features, some without rows."""
-    return await Subtask(next_stage()).run_all(await routed(seed))
+    return Subtask(next_stage()).run_all(routed(seed))
 
 
 # -- the functions ------------------------------------------------------------------------------
@@ -399,23 +495,33 @@ def output() -> Output:
     return Output(writer, np.arange(len(columns), dtype=np.float64), 0.25, True)
 
 
-@pytest.fixture
-async def server_port(models_dir: Path) -> AsyncIterator[int]:
-    running = await start(ServerOptions(models_dir=models_dir, model_name="fraud", grace_s=0.0))
-    yield running.port
-    await running.stop()
+@pytest.fixture(scope="module")
+def server_port(models_dir: Path) -> Iterator[int]:
+    with ModelServerProcess(models_dir, models_dir / "server.log") as server:
+        yield server.port
 
 
-def client_options(port: int, deadline_ms: float = 20_000.0) -> ClientOptions:
-    return ClientOptions(f"127.0.0.1:{port}", "fraud", deadline_ms=deadline_ms, max_attempts=1)
+def served(
+    port: int, output: Output, *, deadline_ms: float = 20_000.0, switch: Switch | None = None
+) -> ServedScoring:
+    """At most 4 rows a call, 3 calls in flight."""
+    target = f"127.0.0.1:{port}"
+    options = ClientOptions(target, "fraud", deadline_ms=deadline_ms, max_attempts=1)
+    if switch is not None:
+        return HeldScoring(switch, options, output, 4, 3)
+    return ServedScoring(options, output, 4, 3)
 
 
 @dataclass
 class Case:
-    """A function under the contract: how to make one, and a stream for it by seed."""
+    """A function under the contract: how to make one, and a stream for it by seed.
 
-    make: Callable[[], Any]
-    stream: Callable[[int], Awaitable[list[Any]]]
+    What a model server has answered comes in no certain order.
+    """
+
+    make: Callable[..., Any]
+    stream: Callable[[int], list[Any]]
+    in_order: bool = True
     opened: list[Subtask] = field(default_factory=list)
 
     def open(self, stored: Stored | None = None, function: Any = None) -> Subtask:
@@ -423,103 +529,105 @@ class Case:
         self.opened.append(subtask)
         return subtask
 
-    async def expected(self, seed: int = 1) -> list[Any]:
+    def plain(self, outputs: list[Any]) -> list[Any]:
+        found: list[Any] = plain(outputs)
+        return found if self.in_order else sorted(found, key=repr)
+
+    def run_whole(self, subtask: Subtask, seed: int = 1) -> list[Any]:
+        return self.plain(subtask.run_all(self.stream(seed)) + subtask.end())
+
+    def expected(self, seed: int = 1) -> list[Any]:
         """What an uninterrupted run gives."""
-        return plain(await self.open().run_all(await self.stream(seed)))  # type: ignore[no-any-return]
-
-
-def later(make: Callable[[int], list[Any]]) -> Callable[[int], Awaitable[list[Any]]]:
-    async def stream(seed: int) -> list[Any]:
-        return make(seed)
-
-    return stream
+        return self.run_whole(self.open(), seed)
 
 
 KEYED = ["FirstStage", "NextStage"]
-SCORERS = ["ServedScorer", "EmbeddedScorer"]
+SCORING = ["EmbeddedScoring", "ServedScoring"]
 
 
-@pytest.fixture(params=[*KEYED, "LabelReader", *SCORERS])
-async def case(
+@pytest.fixture(params=[*KEYED, "LabelReader", *SCORING])
+def case(
     request: pytest.FixtureRequest, models_dir: Path, output: Output, server_port: int
-) -> AsyncIterator[Case]:
+) -> Iterator[Case]:
+    embedded = EmbeddedScoring(models_dir / "fraud" / "7", "fraud", output)
     made = {
-        "FirstStage": Case(first_stage, later(events)),
+        "FirstStage": Case(first_stage, events),
         "NextStage": Case(next_stage, routed),
-        "LabelReader": Case(label_reader, later(labels)),
-        "ServedScorer": Case(lambda: ServedScorer(client_options(server_port), output), scorable),
-        "EmbeddedScorer": Case(
-            lambda: EmbeddedScorer(models_dir / "fraud" / "7", "fraud", output), scorable
+        "LabelReader": Case(label_reader, labels),
+        "EmbeddedScoring": Case(lambda: next_stage(copy.copy(embedded)), routed),
+        "ServedScoring": Case(
+            lambda: next_stage(served(server_port, output)), routed, in_order=False
         ),
     }[request.param]
     yield made
     for subtask in made.opened:
-        await subtask.close()
+        subtask.close()
 
 
 class TestEveryFunction:
-    async def test_it_is_shipped_as_pyflink_ships_it(self, case: Case) -> None:
-        stream = await case.stream(1)
+    def test_it_is_shipped_as_pyflink_ships_it(self, case: Case) -> None:
         shipped = cloudpickle.loads(cloudpickle.dumps(case.make()))
-        twice = pickle.loads(cloudpickle.dumps(shipped))  # the worker knows no cloudpickle
-        expected = await case.expected()
+        twice = pickle.loads(cloudpickle.dumps(shipped))  # the TaskManager knows no cloudpickle
+        expected = case.expected()
         assert expected
         for function in (shipped, twice):
-            assert plain(await case.open(function=function).run_all(stream)) == expected
+            assert case.run_whole(case.open(function=function)) == expected
 
-    @pytest.mark.parametrize("part", [0.0, 0.25, 0.5, 0.75])
-    async def test_a_restart_changes_no_output(self, case: Case, part: float) -> None:
-        stream = await case.stream(1)
+    @pytest.mark.parametrize("part", [0.0, 0.25, 0.5, 0.75, 1.0])
+    def test_a_restart_changes_no_output(self, case: Case, part: float) -> None:
+        stream = case.stream(1)
         cut = int(part * len(stream))
         before = case.open()
-        first = await before.run_all(stream[:cut])
+        first = before.run_all(stream[:cut])
         after = case.open(before.snapshot())
-        rest = await after.run_all(stream[cut:])
-        assert plain(first + rest) == await case.expected()
+        rest = after.run_all(stream[cut:]) + after.end()
+        assert case.plain(first + rest) == case.expected()
 
-    async def test_a_restart_after_every_element_changes_no_output(self, case: Case) -> None:
-        stream = await case.stream(1)
+    def test_a_restart_after_every_element_changes_no_output(self, case: Case) -> None:
         stored: Stored = {}
         got = []
-        for element in stream:
+        for element in case.stream(1):
             subtask = case.open(stored)
-            got += await subtask.run(element)
+            got += subtask.run(element)
             stored = subtask.snapshot()
-        assert plain(got) == await case.expected()
+        got += case.open(stored).end()
+        assert case.plain(got) == case.expected()
 
-    async def test_input_is_left_alone(self, case: Case) -> None:
-        stream = await case.stream(1)
+    def test_input_is_left_alone(self, case: Case) -> None:
+        stream = case.stream(1)
         before = plain(copy.deepcopy(stream))
-        await case.open().run_all(stream)
+        subtask = case.open()
+        subtask.run_all(stream)
+        subtask.end()
         assert plain(stream) == before
 
-    async def test_output_given_away_never_changes(self, case: Case) -> None:
+    def test_output_given_away_never_changes(self, case: Case) -> None:
         subtask = case.open()
         outputs, at_once = [], []
-        for element in await case.stream(1):
-            given = await subtask.run(element)
+        for step in (*(lambda e=e: subtask.run(e) for e in case.stream(1)), subtask.end):
+            given = step()
             at_once.append(copy.deepcopy(plain(given)))
             outputs.append(given)
         assert plain(outputs) == at_once
 
-    async def test_two_instances_share_nothing(self, case: Case) -> None:
+    def test_two_instances_share_nothing(self, case: Case) -> None:
         one, other = case.open(), case.open()
-        streams = await case.stream(1), await case.stream(2)
+        streams = case.stream(1), case.stream(2)
         got: tuple[list[Any], list[Any]] = ([], [])
         for n in range(max(map(len, streams))):
             for subtask, stream, outputs in zip((one, other), streams, got, strict=True):
-                outputs.extend([o for e in stream[n : n + 1] for o in await subtask.run(e)])
-        assert plain(got[0]) == await case.expected(1)
-        assert plain(got[1]) == await case.expected(2)
-        counted = [
-            {name: c.value for name, c in s.context.metrics.counters.items()} for s in (one, other)
-        ]
+                outputs.extend(subtask.run_all(stream[n : n + 1]))
+        assert case.plain(got[0] + one.end()) == case.expected(1)
+        assert case.plain(got[1] + other.end()) == case.expected(2)
         alone = case.open()
-        await alone.run_all(streams[0])
-        assert counted[0] == {n: c.value for n, c in alone.context.metrics.counters.items()}
+        case.run_whole(alone)
+        counted = [
+            {name: c.value for name, c in s.context.metrics.counters.items()} for s in (one, alone)
+        ]
+        assert counted[0] == counted[1]
 
-    async def test_the_same_input_gives_the_same_output(self, case: Case) -> None:
-        assert await case.expected() == await case.expected()
+    def test_the_same_input_gives_the_same_output(self, case: Case) -> None:
+        assert case.expected() == case.expected()
 
 
 # -- the keyed stages ---------------------------------------------------------------------------
@@ -528,42 +636,40 @@ class TestEveryFunction:
 @pytest.fixture(params=KEYED)
 def keyed(request: pytest.FixtureRequest) -> Case:
     return {
-        "FirstStage": Case(first_stage, later(events)),
+        "FirstStage": Case(first_stage, events),
         "NextStage": Case(next_stage, routed),
     }[request.param]
 
 
 class TestKeyedStages:
-    async def test_buckets_may_part_ways(self, keyed: Case) -> None:
+    def test_buckets_may_part_ways(self, keyed: Case) -> None:
         """A rescale: half of the stream on one subtask, then a subtask for each bucket."""
-        stream = await keyed.stream(1)
+        stream = keyed.stream(1)
         cut = len(stream) // 2
         before = keyed.open()
-        got = [(e[0], plain(await before.run(e))) for e in stream[:cut]]
+        got = [(e[0], plain(before.run(e))) for e in stream[:cut]]
         whole = before.snapshot()
         for bucket in BUCKETS:
             mine: Stored = {name: {bucket: of.get(bucket, {})} for name, of in whole.items()}
             subtask = keyed.open(mine)
-            got += [(bucket, plain(await subtask.run(e))) for e in stream[cut:] if e[0] == bucket]
+            got += [(bucket, plain(subtask.run(e))) for e in stream[cut:] if e[0] == bucket]
         uninterrupted = keyed.open()
-        expected = [(e[0], plain(await uninterrupted.run(e))) for e in stream]
+        expected = [(e[0], plain(uninterrupted.run(e))) for e in stream]
         for bucket in BUCKETS:
             assert [o for b, o in got if b == bucket] == [o for b, o in expected if b == bucket]
 
-    async def test_a_small_cache_changes_no_output(self, keyed: Case) -> None:
-        stream = await keyed.stream(1)
-        small = type(keyed.make())(
-            *stage_settings("card" if keyed.make is first_stage else "terminal", cached_entries=1)
-        )
-        assert plain(await keyed.open(function=small).run_all(stream)) == await keyed.expected()
+    @pytest.mark.parametrize("changed", [{"cached_entries": 1}, {"journal_events": 0}])
+    def test_how_state_is_kept_changes_no_output(self, keyed: Case, changed: Any) -> None:
+        other = keyed.open(function=keyed.make(**changed))
+        assert keyed.run_whole(other) == keyed.expected()
 
-    async def test_state_is_plain_bytes_of_each_bucket_alone(self, keyed: Case) -> None:
+    def test_state_is_plain_bytes_of_each_bucket_alone(self, keyed: Case) -> None:
         subtask = keyed.open()
-        await subtask.run_all(await keyed.stream(1))
+        subtask.run_all(keyed.stream(1))
         assert subtask.context.stored
         for buckets in subtask.context.stored.values():
             assert set(buckets) <= set(BUCKETS)
-            assert not set.intersection(*({k for k in b if k != "#"} for b in buckets.values()))
+            assert not set.intersection(*({k for k in b if k[0] in "el"} for b in buckets.values()))
 
 
 def identity(key: str, record: bytes) -> int:
@@ -571,18 +677,18 @@ def identity(key: str, record: bytes) -> int:
 
 
 class TestFirstStage:
-    async def test_every_record_ends_in_exactly_one_place(self) -> None:
+    def test_every_record_ends_in_exactly_one_place(self) -> None:
         subtask = Subtask(first_stage())
         stream = events()
         for element in stream:
-            batches = [batch for _, batch in await subtask.run(element)]
+            batches = [batch for _, batch in subtask.run(element)]
             offsets = [o for b in batches for o in b.positions[:, 1].tolist()]
             offsets += [identity(*r) for b in batches for r in (*b.dead_letters, *b.duplicates)]
             assert sorted(offsets) == offsets_of(element)
 
-    async def test_it_counts_what_it_does(self) -> None:
+    def test_it_counts_what_it_does(self) -> None:
         subtask = Subtask(first_stage())
-        batches = [batch for _, batch in await subtask.run_all(events())]
+        batches = [batch for _, batch in subtask.run_all(events())]
         counted = {name: c.value for name, c in subtask.context.metrics.counters.items()}
         assert counted == {
             "events": sum(map(len, batches)),
@@ -591,44 +697,44 @@ class TestFirstStage:
         }
         assert min(counted.values()) > 0
 
-    async def test_a_batch_of_nothing_but_repeats(self) -> None:
+    def test_a_batch_of_nothing_but_repeats(self) -> None:
         """As after a failure that replays what was processed already."""
         subtask = Subtask(first_stage())
         rng = random.Random(3)
         records = [a_record(rng, n, "c") for n in range(4)]
-        await subtask.run(micro_batch(BUCKETS[0], records, 0))
-        [(_, batch)] = await subtask.run(micro_batch(BUCKETS[0], records, 50))
+        subtask.run(micro_batch(BUCKETS[0], records, 0))
+        [(_, batch)] = subtask.run(micro_batch(BUCKETS[0], records, 50))
         assert len(batch) == 0
         assert [identity(*d) for d in batch.duplicates] == [50, 51, 52, 53]
 
-    async def test_a_repeat_with_another_content_is_a_dead_letter(self) -> None:
+    def test_a_repeat_with_another_content_is_a_dead_letter(self) -> None:
         subtask = Subtask(first_stage())
         record = a_record(random.Random(3), 1, "c")
-        await subtask.run(micro_batch(BUCKETS[0], [record], 0))
+        subtask.run(micro_batch(BUCKETS[0], [record], 0))
         again = [record.replace(b"{", b"{ "), record]
-        [(_, batch)] = await subtask.run(micro_batch(BUCKETS[0], again, 50))
+        [(_, batch)] = subtask.run(micro_batch(BUCKETS[0], again, 50))
         [(key, letter)] = batch.dead_letters
         assert (key, json.loads(letter)["code"]) == ("0-50", "id_conflict")
         assert [identity(*d) for d in batch.duplicates] == [51]
 
-    async def test_each_row_goes_to_the_bucket_of_its_next_key(self) -> None:
-        for bucket, batch in await Subtask(first_stage()).run_all(events()):
+    def test_each_row_goes_to_the_bucket_of_its_next_key(self) -> None:
+        for bucket, batch in Subtask(first_stage()).run_all(events()):
             assert {ROUTING.of(t) for t in batch.entities["terminal"]} <= {bucket}
 
-    async def test_places_of_arrival_are_counted_per_bucket(self) -> None:
+    def test_places_of_arrival_are_counted_per_bucket(self) -> None:
         subtask = Subtask(first_stage())
-        places = {}
+        places: dict[int, list[int]] = {}
         for element in events():
-            found = [o for _, b in await subtask.run(element) for o in b.order[:, :1].ravel()]
+            found = [o for _, b in subtask.run(element) for o in b.order[:, :1].ravel()]
             places.setdefault(element[0], []).extend(sorted(found))
         for found in places.values():
             assert found == [*range(len(found))]
 
 
 class TestNextStage:
-    async def test_nothing_is_lost_and_no_part_is_too_large(self) -> None:
-        stream = await routed()
-        outputs = [b for _, b in await Subtask(next_stage()).run_all(stream)]
+    def test_nothing_is_lost(self) -> None:
+        stream = routed()
+        outputs = [b for _, b in Subtask(next_stage()).run_all(stream)]
         given = [b for _, b in stream if isinstance(b, FeatureBatch)]
         for part in (
             lambda b: b.ids,
@@ -636,73 +742,114 @@ class TestNextStage:
             lambda b: b.duplicates,
         ):
             assert [x for b in outputs for x in part(b)] == [x for b in given for x in part(b)]
-        assert max(map(len, outputs)) <= 4
         assert all(b.features.shape[1] == len(SCHEMA.columns) for b in outputs if len(b))
 
-    async def test_labels_enter(self) -> None:
-        batches = [b for _, b in await Subtask(next_stage()).run_all(await routed()) if len(b)]
+    def test_labels_enter(self) -> None:
+        batches = [b for _, b in Subtask(next_stage()).run_all(routed()) if len(b)]
         column = SCHEMA.columns.index("rate_count_1h")
         assert max(b.features[:, column].max() for b in batches) > 0
 
-    async def test_a_batch_without_rows_is_passed_on_untouched(self) -> None:
+    def test_a_batch_without_rows_is_passed_on_untouched(self) -> None:
         empty = FeatureBatch.empty(("terminal",), ("amount",))
         subtask = Subtask(next_stage())
-        assert await subtask.run((BUCKETS[0], empty)) == []
+        assert subtask.run((BUCKETS[0], empty)) == []
         empty.dead_letters.append(("0-1", b"{}"))
-        [(_, batch)] = await subtask.run((BUCKETS[0], empty))
+        [(_, batch)] = subtask.run((BUCKETS[0], empty))
         assert (len(batch), batch.dead_letters) == (0, [("0-1", b"{}")])
 
 
+class TestTheLastStage:
+    def test_only_the_last_stage_scores(self) -> None:
+        with pytest.raises(AssertionError, match="the last stage scores"):
+            first_stage(scoring=PassOn())
+        with pytest.raises(AssertionError, match="the last stage scores"):
+            NextStage(**stage_settings("terminal"))
+
+    def test_the_first_may_be_the_last(self) -> None:
+        last = Subtask(first_stage(schema=ONE_KEY, scoring=PassOn()))
+        batches = [batch for _, batch in last.run_all(events())]
+        assert {b.features.shape[1] for b in batches if len(b)} == {len(ONE_KEY.columns)}
+        others = [batch for _, batch in Subtask(first_stage()).run_all(events())]
+        for name in ("ids", "dead_letters", "duplicates"):
+            found, expected = (
+                Counter(x for b in of for x in getattr(b, name)) for of in (batches, others)
+            )
+            assert found == expected
+
+
 class TestLabelReader:
-    async def test_every_label_ends_in_exactly_one_place(self) -> None:
+    def test_every_label_ends_in_exactly_one_place(self) -> None:
         for element in labels():
-            outputs = await Subtask(label_reader()).run(element)
+            outputs = Subtask(label_reader()).run(element)
             read = [b for _, b in outputs if isinstance(b, LabelBatch)]
             letters = [d for _, b in outputs if isinstance(b, FeatureBatch) for d in b.dead_letters]
             assert sum(len(b.ids) for b in read) + len(letters) == len(offsets_of(element))
 
-    async def test_each_label_goes_to_the_bucket_of_its_key(self) -> None:
-        outputs = await Subtask(label_reader()).run_all(labels())
+    def test_each_label_goes_to_the_bucket_of_its_key(self) -> None:
+        outputs = Subtask(label_reader()).run_all(labels())
         for bucket, batch in outputs:
             if isinstance(batch, LabelBatch):
                 assert {ROUTING.of(e) for e in batch.entities} == {bucket}
         assert {bucket for bucket, _ in outputs} == set(BUCKETS)
 
-    async def test_a_stage_passes_refused_labels_on(self) -> None:
-        outputs = await Subtask(label_reader()).run_all(labels())
+    def test_a_stage_passes_refused_labels_on(self) -> None:
+        outputs = Subtask(label_reader()).run_all(labels())
         refused = [d for _, b in outputs if isinstance(b, FeatureBatch) for d in b.dead_letters]
-        passed = [b for _, b in await Subtask(next_stage()).run_all(outputs)]
+        passed = [b for _, b in Subtask(next_stage()).run_all(outputs)]
         assert [d for b in passed for d in b.dead_letters] == refused
         assert {json.loads(d)["code"] for _, d in refused} == {"missing_field"}
 
 
-# -- the scorers --------------------------------------------------------------------------------
+# -- scoring ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def embedded(models_dir: Path, output: Output) -> EmbeddedScorer:
-    return EmbeddedScorer(models_dir / "fraud" / "7", "fraud", output)
+def embedded(models_dir: Path, output: Output) -> EmbeddedScoring:
+    return EmbeddedScoring(models_dir / "fraud" / "7", "fraud", output)
 
 
-class TestScorers:
-    async def test_served_and_embedded_give_the_same(
-        self, server_port: int, output: Output, embedded: EmbeddedScorer
+@pytest.fixture
+def opened() -> Iterator[Callable[..., Subtask]]:
+    """Opens subtasks that are closed after the test."""
+    subtasks: list[Subtask] = []
+
+    def open_(function: Any, stored: Stored | None = None) -> Subtask:
+        subtasks.append(Subtask(function, stored))
+        return subtasks[-1]
+
+    yield open_
+    for subtask in subtasks:
+        subtask.close()
+
+
+def by_topic(rows: list[Any]) -> list[list[tuple[str, Any]]]:
+    """The records for each sink, in an order of their own."""
+    found = plain(rows)
+    return [sorted((r for row in found for r in row[n]), key=repr) for n in range(4)]
+
+
+def predicted(rows: list[Any]) -> list[str]:
+    return sorted(p["event_id"] for row in plain(rows) for _, p in row[0])
+
+
+class TestScoring:
+    def test_served_and_embedded_give_the_same(
+        self,
+        server_port: int,
+        output: Output,
+        embedded: EmbeddedScoring,
+        opened: Callable[..., Subtask],
     ) -> None:
-        served = Subtask(ServedScorer(client_options(server_port), output))
-        stream = await scorable()
-        try:
-            got = plain(await served.run_all(stream))
-        finally:
-            await served.close()
-        assert got == plain(await Subtask(embedded).run_all(stream))
-        assert served.context.metrics.gauges["fallbacks"]() == 0
-        assert served.context.metrics.gauges["breaker_state"]() == 0
+        stage = opened(next_stage(served(server_port, output)))
+        got = stage.run_all(routed()) + stage.answers()
+        expected = opened(next_stage(embedded)).run_all(routed())
+        assert by_topic(got) == by_topic(expected)
+        assert stage.context.metrics.counters["fallbacks"].value == 0
+        assert stage.context.metrics.gauges["breaker_state"]() == 0
 
-    async def test_every_row_has_one_prediction_of_the_model(
-        self, embedded: EmbeddedScorer
-    ) -> None:
-        stream = await scorable()
-        rows = plain(await Subtask(embedded).run_all(stream))
+    def test_every_row_has_one_prediction_of_the_model(self, embedded: EmbeddedScoring) -> None:
+        stream = scorable()
+        rows = plain(Subtask(embedded).run_all(stream))
         predictions = [p for row in rows for _, p in row[0]]
         alerts = [a for row in rows for _, a in row[1]]
         assert [p["event_id"] for p in predictions] == [i for _, b in stream for i in b.ids]
@@ -713,9 +860,9 @@ class TestScorers:
             assert alert["event"]["id"] == alert["prediction"]["event_id"]
             assert len(alert["reasons"]) == 3
 
-    async def test_refused_records_leave_once(self, embedded: EmbeddedScorer) -> None:
-        stream = await scorable()
-        rows = plain(await Subtask(embedded).run_all(stream))
+    def test_refused_records_leave_once(self, embedded: EmbeddedScoring) -> None:
+        stream = scorable()
+        rows = plain(Subtask(embedded).run_all(stream))
         assert any(len(b) == 0 for _, b in stream)
         for column, name in ((2, "dead_letters"), (3, "duplicates")):
             sent = Counter(r for _, b in stream for r in getattr(b, name))
@@ -727,22 +874,24 @@ class TestScorers:
             assert left == sent
             assert left
 
-    async def test_without_a_server_every_row_gets_the_fallback(self, output: Output) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        subtask = Subtask(ServedScorer(client_options(port, deadline_ms=500), output))
-        stream = await scorable()
-        try:
-            rows = plain(await subtask.run_all(stream))
-        finally:
-            await subtask.close()
+    @pytest.mark.parametrize("hung", [False, True], ids=["closed", "hung"])
+    def test_without_an_answer_every_row_gets_the_fallback(
+        self, output: Output, opened: Callable[..., Subtask], hung: bool
+    ) -> None:
+        stream = scorable()
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = int(silent.getsockname()[1])
+            if not hung:
+                silent.close()
+            subtask = opened(served(port, output, deadline_ms=500))
+            rows = plain(subtask.run_all(stream) + subtask.answers())
         predictions = [p for row in rows for _, p in row[0]]
-        assert [p["event_id"] for p in predictions] == [i for _, b in stream for i in b.ids]
+        ids = sorted(i for _, b in stream for i in b.ids)
+        assert sorted(p["event_id"] for p in predictions) == ids
         assert {p["score"] for p in predictions} == {0.25}
         assert all(p["fallback_reason"] and p["model"]["version"] is None for p in predictions)
         assert [row[1] for row in rows] == [[]] * len(rows)
-        assert subtask.context.metrics.gauges["fallbacks"]() == len(predictions)
+        assert subtask.context.metrics.counters["fallbacks"].value == len(predictions)
 
 
 def connections_to(port: int) -> int:
@@ -751,82 +900,189 @@ def connections_to(port: int) -> int:
     return sum(c.raddr.port == port and c.status == "ESTABLISHED" for c in open_ if c.raddr)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
+BUCKET = BUCKETS[0]
 
 
-class TestServedScorerAsPyFlinkEndsIt:
-    """PyFlink stops the event loop of the calls, then calls ``close`` in another thread."""
+class Held:
+    """Subtasks that score, the server's answers held back until they are let go."""
 
-    @pytest.fixture
-    async def loop(self) -> AsyncIterator[AsyncFunctionRunner]:
-        """PyFlink's thread and loop for the calls of an async function."""
-        runner = AsyncFunctionRunner()
-        runner.daemon = True
-        runner.start()
-        await asyncio.to_thread(runner.wait_ready)
-        yield runner
-        await asyncio.to_thread(runner.stop)
-
-    async def test_the_connection_is_closed(
-        self, loop: AsyncFunctionRunner, server_port: int, output: Output
+    def __init__(
+        self, make: Callable[[], ServedScoring], switch: Switch, opened: Callable[..., Subtask]
     ) -> None:
-        scorer = Subtask(ServedScorer(client_options(server_port), output))
-        batch = next(element for element in await scorable() if len(element[1]))
-        calling = scorer.function.async_invoke(batch)
-        future = asyncio.run_coroutine_threadsafe(calling, loop._loop)
-        [row] = await asyncio.wrap_future(future)
-        assert {p["fallback_reason"] for _, p in plain(row)[0]} == {None}
+        self._make = make
+        self._switch = switch
+        self._opened = opened
+        self.let_go = switch.let_go
+        batches = [b for _, b in scorable() if len(b)]
+        self.batches = [(BUCKET, b.select(range(4))) for b in batches if len(b) >= 4]
+        self.long = BUCKET, next(b for b in batches if len(b) > 4 and b.dead_letters)
+        self.no_rows = BUCKET, FeatureBatch.empty((), ())
+        self.no_rows[1].dead_letters.append(("0-1", b"{}"))
+
+    def open(self, stored: Stored | None = None) -> Subtask:
+        self._switch.hold()
+        return self._opened(self._make(), stored)
+
+    def ids(self, *numbers: int) -> list[str]:
+        return sorted(i for n in numbers for i in self.batches[n][1].ids)
+
+
+@pytest.fixture
+def held(tmp_path: Path, server_port: int, output: Output, opened: Callable[..., Subtask]) -> Held:
+    switch = Switch(tmp_path)
+    return Held(lambda: served(server_port, output, switch=switch), switch, opened)
+
+
+class TestServedScoring:
+    def test_answers_come_by_timer(self, held: Held) -> None:
+        subtask = held.open()
+        assert subtask.run(held.batches[0]) == []
+        assert subtask.fire() == []
+        held.let_go()
+        assert predicted(subtask.answers()) == held.ids(0)
+        assert subtask.in_flight(BUCKET) == {}
+
+    def test_answers_come_with_a_later_batch(self, held: Held) -> None:
+        subtask = held.open()
+        subtask.run(held.batches[0])
+        held.let_go()
+        wait_until(lambda: bool(predicted(subtask.run(held.no_rows))), 60, "an answer")
+        assert subtask.in_flight(BUCKET) == {}
+
+    def test_a_batch_is_kept_until_its_records_are_out(self, held: Held) -> None:
+        subtask = held.open()
+        subtask.run(held.batches[0])
+        assert plain(subtask.in_flight(BUCKET)) == plain({0: held.batches[0][1]})
+        held.let_go()
+        with subtask.at(BUCKET) as context:
+            rows = subtask.function.on_timer(BUCKET, END_MS - 1, context)
+            next(rows)
+            assert subtask.in_flight(BUCKET).keys() == {0}
+            assert [*rows] == []
+        assert subtask.in_flight(BUCKET) == {}
+
+    def test_what_was_open_is_asked_again_after_a_restart(self, held: Held) -> None:
+        """And the buckets part ways, as in a rescale."""
+        before = held.open()
+        first, second, third, *_ = held.batches
+        assert before.run_all([first, second, (BUCKETS[1], third[1])]) == []
+        stored = before.snapshot()
+        before.close()
+        rows = {}
+        for bucket, later, numbers in ((BUCKETS[0], 3, [0, 1, 2]), (BUCKETS[1], 4, [0, 1])):
+            mine: Stored = {name: {bucket: of[bucket]} for name, of in stored.items()}
+            after = held.open(mine)
+            assert after.run((bucket, held.batches[later][1])) == []
+            assert [*after.in_flight(bucket)] == numbers
+            held.let_go()
+            rows[bucket] = after.answers()
+            assert after.in_flight(bucket) == {}
+        assert predicted(rows[BUCKETS[0]]) == held.ids(0, 1, 3)
+        assert predicted(rows[BUCKETS[1]]) == held.ids(2, 4)
+
+    def test_with_enough_calls_open_a_batch_waits(self, held: Held) -> None:
+        subtask = held.open()
+        subtask.run_all(held.batches[:3])
+        held.let_go()
+        with subtask.at(BUCKET) as context:
+            rows = subtask.function.take(*held.batches[3], context)
+            got = [next(rows)]
+            assert subtask.in_flight(BUCKET).keys() == {0, 1, 2}  # not asked before an answer came
+            got += rows
+        assert predicted(got + subtask.answers()) == held.ids(0, 1, 2, 3)
+
+    def test_a_large_batch_is_cut(self, held: Held) -> None:
+        subtask = held.open()
+        subtask.run(held.long)
+        parts = [*subtask.in_flight(BUCKET).values()]
+        batch = held.long[1]
+        assert [i for part in parts for i in part.ids] == batch.ids
+        assert max(map(len, parts)) == 4
+        assert [part.dead_letters for part in parts] == [batch.dead_letters] + [[]] * len(parts[1:])
+
+    def test_a_batch_without_rows_passes_at_once(self, held: Held) -> None:
+        subtask = held.open()
+        [row] = plain(subtask.run(held.no_rows))
+        assert row == [[], [], [("0-1", {})], []]
+        assert subtask.in_flight(BUCKET) == {}
+        assert not subtask.context.timers_set
+
+    def test_the_end_of_the_input_waits_for_all(self, held: Held) -> None:
+        subtask = held.open()
+        subtask.run_all([*held.batches[:2], (BUCKETS[1], held.batches[2][1])])
+        held.let_go()
+        got = subtask.end()
+        late = subtask.run(held.batches[3])  # comes with the last watermark
+        assert (predicted(got), predicted(late)) == (held.ids(0, 1, 2), held.ids(3))
+        assert [subtask.in_flight(bucket) for bucket in BUCKETS] == [{}, {}]
+
+    def test_one_timer_at_a_time(self, held: Held) -> None:
+        subtask = held.open()
+        subtask.run_all(held.batches[:3])
+        assert subtask.context.timers_set == {PROCESSING_TIME: 1, EVENT_TIME: 1}
+        assert subtask.pending(EVENT_TIME) == [(BUCKET, END_MS - 1)]
+        subtask.fire()
+        assert subtask.context.timers_set[PROCESSING_TIME] == 2
+        held.let_go()
+        subtask.answers()
+        set_ = dict(subtask.context.timers_set)
+        assert subtask.fire() == []
+        assert subtask.context.timers_set == set_  # none while no call is open
+
+    def test_the_connection_is_closed(
+        self, server_port: int, output: Output, opened: Callable[..., Subtask]
+    ) -> None:
+        wait_until(lambda: connections_to(server_port) == 0, 60, "no connection of other tests")
+        subtask = opened(served(server_port, output))
+        subtask.run_all(scorable())
+        subtask.answers()
         assert connections_to(server_port) == 1
-        await asyncio.to_thread(loop.stop)
-        await scorer.close()
-        await until(lambda: connections_to(server_port) == 0)
+        subtask.close()
+        wait_until(lambda: connections_to(server_port) == 0, 60, "the connection's end")
 
-    async def test_a_call_in_flight_does_not_keep_it_from_closing(
-        self, loop: AsyncFunctionRunner, output: Output
+    def test_a_call_in_flight_does_not_keep_it_from_closing(
+        self, output: Output, held: Held
     ) -> None:
-        batch = next(element for element in await scorable() if len(element[1]))
+        """Neither one that is about to ask, nor one that a server leaves without answer."""
+        waiting = held.open()
         with socket.create_server(("127.0.0.1", 0)) as silent:
-            port = int(silent.getsockname()[1])
-            scorer = Subtask(ServedScorer(client_options(port), output))
-            calling = scorer.function.async_invoke(batch)
-            future = asyncio.run_coroutine_threadsafe(calling, loop._loop)
-            await until(lambda: connections_to(port) == 1)
-            await asyncio.to_thread(loop.stop)
-            await scorer.close()
-            assert not future.done()
+            asking = Subtask(served(int(silent.getsockname()[1]), output))
+            begun_s = time.monotonic()
+            for subtask in (waiting, asking):
+                subtask.run(held.batches[0])
+                subtask.close()
+            assert time.monotonic() - begun_s < 10  # half a deadline
 
-    async def test_it_may_be_closed_unused_and_twice(
-        self, server_port: int, output: Output
+    def test_it_may_be_closed_unused_and_twice(self, server_port: int, output: Output) -> None:
+        subtask = Subtask(served(server_port, output))
+        subtask.close()
+        subtask.close()
+
+    def test_it_may_be_opened_again(
+        self, server_port: int, output: Output, opened: Callable[..., Subtask]
     ) -> None:
-        scorer = Subtask(ServedScorer(client_options(server_port), output))
-        await scorer.close()
-        await scorer.close()
+        first = opened(served(server_port, output))
+        expected = by_topic(first.run_all(scorable()) + first.answers())
+        first.close()
+        again = opened(first.function)
+        assert by_topic(again.run_all(scorable()) + again.answers()) == expected
+        assert again.context.metrics.counters["fallbacks"].value == 0
 
-    async def test_it_may_be_opened_again(self, server_port: int, output: Output) -> None:
-        stream = await scorable()
-        first = Subtask(ServedScorer(client_options(server_port), output))
-        expected = plain(await first.run_all(stream))
-        await first.close()
-        again = Subtask(first.function)
-        assert plain(await again.run_all(stream)) == expected
-        assert again.context.metrics.gauges["fallbacks"]() == 0
-        await again.close()
+    def test_all_share_one_event_loop(self, held: Held) -> None:
+        for _ in range(2):
+            held.open().run(held.batches[0])
+        assert [t.name for t in threading.enumerate()].count("streamscore-calls") == 1
 
 
-async def test_records_led_astray_by_their_kafka_key_are_refused() -> None:
+def test_records_led_astray_by_their_kafka_key_are_refused() -> None:
     """Each card's records go to the bucket of another card's key: features would be wrong."""
-    settings = stage_settings("card", max_rows=100)
-    settings[2] = Routing(BUCKETS, by_record_key=True)
-    subtask = Subtask(FirstStage(*settings))
+    subtask = Subtask(first_stage(routing=Routing(BUCKETS, by_record_key=True)))
     rng = random.Random(3)
     cards = [f"c{n}" for n in range(12)]
     home = [BUCKETS[n] for n in sql_buckets(cards, len(BUCKETS))]
     assert {*home} == {*BUCKETS}
     records = [a_record(rng, n, card) for n, card in enumerate(cards)]
-    rows = await subtask.run(micro_batch(BUCKETS[0], records, 0))
+    rows = subtask.run(micro_batch(BUCKETS[0], records, 0))
     strays = [letter for row in rows for letter in row[1].dead_letters]
     kept = [key for row in rows for key in row[1].keys]
     assert sorted(kept) == sorted(c for c, bucket in zip(cards, home, strict=True) if bucket == 3)

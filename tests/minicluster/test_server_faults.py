@@ -170,9 +170,9 @@ def test_a_hung_server_and_its_return(bench: Bench, real: ModelServerProcess) ->
 
 
 def test_a_burst_at_a_hung_server(bench: Bench, real: ModelServerProcess) -> None:
-    """A batch waits for the bundle before its own, which ends when its calls do.
+    """A batch waits for one of the open calls to end, if they are as many as there may be.
 
-    Each such bundle brings the breaker a failure nearer, so the wait ends with the last of them.
+    Each that ends brings the breaker a failure nearer, so the wait ends with the last of them.
     """
     real.signal(signal.SIGSTOP)
     places = set(bench.traffic.send(*(record() for _ in range(300))))

@@ -113,6 +113,7 @@ class FlinkCluster:
             "rest.port": rest_port,
             "heartbeat.interval": "1 s",
             "heartbeat.timeout": "10 s",
+            "metrics.fetcher.update-interval": "500 ms",
             "io.tmp.dirs": str(self._folder / "tmp"),
             "python.executable": sys.executable,
             "python.client.executable": sys.executable,

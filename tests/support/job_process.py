@@ -1,7 +1,7 @@
 """A job in a process of its own, so that it can be hurt without hurting the tests.
 
-As a script: takes a JSON of the settings' overrides and where to run, prints ``job ID ADDRESS``
-when the job is submitted, and waits for a line on stdin to cancel it.
+As a script: takes a JSON of the settings' overrides, where to run and where its switch is, prints
+``job ID ADDRESS`` when the job is submitted, and waits for a line on stdin to cancel it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
 
-from jobs.environment import ROOT, thread_mode_env
+from jobs.environment import QUICK_JVM, ROOT, thread_mode_env
 from jobs.runner import FlinkRest, RunningJob
 
 _STOP_S = 60.0
-_WORKER = "pyflink.fn_execution.beam.beam_boot"
 
 
 class JobProcess:
@@ -29,21 +29,26 @@ class JobProcess:
     Args:
         overrides: Of conf/fraud.yaml, plain JSON types.
         log: Where its output goes.
+        switch: The folder of the ``Switch`` that its scoring obeys.
         target: host:port of a cluster; none runs a mini-cluster in the process.
     """
 
-    def __init__(self, overrides: dict[str, Any], log: Path, target: str | None = None) -> None:
-        self._argument = json.dumps({"overrides": overrides, "target": target})
+    def __init__(
+        self, overrides: dict[str, Any], log: Path, switch: Path, target: str | None = None
+    ) -> None:
+        chosen = {"overrides": overrides, "switch": str(switch), "target": target}
+        self._argument = json.dumps(chosen)
         self._log = log
 
     def __enter__(self) -> Self:
-        # Workers of process mode run in processes, as on a cluster, not in a thread of ours.
-        variables = os.environ | thread_mode_env() | {"_python_worker_execution_mode": "process"}
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, __file__, self._argument],
                 cwd=ROOT,
-                env=variables | {"FLINK_LOG_DIR": str(self._log.parent)},
+                env={"JVM_ARGS": QUICK_JVM}
+                | os.environ
+                | thread_mode_env()
+                | {"FLINK_LOG_DIR": str(self._log.parent)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -78,10 +83,6 @@ class JobProcess:
         self.process.communicate("stop\n", timeout=_STOP_S)
         assert self.process.returncode == 0, self._log.read_text()[-2_000:]
 
-    def worker(self) -> psutil.Process:
-        """The Python process that scores, started by the mini-cluster."""
-        return worker_below(psutil.Process(self.process.pid))
-
     def _end(self) -> None:
         if self.process.poll() is None:
             family = psutil.Process(self.process.pid).children(recursive=True)
@@ -94,20 +95,6 @@ class JobProcess:
                 pipe.close()
 
 
-def worker_below(ancestor: psutil.Process) -> psutil.Process:
-    """The one Python worker of process mode among a process' descendants."""
-    (worker,) = (p for p in ancestor.children(recursive=True) if _is_worker(p))
-    return worker
-
-
-def _is_worker(process: psutil.Process) -> bool:
-    try:
-        command = process.cmdline()
-    except psutil.NoSuchProcess:
-        return False
-    return command[1:3] == ["-m", _WORKER]
-
-
 def _kill(process: psutil.Process | subprocess.Popen[str]) -> None:
     try:
         process.kill()
@@ -116,10 +103,13 @@ def _kill(process: psutil.Process | subprocess.Popen[str]) -> None:
 
 
 def main() -> None:
-    from jobs import runner
+    from jobs import pipeline, runner
     from jobs.settings import load
+    from tests.support.held import HeldScoring, Switch
 
     chosen = json.loads(sys.argv[1])
+    held = partial(HeldScoring, Switch(Path(chosen["switch"])))
+    setattr(pipeline, "ServedScoring", held)  # noqa: B010
     settings = load(ROOT / "conf" / "fraud.yaml", chosen["overrides"])
     job = runner.start(settings, chosen["target"])
     print(f"job {job.job_id} {job.rest.address}", flush=True)

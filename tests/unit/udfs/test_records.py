@@ -21,7 +21,7 @@ from referencing import Registry, Resource
 from model_server.errors import PredictError
 from udfs.batch import FeatureBatch
 from udfs.events import Reject
-from udfs.records import Predictions, RecordWriter, Verdict, dead_letter, duplicate
+from udfs.records import RecordWriter, Verdict, dead_letter, duplicate
 
 SCHEMAS = Path(__file__).parents[3] / "conf" / "schemas"
 NAMES = ("prediction", "alert", "dead_letter", "duplicate")
@@ -86,7 +86,7 @@ def answered(*scores: float) -> Verdict:
 
 def one(writer: RecordWriter) -> bytes:
     predictions = writer.predictions(make_batch([b"{}"]), answered(0.9), 1_700_000_001_000)
-    return as_bytes(predictions.record(0))
+    return as_bytes(predictions[0])
 
 
 def as_bytes(record: bytes | str) -> bytes:
@@ -138,7 +138,7 @@ def test_a_prediction_says_all_there_is(writer: RecordWriter) -> None:
 @pytest.mark.parametrize("reason", sorted(kind.reason for kind in PredictError.__subclasses__()))
 def test_a_fallback_says_why_and_never_alerts(writer: RecordWriter, reason: str) -> None:
     verdict = Verdict(np.array([1.0]), "fraud", None, reason)
-    text = writer.predictions(make_batch([b"{}"]), verdict, 1).records()[0]
+    text = writer.predictions(make_batch([b"{}"]), verdict, 1)[0]
     record = check("prediction", text)
     assert (record["fallback_reason"], record["model"]["version"]) == (reason, None)
     assert writer.alert_rows(verdict) == []
@@ -287,13 +287,11 @@ def as_bits(text: str) -> str:
     return float(text).hex()
 
 
-def assert_as_expected(predictions: Predictions, expected: list[bytes]) -> None:
-    records = predictions.records()
-    assert len(predictions) == len(records) == len(expected)
-    assert {type(record) for record in records} <= {bytes}
-    for row, (got, wanted) in enumerate(zip(records, expected, strict=True)):
+def assert_as_expected(predictions: list[bytes], expected: list[bytes]) -> None:
+    assert len(predictions) == len(expected)
+    assert {type(record) for record in predictions} <= {bytes}
+    for got, wanted in zip(predictions, expected, strict=True):
         assert as_read(got) == as_read(wanted)
-        assert as_read(predictions.record(row)) == as_read(wanted)
         assert b"\n" not in got
 
 
@@ -376,10 +374,10 @@ def test_unusual_characters_survive(writer: RecordWriter) -> None:
     batch = make_batch([b"{}"] * len(UNUSUAL), UNUSUAL)
     batch.keys[:] = UNUSUAL
     predictions = writer.predictions(batch, answered(*[0.9] * len(UNUSUAL)), 1)
-    texts = [json.loads(record) for record in predictions.records()]
+    texts = [json.loads(record) for record in predictions]
     assert tuple(record["event_id"] for record in texts) == UNUSUAL
     assert tuple(record["key"] for record in texts) == UNUSUAL
-    allowed = [record for record in predictions.records() if json.loads(record)["key"]]
+    allowed = [record for record in predictions if json.loads(record)["key"]]
     assert len([check("prediction", record) for record in allowed]) == len(UNUSUAL) - 1
 
 

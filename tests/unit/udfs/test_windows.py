@@ -198,8 +198,8 @@ class HistoriesMachine(RuleBasedStateMachine):
         self.pair.restart()
 
     @rule()
-    def trim(self) -> None:
-        self.pair.histories.trim()
+    def clear(self) -> None:
+        self.pair.histories.clear()
 
     @rule(rows=st.lists(st.tuples(names, st.integers(-5, 90)), max_size=6))
     def measure(self, rows: list[tuple[str, int]]) -> None:
@@ -353,14 +353,14 @@ def test_pack_gives_one_history_per_slot_asked_for() -> None:
     assert packed == [pair.stored["k1999"], pair.stored["k0"], pair.stored["k1999"]]
 
 
-def test_trim_waits_until_the_array_is_over_its_size() -> None:
+def test_what_is_dropped_is_read_again() -> None:
     pair = Pair(0, max_entries=100)
     pair.observe([("a", Entry(1, (), 1, 0))])
-    pair.histories.trim()
-    assert pair.histories.entities == ("a",)
+    assert not pair.histories.is_over_size
     pair.observe([(f"k{i}", Entry(1, (), 1, 0)) for i in range(50)])
-    pair.histories.trim()
-    assert len(pair.histories) == 0
+    assert pair.histories.is_over_size
+    pair.histories.clear()
+    assert len(pair.histories) == 0 and not pair.histories.is_over_size
     pair.measure(["a", "k7", "new"], [1, 1, 1])
 
 
@@ -392,7 +392,7 @@ def packed_with(values: int) -> bytes:
         (1, lambda packed: packed + b"\x00"),
         (1, lambda packed: bytes([packed[0] + 1]) + packed[1:]),  # another version
         (1, lambda packed: packed[:3]),
-        (1, lambda packed: packed[:8]),  # not even the sum before the first entry
+        (1, lambda packed: packed[:16]),  # not even the sum before the first entry
         (1, lambda _: b""),
         (1, lambda packed: packed[8:]),
     ],
@@ -408,7 +408,8 @@ def test_another_layout_is_refused(values: int, change: Callable[[bytes], bytes]
 def test_the_packed_layout_is_frozen() -> None:
     """Savepoints hold these bytes: a change needs another version in the header."""
     assert packed_with(1).hex() == (
-        "0101050000000000"  # version, values, words per entry, zero
+        "0201050000000000"  # version, values, words per entry, zero
+        + "00" * 8  # up to which place in the order of arrival
         + "00" * 40  # the sum before the first entry
         + "0100000000000000"  # time
         + "0200000000000000"  # id

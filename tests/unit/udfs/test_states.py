@@ -1,0 +1,168 @@
+"""What a restart finds gives the features that an uninterrupted run gives, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from udfs.keyed import Identities, KeyedStage, Observed
+from udfs.spec import Schema
+from udfs.states import BucketStates
+from udfs.windows import StateFormatError
+
+SCHEMA = Schema.model_validate(
+    {
+        "event": {
+            "id": "id",
+            "time": {"field": "time", "format": "epoch_ms"},
+            "dedupe_within": "1h",
+            "fields": [
+                {"name": "id", "type": "string"},
+                {"name": "time", "type": "int"},
+                {"name": "card", "type": "string"},
+                {"name": "amount", "type": "float"},
+            ],
+        },
+        "key": "card",
+        "features": {
+            "windows": [
+                {
+                    "prefix": "card",
+                    "key": "card",
+                    "value": "amount",
+                    "windows": ["5m", "1h"],
+                    "aggregates": ["count", "sum", "mean"],
+                }
+            ]
+        },
+    }
+)
+BUCKET = 7
+MINUTE_MS = 60_000
+
+Row = tuple[str, int, float, int]
+"""Card, minute, amount, id."""
+
+ROWS = st.tuples(
+    st.sampled_from(["a", "b", "ü|\n", ""]),
+    st.integers(0, 200),
+    st.floats(-1e6, 1e6),
+    st.integers(0, 40),
+)
+BATCHES = st.lists(st.tuples(st.lists(ROWS, max_size=12), st.booleans()), max_size=12)
+
+
+class MapState(dict[str, bytes]):
+    """Flink's map state of one bucket."""
+
+    writes = 0
+
+    def put_all(self, values: dict[str, bytes]) -> None:
+        assert all(type(v) is bytes for v in values.values())
+        self.update(values)
+        self.writes += sum(key[0] == "e" for key in values)
+
+    def remove(self, key: str) -> None:
+        self.pop(key, None)
+
+
+class Task:
+    """One stage on a state, as a subtask has it."""
+
+    def __init__(self, state: MapState, cached_entries: int, journal_events: int) -> None:
+        self.stage = KeyedStage(SCHEMA, "card")
+        self.states = BucketStates(self.stage, state, cached_entries, journal_events)
+
+    def run(self, rows: Sequence[Row]) -> tuple[Observed, int]:
+        cards = [card for card, *_ in rows]
+        ids = [str(number) for *_, number in rows]
+        observed = self.stage.observe(
+            self.states.of(BUCKET),
+            cards,
+            np.array([minute * MINUTE_MS for _, minute, *_ in rows], np.int64),
+            {"amount": np.array([amount for _, _, amount, _ in rows], np.float64)},
+            Identities.of_events(ids, [repr(row).encode() for row in rows]),
+        )
+        kept = [cards[i] for i in observed.kept.tolist()]
+        return observed, self.states.add(BUCKET, kept, observed.entries)
+
+
+def outcome(result: tuple[Observed, int]) -> list[Any]:
+    observed, first = result
+    kept = observed.kept.tolist()
+    return [observed.features.tobytes(), kept, observed.duplicates, observed.conflicts, first]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    batches=BATCHES,
+    cached_entries=st.sampled_from([1, 40, 1_000_000]),
+    journal_events=st.sampled_from([0, 1, 10, 30, 100_000]),
+)
+def test_restarts_change_nothing(
+    batches: list[tuple[list[Row], bool]], cached_entries: int, journal_events: int
+) -> None:
+    state = MapState()
+    whole, task = Task(MapState(), 1 << 60, 0), Task(state, cached_entries, journal_events)
+    for rows, restart in batches:
+        if restart:
+            state = MapState(state)
+            task = Task(state, cached_entries, journal_events)
+        assert outcome(task.run(rows)) == outcome(whole.run(rows))
+
+
+def test_the_journal_spares_writing_a_busy_keys_history() -> None:
+    state = MapState()
+    task = Task(state, 1_000_000, 100)
+    for n in range(400):
+        task.run([("busy", n // 10, 1.0, n)])
+    assert state.writes == 400 // 100 - 1
+    assert sum(key[0] == "j" for key in state) == 100
+
+
+def test_an_idle_keys_history_is_written_before_its_journal_is_dropped() -> None:
+    state = MapState()
+    task = Task(state, 1_000_000, 10)
+    task.run([("idle", 0, 5.0, 1_000)])
+    for n in range(20):
+        task.run([("busy", 0, 1.0, n)])
+    assert "eidle" in state
+    observed, place = Task(MapState(state), 1_000_000, 10).run([("idle", 1, 7.0, 1_001)])
+    assert observed.features.tolist() == [[2, 12, 6, 2, 12, 6]] and place == 21
+
+
+def test_without_a_journal_every_batch_writes_its_keys() -> None:
+    state = MapState()
+    task = Task(state, 1_000_000, 0)
+    task.run([("a", 0, 5.0, 1), ("b", 0, 5.0, 2)])
+    assert set(state) == {"ea", "eb", "#"}
+
+
+def test_a_segment_that_has_expired_is_passed_over() -> None:
+    state = MapState()
+    task = Task(state, 1_000_000, 10)
+    for n in range(3):
+        task.run([("a", 0, 1.0, n)])
+    del state["j1"]
+    task = Task(state, 1_000_000, 10)
+    assert task.run([("a", 0, 1.0, 9)])[0].features[0, 0] == 3
+    for n in range(20, 40):
+        task.run([("b", 0, 1.0, n)])
+    assert Task(MapState(state), 1_000_000, 10).run([("a", 0, 1.0, 50)])[0].features[0, 0] == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"#": b"12345678"}, {"j0": b"\x02" + bytes(15)}, {"j0": b"\x01\x02" + bytes(14)}],
+)
+def test_another_layout_is_refused(change: dict[str, bytes]) -> None:
+    state = MapState()
+    Task(state, 1_000_000, 10).run([("a", 0, 1.0, 1)])
+    state.update(change)
+    with pytest.raises(StateFormatError, match="start without"):
+        Task(state, 1_000_000, 10).states.of(BUCKET)
