@@ -54,6 +54,9 @@ from bench.lab import LABELS, Child, Lab, lab
 from bench.records import repeated
 
 MODES = ("served", "embedded")
+SETTINGS = {"batch.buckets": 1}
+"""What differs from ``conf/fraud.yaml``: as many buckets as subtasks, as in the throughput bench."""
+
 STOCK_ARGUMENTS = {
     "served": ("--mode", "process", "--scoring", "served"),
     "embedded": ("--mode", "thread", "--scoring", "embedded"),
@@ -150,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     about = machine()
-    overrides = dict(options.overrides)
+    overrides = SETTINGS | dict(options.overrides)
     with lab("latency", options.config, overrides, options.data, keep=options.keep) as at:
         labels = at.preload_labels("history", LABELS)
         phases = list(_all_phases(at, options, labels))

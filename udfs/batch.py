@@ -107,6 +107,26 @@ class FeatureBatch:
         )
         return parts
 
+    @classmethod
+    def merged(cls, batches: Sequence[FeatureBatch]) -> FeatureBatch:
+        """All rows of batches that have been through the same stages, in their order."""
+        if len(batches) == 1:
+            return batches[0]
+        first = batches[0]
+        return cls(
+            keys=[key for batch in batches for key in batch.keys],
+            ids=[event_id for batch in batches for event_id in batch.ids],
+            raw=[raw for batch in batches for raw in batch.raw],
+            positions=np.concatenate([batch.positions for batch in batches]),
+            times=np.concatenate([batch.times for batch in batches]),
+            entities={k: [v for b in batches for v in b.entities[k]] for k in first.entities},
+            values={k: np.concatenate([b.values[k] for b in batches]) for k in first.values},
+            features=np.concatenate([batch.features for batch in batches]),
+            order=np.concatenate([batch.order for batch in batches]),
+            dead_letters=[record for batch in batches for record in batch.dead_letters],
+            duplicates=[record for batch in batches for record in batch.duplicates],
+        )
+
     def chunks(self, rows: int) -> list[FeatureBatch]:
         """Cut into parts of at most ``rows`` events; one Predict call each."""
         if len(self) <= rows:

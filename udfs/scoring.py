@@ -178,11 +178,22 @@ class _Answer:
     contributions: FloatArray | None
 
 
-@dataclass(slots=True)
-class _Calls:
-    """A bucket's calls in flight, by number in the order of asking."""
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call in flight, and the numbers under which its batches lie in the state."""
 
-    open: dict[int, tuple[FeatureBatch, Future[_Answer]]] = field(default_factory=dict)
+    numbers: list[int]
+    batch: FeatureBatch
+    answer: Future[_Answer]
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """A bucket's calls in flight, and the batches that wait for the next one, by number."""
+
+    calls: list[_Call] = field(default_factory=list)
+    waiting: dict[int, FeatureBatch] = field(default_factory=dict)
+    waiting_rows: int = 0
     next_number: int = 0
     timer_set: bool = False
 
@@ -195,8 +206,11 @@ class ServedScoring:
     loop beside the operator, which looks for answers with each batch and, by a timer, every
     ``POLL_MS`` while any is open.
 
-    A batch whose call is open lies in Flink's keyed state until its records are out. So a
-    checkpoint includes it, and after a restart it is asked for again.
+    While a call is open, what comes waits for its answer or for enough rows to fill the next call:
+    a server that is idle is asked at once, and one that is busy gets fewer, larger calls.
+
+    A batch lies in Flink's keyed state until its records are out. So a checkpoint includes it, and
+    after a restart it is asked for again.
 
     A call that fails, or is not answered within the deadline, gives the fallback score with its
     reason: the job goes on.
@@ -205,8 +219,8 @@ class ServedScoring:
         options: The client's.
         output: Writes what was scored.
         max_rows: Rows of one Predict call at most.
-        calls_in_flight: Open calls of a bucket at most; with as many, the next batch waits, which
-            holds back the source.
+        calls_in_flight: Open calls of a bucket at most; with as many, and enough rows for another,
+            the operator waits for an answer, which holds back the source.
     """
 
     POLL_MS = 2
@@ -223,87 +237,107 @@ class ServedScoring:
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Make the client; its channel opens with the first call."""
+        self._buckets: dict[int, _Bucket] = {}
         self._loop = _event_loop()
         self._client = PredictClient(self._options)
         self._output.warm_up()
         descriptor = MapStateDescriptor("in-flight", Types.LONG(), Types.PICKLED_BYTE_ARRAY())
         self._state = runtime_context.get_map_state(descriptor)
-        self._buckets: dict[int, _Calls] = {}
         metrics = runtime_context.get_metrics_group()
         metrics.gauge("breaker_state", lambda: int(self._client.breaker_state))
         self._fallbacks = metrics.counter("fallbacks")
 
     def close(self) -> None:
         """Close the connection and give up the calls that are open."""
-        for calls in self._buckets.values():
-            for _, answer in calls.open.values():
-                answer.cancel()
+        for bucket in self._buckets.values():
+            for call in bucket.calls:
+                call.answer.cancel()
         with contextlib.suppress(TimeoutError):
             self._run(self._client.close()).result(_CLOSE_S)
 
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """Ask for a batch's scores, and give what has been answered meanwhile."""
-        calls = self._of(bucket)
+        mine = self._of(bucket)
         for part in batch.chunks(self._max_rows):
             if not len(part):
                 yield self._output.rows(part, None, None)
                 continue
-            while len(calls.open) >= self._calls_in_flight:
-                yield from self._answered(calls, FIRST_COMPLETED)
-            self._state.put(calls.next_number, pickle.dumps(part, pickle.HIGHEST_PROTOCOL))
-            self._ask(calls, calls.next_number, part)
+            self._state.put(mine.next_number, pickle.dumps(part, pickle.HIGHEST_PROTOCOL))
+            self._add(mine, mine.next_number, part)
+            while mine.waiting_rows >= self._max_rows:
+                if len(mine.calls) < self._calls_in_flight:
+                    self._ask(mine)
+                else:
+                    yield from self._answered(mine, FIRST_COMPLETED)
         if timers.current_watermark() == self.END_MS:
-            yield from self._rest(calls)
-        yield from self._answered(calls)
-        self._look_again(calls, timers)
+            yield from self._rest(mine)
+        yield from self._proceed(mine, timers)
 
     def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
         """Give what has been answered; at the input's end, wait for the rest."""
-        calls = self._of(bucket)
+        mine = self._of(bucket)
         if timestamp_ms == self.END_MS - 1:
-            yield from self._rest(calls)
+            yield from self._rest(mine)
             return
-        calls.timer_set = False
-        yield from self._answered(calls)
-        self._look_again(calls, timers)
+        mine.timer_set = False
+        yield from self._proceed(mine, timers)
 
-    def _of(self, bucket: int) -> _Calls:
-        """The bucket's calls; the first time, those that a restart has left without answer."""
-        calls = self._buckets.get(bucket)
-        if calls is None:
-            calls = self._buckets[bucket] = _Calls()
+    def _of(self, bucket: int) -> _Bucket:
+        """The bucket's batches; the first time, those that a restart has left without answer."""
+        mine = self._buckets.get(bucket)
+        if mine is None:
+            mine = self._buckets[bucket] = _Bucket()
             for number, packed in sorted(self._state.items()):
-                self._ask(calls, number, pickle.loads(packed))
-        return calls
+                self._add(mine, number, pickle.loads(packed))
+        return mine
 
-    def _ask(self, calls: _Calls, number: int, batch: FeatureBatch) -> None:
-        calls.open[number] = batch, self._run(self._answer(batch))
-        calls.next_number = number + 1
+    def _add(self, mine: _Bucket, number: int, batch: FeatureBatch) -> None:
+        mine.waiting[number] = batch
+        mine.waiting_rows += len(batch)
+        mine.next_number = number + 1
 
-    def _answered(self, calls: _Calls, wait_for: str | None = None) -> Iterator[Row]:
+    def _ask(self, mine: _Bucket) -> None:
+        """Open a call for the batches that have waited longest, as many as fit."""
+        numbers: list[int] = []
+        rows = 0
+        for number, batch in mine.waiting.items():
+            if numbers and rows + len(batch) > self._max_rows:
+                break
+            numbers.append(number)
+            rows += len(batch)
+        batch = FeatureBatch.merged([mine.waiting.pop(number) for number in numbers])
+        mine.waiting_rows -= rows
+        mine.calls.append(_Call(numbers, batch, self._run(self._answer(batch))))
+
+    def _answered(self, mine: _Bucket, wait_for: str | None = None) -> Iterator[Row]:
         """The records of the calls that are done, in the order of asking."""
         if wait_for is not None:
-            wait([answer for _, answer in calls.open.values()], return_when=wait_for)
-        for number, (batch, future) in list(calls.open.items()):
-            if not future.done():
-                continue
-            answer = future.result()
+            wait([call.answer for call in mine.calls], return_when=wait_for)
+        for call in [call for call in mine.calls if call.answer.done()]:
+            answer = call.answer.result()
             if answer.verdict.fallback_reason is not None:
-                self._fallbacks.inc(len(batch))
-            yield self._output.rows(batch, answer.verdict, answer.contributions)
-            del calls.open[number]
-            self._state.remove(number)
+                self._fallbacks.inc(len(call.batch))
+            yield self._output.rows(call.batch, answer.verdict, answer.contributions)
+            mine.calls.remove(call)
+            for number in call.numbers:
+                self._state.remove(number)
 
-    def _rest(self, calls: _Calls) -> Iterator[Row]:
-        while calls.open:
-            yield from self._answered(calls, FIRST_COMPLETED)
+    def _proceed(self, mine: _Bucket, timers: TimerService) -> Iterator[Row]:
+        """Give what has been answered, ask what waits if no call is open, and look again later."""
+        yield from self._answered(mine)
+        if mine.waiting and not mine.calls:
+            self._ask(mine)
+        if mine.calls and not mine.timer_set:
+            mine.timer_set = True
+            timers.register_processing_time_timer(time.time_ns() // 1_000_000 + self.POLL_MS)
+            timers.register_event_time_timer(self.END_MS - 1)
 
-    def _look_again(self, calls: _Calls, timers: TimerService) -> None:
-        if not calls.open or calls.timer_set:
-            return
-        calls.timer_set = True
-        timers.register_processing_time_timer(time.time_ns() // 1_000_000 + self.POLL_MS)
-        timers.register_event_time_timer(self.END_MS - 1)
+    def _rest(self, mine: _Bucket) -> Iterator[Row]:
+        """Wait until nothing is left."""
+        while mine.waiting or mine.calls:
+            while mine.waiting and len(mine.calls) < self._calls_in_flight:
+                self._ask(mine)
+            yield from self._answered(mine, FIRST_COMPLETED)
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -333,7 +367,10 @@ class ServedScoring:
 
 @cache
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """The event loop of this process' calls, in a thread of its own that ends with the process."""
+    """The event loop of this process' calls, in a thread of its own that ends with the process.
+
+    Two operators that open at the same moment may get one each, which does no harm.
+    """
     loop = asyncio.new_event_loop()
     Thread(target=loop.run_forever, name="streamscore-calls", daemon=True).start()
     return loop

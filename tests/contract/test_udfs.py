@@ -516,7 +516,7 @@ def served(
 class Case:
     """A function under the contract: how to make one, and a stream for it by seed.
 
-    What a model server has answered comes in no certain order.
+    What a model server has answered comes in no certain order, and in no certain batches.
     """
 
     make: Callable[..., Any]
@@ -531,7 +531,9 @@ class Case:
 
     def plain(self, outputs: list[Any]) -> list[Any]:
         found: list[Any] = plain(outputs)
-        return found if self.in_order else sorted(found, key=repr)
+        if self.in_order:
+            return found
+        return [sorted((r for row in found for r in row[sink]), key=repr) for sink in range(4)]
 
     def run_whole(self, subtask: Subtask, seed: int = 1) -> list[Any]:
         return self.plain(subtask.run_all(self.stream(seed)) + subtask.end())
@@ -987,9 +989,23 @@ class TestServedScoring:
         with subtask.at(BUCKET) as context:
             rows = subtask.function.take(*held.batches[3], context)
             got = [next(rows)]
-            assert subtask.in_flight(BUCKET).keys() == {0, 1, 2}  # not asked before an answer came
+            assert predicted(got) == held.ids(0)  # it came because the operator waited for it
+            assert subtask.in_flight(BUCKET).keys() == {0, 1, 2, 3}
             got += rows
         assert predicted(got + subtask.answers()) == held.ids(0, 1, 2, 3)
+
+    def test_what_comes_while_a_call_is_open_shares_the_next(self, held: Held) -> None:
+        subtask = held.open()
+        small = [(BUCKET, b.select([0])) for _, b in held.batches[:4]]
+        assert subtask.run_all(small) == []
+        assert [len(b) for b in subtask.in_flight(BUCKET).values()] == [1, 1, 1, 1]
+        held.let_go()
+        answers = [row[0] for row in plain(subtask.answers())]
+        assert [[p["event_id"] for _, p in row] for row in answers] == [
+            [small[0][1].ids[0]],
+            [b.ids[0] for _, b in small[1:]],
+        ]
+        assert subtask.in_flight(BUCKET) == {}
 
     def test_a_large_batch_is_cut(self, held: Held) -> None:
         subtask = held.open()
