@@ -55,7 +55,7 @@ from bench.records import repeated
 
 MODES = ("served", "embedded")
 SETTINGS = {"batch.buckets": 1}
-"""What differs from ``conf/fraud.yaml``: as many buckets as subtasks, as in the throughput bench."""
+"""What differs from ``conf/fraud.yaml``: as many buckets as subtasks, as for throughput."""
 
 STOCK_ARGUMENTS = {
     "served": ("--mode", "process", "--scoring", "served"),
