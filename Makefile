@@ -17,18 +17,19 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.done
 # The installer has an environment of its own: with pip and uv .venv would be 60 MB larger.
 UV := build/tools/bin/uv
+UV_DONE := build/tools/.done
 INSTALL = $(UV) pip install --quiet --python $(BIN)/python --no-deps
 EXTRA_STEP := $(if $(EXTRA),$(DONE)/extra-$(EXTRA))
 
 setup: $(DONE)/project $(EXTRA_STEP) ## Make .venv with everything at its locked version
 
-$(UV): conf/requirements-uv.lock | check-tools
+$(UV_DONE): conf/requirements-uv.lock | check-tools
 	@$(PYTHON) -m venv build/tools
 	@build/tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		-r conf/requirements-uv.lock
 	@touch $@
 
-$(DONE)/venv: | $(UV)
+$(DONE)/venv: | $(UV_DONE)
 	@$(UV) venv --quiet --clear --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV)
 	@mkdir -p $(DONE) && touch $@
 

@@ -244,8 +244,11 @@ class ServedScoring:
         descriptor = MapStateDescriptor("in-flight", Types.LONG(), Types.PICKLED_BYTE_ARRAY())
         self._state = runtime_context.get_map_state(descriptor)
         metrics = runtime_context.get_metrics_group()
-        metrics.gauge("breaker_state", lambda: int(self._client.breaker_state))
         self._fallbacks = metrics.counter("fallbacks")
+        # Not a gauge: in thread mode Flink would call a Python object that PyFlink has let go of,
+        # and the TaskManager would die of it (SIGSEGV).
+        self._breaker_metric = metrics.counter("breaker_state")
+        self._breaker_state = 0
 
     def close(self) -> None:
         """Close the connection and give up the calls that are open."""
@@ -327,10 +330,17 @@ class ServedScoring:
         yield from self._answered(mine)
         if mine.waiting and not mine.calls:
             self._ask(mine)
+        self._tell_breaker_state()
         if mine.calls and not mine.timer_set:
             mine.timer_set = True
             timers.register_processing_time_timer(time.time_ns() // 1_000_000 + self.POLL_MS)
             timers.register_event_time_timer(self.END_MS - 1)
+
+    def _tell_breaker_state(self) -> None:
+        state = int(self._client.breaker_state)
+        if state != self._breaker_state:
+            self._breaker_metric.inc(state - self._breaker_state)
+            self._breaker_state = state
 
     def _rest(self, mine: _Bucket) -> Iterator[Row]:
         """Wait until nothing is left."""

