@@ -7,7 +7,7 @@ is not measured. The predictions are read only afterwards, as reading takes the 
 
 Results, ms: p50_<mode>_<rate> and p99_<mode>_<rate> for the modes served (model server over gRPC)
 and embedded (the model in the operator). Each is compared with stock PyFlink's figure in that mode
-at --stock-rate, a rate that it holds: p50_stock_served_500 and so on. A ratio below 1 is better.
+at --stock-rate, a rate that it holds: p50_stock_served_50 and so on. A ratio below 1 is better.
 The table below the results has p90, the maximum, the rate achieved and the fallbacks.
 
 A rate is held if the load generator achieved 99 % of it, the job was done within 5 s of the last
@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     add("--modes", nargs="+", choices=MODES, help="who scores (default: served embedded)")
     add("--seconds", type=float, help="measured seconds per rate (default: 30)")
     add("--warm-s", type=float, help="seconds of warm-up per rate (default: 20)")
-    add("--stock-rate", type=int, default=500,
+    add("--stock-rate", type=int, default=50,
         help="records/s of the stock job (default: %(default)s)")  # fmt: skip
     return result
 
