@@ -81,7 +81,7 @@ def thread_mode_env() -> dict[str, str]:
     In thread mode the JVM starts a Python of its own, which finds neither the virtual environment's
     packages nor, as ``PYTHONPATH`` folders have no ``.pth`` files, the project when that is
     installed editable. Both folders lead an existing ``PYTHONPATH``. ``PATH`` leads to the virtual
-    environment too: process-mode workers are started as ``python``.
+    environment too: workers of process mode, of the stock benchmark, are started as ``python``.
 
     Returns:
         ``PYTHONPATH``, ``PATH`` and, if a Java is found, ``JAVA_HOME``.

@@ -79,6 +79,10 @@ class Output:
         """The verdict when the model did not answer."""
         return Verdict(np.full(len(batch), self.fallback_score), model_name, None, reason)
 
+    def rows_to_explain(self, verdict: Verdict) -> list[int]:
+        """The alerts, if they are to name the features that weigh most."""
+        return self.writer.alert_rows(verdict) if self.explain else []
+
     def rows(
         self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
     ) -> Row:
@@ -163,8 +167,8 @@ class EmbeddedScoring:
         return iter(())
 
     def _explain(self, matrix: Matrix, verdict: Verdict) -> FloatArray | None:
-        rows = self._output.writer.alert_rows(verdict)
-        if not rows or not self._output.explain:
+        rows = self._output.rows_to_explain(verdict)
+        if not rows:
             return None
         try:
             return self._model.explain(matrix[rows])
@@ -271,7 +275,7 @@ class ServedScoring:
                 if len(mine.calls) < self._calls_in_flight:
                     self._ask(mine)
                 else:
-                    yield from self._answered(mine, FIRST_COMPLETED)
+                    yield from self._next_answered(mine)
         if timers.current_watermark() == self.END_MS:
             yield from self._rest(mine)
         yield from self._proceed(mine, timers)
@@ -312,10 +316,13 @@ class ServedScoring:
         mine.waiting_rows -= rows
         mine.calls.append(_Call(numbers, batch, self._run(self._answer(batch))))
 
-    def _answered(self, mine: _Bucket, wait_for: str | None = None) -> Iterator[Row]:
+    def _next_answered(self, mine: _Bucket) -> Iterator[Row]:
+        """Wait until a call is done; the records of those that are."""
+        wait([call.answer for call in mine.calls], return_when=FIRST_COMPLETED)
+        yield from self._answered(mine)
+
+    def _answered(self, mine: _Bucket) -> Iterator[Row]:
         """The records of the calls that are done, in the order of asking."""
-        if wait_for is not None:
-            wait([call.answer for call in mine.calls], return_when=wait_for)
         for call in [call for call in mine.calls if call.answer.done()]:
             answer = call.answer.result()
             if answer.verdict.fallback_reason is not None:
@@ -347,7 +354,7 @@ class ServedScoring:
         while mine.waiting or mine.calls:
             while mine.waiting and len(mine.calls) < self._calls_in_flight:
                 self._ask(mine)
-            yield from self._answered(mine, FIRST_COMPLETED)
+            yield from self._next_answered(mine)
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -366,8 +373,8 @@ class ServedScoring:
 
     async def _explain(self, matrix: Matrix, verdict: Verdict, left_ms: float) -> FloatArray | None:
         """Contributions of the alerts, if they come within what the prediction left of its time."""
-        rows = self._output.writer.alert_rows(verdict)
-        if not rows or not self._output.explain:
+        rows = self._output.rows_to_explain(verdict)
+        if not rows:
             return None
         try:
             return await self._client.explain(matrix[rows], deadline_ms=left_ms)

@@ -14,6 +14,12 @@ from model_server.backends.contributions import MAX_DEPTH, compile_paths
 from model_server.backends.forest import TOLERANCE, compile_forest
 
 COLUMNS = 5
+FORESTS: dict[str, Any] = {
+    "seed": st.integers(0, 1_000),
+    "trees": st.integers(1, 40),
+    "depth": st.integers(1, MAX_DEPTH),
+    "rate": st.sampled_from([0.1, 1.0]),
+}
 
 
 def train(seed: int, trees: int, **parameters: Any) -> xgboost.Booster:
@@ -30,13 +36,7 @@ def expected(booster: xgboost.Booster, rows: np.ndarray) -> np.ndarray:
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 1_000),
-    trees=st.integers(1, 40),
-    depth=st.integers(1, MAX_DEPTH),
-    rate=st.sampled_from([0.1, 1.0]),
-    rows=st.integers(0, 200),
-)
+@given(**FORESTS, rows=st.integers(0, 200))
 def test_scores_equal_xgboosts(seed: int, trees: int, depth: int, rate: float, rows: int) -> None:
     booster = train(seed, trees, max_depth=depth, learning_rate=rate)
     forest = compile_forest(booster)
@@ -102,13 +102,7 @@ def test_categorical_splits_are_left_to_xgboost() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 1_000),
-    trees=st.integers(1, 40),
-    depth=st.integers(1, MAX_DEPTH),
-    rate=st.sampled_from([0.1, 1.0]),
-    rows=st.integers(1, 40),
-)
+@given(**FORESTS, rows=st.integers(1, 40))
 def test_contributions_equal_xgboosts(
     seed: int, trees: int, depth: int, rate: float, rows: int
 ) -> None:
