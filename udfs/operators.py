@@ -23,7 +23,7 @@ from udfs.events import Decoder, Events, Reject, split_batch
 from udfs.expressions import evaluate
 from udfs.keyed import Identities, KeyedStage
 from udfs.records import dead_letter, duplicate
-from udfs.runtime import calm_garbage_collector
+from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 from udfs.scoring import Scoring
 from udfs.spec import Schema
 from udfs.states import BucketStates
@@ -104,6 +104,7 @@ class _KeyedOperator(KeyedProcessFunction):
         if self._scoring is not None:
             self._scoring.open(runtime_context)
         calm_garbage_collector()
+        share_interpreter_fairly()
 
     def close(self) -> None:
         """Close what scores."""

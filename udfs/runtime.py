@@ -6,6 +6,7 @@ import gc
 import sys
 
 _YOUNG_OBJECTS = 100_000
+_SWITCH_INTERVAL_S = 0.0005
 
 
 def calm_garbage_collector() -> None:
@@ -19,6 +20,17 @@ def calm_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, 20, 100)
+
+
+def share_interpreter_fairly() -> None:
+    """Let a thread that waits for the interpreter have it after half a millisecond, not five.
+
+    In thread mode every operator of a TaskManager and the event loop of the model calls take turns
+    in one interpreter. With Python's own interval an answer that is there waits for 5 ms behind
+    another operator's batch, once per hand-over. Measured at 5,000 and 10,000 records/s
+    (bench/latency.py, served, 2 cores): p99 69 and 166 ms instead of 285 and 200.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
 def restore_print() -> None:

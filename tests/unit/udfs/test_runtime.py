@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from udfs.runtime import calm_garbage_collector
+from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     thresholds = gc.get_threshold()
+    interval_s = sys.getswitchinterval()
     yield
+    sys.setswitchinterval(interval_s)
     gc.set_threshold(*thresholds)
     gc.unfreeze()
 
@@ -53,3 +56,9 @@ def test_garbage_is_dropped_before_the_rest_is_kept() -> None:
         assert cycle() is None
     finally:
         gc.enable()
+
+
+def test_a_thread_that_waits_gets_the_interpreter_soon() -> None:
+    before_s = sys.getswitchinterval()
+    share_interpreter_fairly()
+    assert sys.getswitchinterval() <= before_s / 5
