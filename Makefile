@@ -104,5 +104,10 @@ lock: setup
 	@$(COMPILE) --no-deps conf/requirements-serving.in -o conf/requirements-serving.lock
 	@$(COMPILE) conf/requirements-synccfd.in -o conf/requirements-synccfd.lock
 
+# The generator must not be newer than the protobuf that is locked.
+protos: $(UV_DONE)
+	@$(UV) run --quiet --no-project --python 3.11 --with grpcio-tools==1.62.3 --with 'setuptools<81' \
+		python -m grpc_tools.protoc -I. --python_out=. model_server/oip/open_inference.proto
+
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -26,7 +26,7 @@ from rich.table import Table
 from jobs.environment import BUILD, ROOT, NotReadyError, find_java, first_output
 from jobs.exit_codes import ExitCode
 from jobs.jars import expected
-from jobs.settings import SettingsError
+from jobs.settings_file import SettingsError
 
 BENCH = BUILD / "bench"
 """Folder of the figures, and of what a run writes while it goes on."""

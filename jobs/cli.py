@@ -42,10 +42,11 @@ _CONFIG = Path("conf/fraud.yaml")
 
 def _settings(path: Path, changes: Sequence[str] = ()) -> Settings:
     from jobs import settings
+    from jobs.settings_file import SettingsError
 
     try:
         return settings.load(path, dict(map(_change, changes)))
-    except settings.SettingsError as exc:
+    except SettingsError as exc:
         typer.echo(str(exc), err=True)
         raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
 
@@ -150,13 +151,31 @@ def serve(
         int | None, typer.Option(help="Model version; default: as configured, else the newest.")
     ] = None,
 ) -> None:
-    """Serve the configured model over TensorFlow Serving's gRPC API until SIGTERM or Ctrl-C.
+    """Serve models over TensorFlow Serving's API and the Open Inference Protocol.
 
-    Example: streamscore serve --config conf/fraud.yaml --port 8500
+    Until SIGTERM or Ctrl-C. CONFIG is a job's file, whose model is then served over gRPC, or a
+    server's own, which has several models, HTTP, TLS and more.
+
+    Example: streamscore serve --config conf/server.yaml
     """
-    from jobs import serving
+    from jobs import server_settings, serving
+    from jobs.settings_file import SettingsError
 
-    raise typer.Exit(serving.serve(_settings(config), host=host, port=port, version=version))
+    try:
+        if not server_settings.is_server_file(config):
+            chosen = serving.options(_settings(config), host=host, port=port, version=version)
+        else:
+            if version is not None:
+                raise typer.BadParameter(
+                    "a server's file says which versions", param_hint="--version"
+                )
+            given = {"host": host or None, "port": port}
+            changes = {name: value for name, value in given.items() if value is not None}
+            chosen = server_settings.options(server_settings.load(config, changes))
+    except SettingsError as exc:
+        typer.echo(str(exc), err=True)
+        raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
+    raise typer.Exit(serving.serve(chosen))
 
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONF", help="The job's settings file.")]
@@ -234,8 +253,18 @@ def config_check(conf: ConfigFile = _CONFIG) -> None:
 
     Example: streamscore config check conf/fraud.yaml
     """
+    from jobs import server_settings
     from jobs.settings import summary
+    from jobs.settings_file import SettingsError
 
+    try:
+        if server_settings.is_server_file(conf):
+            models = len(server_settings.load(conf).models)
+            typer.echo(f"{conf}: ok; a server of {models} model{'s' * (models != 1)}")
+            return
+    except SettingsError as exc:
+        typer.echo(str(exc), err=True)
+        raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
     typer.echo(f"{conf}: ok; {summary(_settings(conf))}")
 
 
@@ -250,8 +279,18 @@ def config_show(
 
     Example: streamscore config show conf/fraud.yaml
     """
-    from jobs import settings
+    from jobs import server_settings, settings
+    from jobs.settings_file import SettingsError
 
+    try:
+        if server_settings.is_server_file(conf):
+            loaded = server_settings.load(conf)
+            shown = server_settings.reference() if reference else server_settings.as_yaml(loaded)
+            typer.echo(shown, nl=False)
+            return
+    except SettingsError as exc:
+        typer.echo(str(exc), err=True)
+        raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
     typer.echo(settings.reference() if reference else settings.as_yaml(_settings(conf)), nl=False)
 
 

@@ -16,7 +16,8 @@ from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
 from jobs import keyed, sinks, sources
-from jobs.settings import Settings, SettingsError
+from jobs.settings import Settings
+from jobs.settings_file import SettingsError
 from model_server.breaker import BreakerOptions
 from model_server.client import ClientOptions
 from model_server.errors import RepositoryError
@@ -218,6 +219,7 @@ def _client_options(settings: Settings) -> ClientOptions:
         target=model.server,
         model_name=model.name,
         model_version=model.version,
+        protocol=model.protocol,
         signature_name=model.signature,
         input_name=model.input,
         output_name=model.output,

@@ -7,7 +7,7 @@ import logging
 import typer
 
 from jobs.settings import Settings
-from model_server.server import ServerOptions
+from model_server.server import Ports, ServerOptions
 from model_server.server import serve as serve_model
 
 
@@ -17,24 +17,26 @@ def options(
     """The model server's options for a job; what is given here wins over the settings."""
     model = settings.model
     configured_host, _, configured_port = model.server.rpartition(":")
-    return ServerOptions(
-        models_dir=model.path,
-        model_name=model.name,
-        model_version=version if version is not None else model.version,
+    return ServerOptions.of_one_model(
+        model.path,
+        model.name,
+        version if version is not None else model.version,
         host=host or configured_host,
         port=port if port is not None else int(configured_port),
     )
 
 
-def serve(
-    settings: Settings, *, host: str = "", port: int | None = None, version: int | None = None
-) -> int:
+def serve(chosen: ServerOptions) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code.
 
-    Prints ``ready port=<port>`` once the model is warm.
+    Prints ``ready port=<port>``, and the other ports that are open, once the models are warm.
     """
     logging.basicConfig(
         level=logging.INFO, format="time=%(asctime)s level=%(levelname)s %(message)s"
     )
-    chosen = options(settings, host=host, port=port, version=version)
-    return serve_model(chosen, on_ready=lambda at: typer.echo(f"ready port={at}"))
+    return serve_model(chosen, on_ready=_say_ready)
+
+
+def _say_ready(ports: Ports) -> None:
+    others = [f"{name}_port={port}" for name, port in ports._asdict().items() if port][1:]
+    typer.echo(" ".join([f"ready port={ports.grpc}", *others]))

@@ -23,8 +23,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--models-dir", type=Path, required=True, help="root of the model repository")
     add("--model-name", required=True, help="folder in it, and the name clients ask for")
     add("--model-version", type=int, help="version to serve (default: the newest)")
+    add("--poll-s", type=float, default=defaults.poll_s,
+        help="seconds between two looks for new versions, 0 for none (%(default)s)")  # fmt: skip
     add("--host", default=defaults.host, help="address to listen on (%(default)s)")
     add("--port", type=int, default=defaults.port, help="port, 0 for a free one (%(default)s)")
+    add("--http-port", type=int,
+        help="port of HTTP, 0 for a free one (default: no HTTP)")  # fmt: skip
+    add("--admin-port", type=int,
+        help="gRPC port on which models may be loaded and unloaded (default: none)")  # fmt: skip
     add("--max-message-bytes", type=int, default=defaults.max_message_bytes,
         help="largest request or response in bytes (%(default)s)")  # fmt: skip
     add("--max-concurrent-rpcs", type=int, default=defaults.max_concurrent_rpcs,
@@ -42,16 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 after a drain, 1 when the server could not start, 2 for wrong arguments.
     """
-    arguments = _parser().parse_args(argv)
+    given = vars(_parser().parse_args(argv))
     logging.basicConfig(
         level=logging.INFO, format="time=%(asctime)s level=%(levelname)s %(message)s"
     )
     try:
-        options = ServerOptions(**vars(arguments))
+        options = ServerOptions.of_one_model(
+            given.pop("models_dir"), given.pop("model_name"), given.pop("model_version"), **given
+        )
     except ValueError as exc:
         print(f"model_server: {exc}", file=sys.stderr)
         return _EXIT_USAGE
-    return serve(options, on_ready=lambda port: print(f"ready port={port}", flush=True))
+    return serve(options, on_ready=lambda ports: print(f"ready port={ports.grpc}", flush=True))
 
 
 if __name__ == "__main__":

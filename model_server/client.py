@@ -1,4 +1,4 @@
-"""Async client of any server that speaks TensorFlow Serving's Predict API.
+"""Async client of any server that speaks TensorFlow Serving's API or the Open Inference Protocol.
 
 One deadline covers everything a call does: all attempts, the pauses between them, connecting. It is
 set on the gRPC call, so the server sees it, and kept by the event loop as well, so that nothing on
@@ -14,46 +14,36 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import grpc  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
 import numpy.typing as npt
 
 from model_server.breaker import BreakerOptions, BreakerState, CircuitBreaker
+from model_server.client_protocols import Address, ModelMetadata, OpenInference, TfServing
 from model_server.errors import (
     BadResponse,
     PredictError,
     Rejected,
-    TensorError,
     Timeout,
     Unavailable,
     from_status,
 )
-from model_server.protos import (
-    DTYPE_NAMES,
-    GetModelMetadataRequest,
-    PredictionServiceStub,
-    PredictRequest,
-    SignatureDefMap,
-)
-from model_server.tensors import from_proto, to_proto
 
 __all__ = [
     "ClientOptions",
-    "ModelMetadata",
     "PredictClient",
     "Scores",
-    "SignatureMetadata",
-    "TensorMetadata",
 ]
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float64]
+Method = Callable[[Any], Any]
+"""Makes a call of a channel."""
 
-_METADATA_FIELD = "signature_def"
 # Room for what a request holds besides its rows.
 _REQUEST_OVERHEAD_BYTES = 1_024
 
@@ -64,6 +54,8 @@ class ClientOptions:
 
     Attributes:
         target: Address of the server, as ``host:port``.
+        protocol: What it speaks: "tfserving", or "oip" for the Open Inference Protocol, as
+            MLServer, Triton and KServe do.
         model_name: Model to ask for.
         model_version: Version to ask for; the server's choice when None. A pinned call that is
             answered by another version is a bad response.
@@ -95,6 +87,7 @@ class ClientOptions:
     max_attempts: int = 3
     backoff_ms: float = 10.0
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
+    protocol: Literal["tfserving", "oip"] = "tfserving"
     max_message_bytes: int = 16 * 1024 * 1024
 
     def __post_init__(self) -> None:
@@ -126,31 +119,6 @@ class Scores:
     model_version: int
 
 
-@dataclass(frozen=True)
-class TensorMetadata:
-    """One tensor of a signature: type as in "DT_FLOAT", and shape with -1 for any size."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class SignatureMetadata:
-    """Tensors of a signature by name."""
-
-    inputs: Mapping[str, TensorMetadata]
-    outputs: Mapping[str, TensorMetadata]
-
-
-@dataclass(frozen=True)
-class ModelMetadata:
-    """What a server says about a model."""
-
-    model_name: str
-    model_version: int
-    signatures: Mapping[str, SignatureMetadata]
-
-
 class PredictClient:
     """Client for one model; one event loop at a time owns it.
 
@@ -175,6 +143,10 @@ class PredictClient:
         self._clock = clock
         self._uniform = uniform
         self._breaker = CircuitBreaker(options.breaker, clock=clock)
+        protocol = TfServing if options.protocol == "tfserving" else OpenInference
+        self._protocol: TfServing | OpenInference = protocol(
+            Address(options.model_name, options.model_version)
+        )
         self._channel: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -196,15 +168,15 @@ class PredictClient:
         Raises:
             PredictError: One of its subclasses; ``reason`` says which.
         """
-        options = self._options
-        request = self._predict_request(rows, options.signature_name, options.output_name)
+        options, protocol = self._options, self._protocol
+        request = self._request(rows, options.signature_name, options.output_name)
 
         def decode(response: Any) -> Scores:
-            values = _output(response, options.output_name)
-            name, version = _served_by(response.model_spec, options)
+            values = protocol.output(response, options.output_name)
+            name, version = protocol.served_by(response)
             return Scores(_check_scores(values, len(rows)), name, version)
 
-        return await self._call("Predict", request, decode)
+        return await self._call(protocol.predict, request, decode)
 
     async def explain(
         self, rows: npt.NDArray[np.float32], *, deadline_ms: float | None = None
@@ -221,15 +193,15 @@ class PredictClient:
         Raises:
             PredictError: One of its subclasses; ``rejected`` when the server cannot explain.
         """
-        options = self._options
-        request = self._predict_request(rows, options.explain_signature, options.contributions_name)
+        options, protocol = self._options, self._protocol
+        request = self._request(rows, options.explain_signature, options.contributions_name)
 
         def decode(response: Any) -> Floats:
-            values = _output(response, options.contributions_name)
-            _served_by(response.model_spec, options)
+            values = protocol.output(response, options.contributions_name)
+            protocol.served_by(response)
             return _check_contributions(values, np.shape(rows))
 
-        return await self._call("Predict", request, decode, deadline_ms)
+        return await self._call(protocol.predict, request, decode, deadline_ms)
 
     async def metadata(self) -> ModelMetadata:
         """Ask for the model's version and signatures.
@@ -237,14 +209,10 @@ class PredictClient:
         Raises:
             PredictError: One of its subclasses; ``reason`` says which.
         """
-        request = GetModelMetadataRequest(metadata_field=[_METADATA_FIELD])
-        self._set_spec(request.model_spec)
-
-        def decode(response: Any) -> ModelMetadata:
-            name, version = _served_by(response.model_spec, self._options)
-            return ModelMetadata(name, version, _decode_signatures(response))
-
-        return await self._call("GetModelMetadata", request, decode)
+        protocol = self._protocol
+        return await self._call(
+            protocol.describe, protocol.metadata_request(), protocol.read_metadata
+        )
 
     async def close(self) -> None:
         """Close the channel; calls in flight and later ones are ``unavailable``."""
@@ -253,27 +221,18 @@ class PredictClient:
         if channel is not None:
             await channel.close()
 
-    def _set_spec(self, spec: Any) -> None:
-        spec.name = self._options.model_name
-        if self._options.model_version is not None:
-            spec.version.value = self._options.model_version
-
-    def _predict_request(self, rows: npt.NDArray[Any], signature: str, output: str) -> Any:
+    def _request(self, rows: npt.NDArray[Any], signature: str, output: str) -> Any:
         """Encode a request.
 
         Raises:
             Rejected: The rows are no (n, F) numbers or too large to send; nothing was sent.
         """
-        request = PredictRequest(output_filter=[output])
-        self._set_spec(request.model_spec)
-        request.model_spec.signature_name = signature
-        encoded = to_proto(_as_rows(rows, self._options.max_message_bytes))
-        request.inputs[self._options.input_name].CopyFrom(encoded)
-        return request
+        array = _as_rows(rows, self._options.max_message_bytes)
+        return self._protocol.request(array, self._options.input_name, signature, output)
 
     async def _call(
         self,
-        method: str,
+        method: Method,
         request: Any,
         decode: Callable[[Any], T],
         deadline_ms: float | None = None,
@@ -292,7 +251,7 @@ class PredictClient:
         permit.succeed()
         return result
 
-    async def _within_deadline(self, method: str, request: Any, deadline_ms: float) -> Any:
+    async def _within_deadline(self, method: Method, request: Any, deadline_ms: float) -> Any:
         deadline_s = deadline_ms / 1_000.0
         ends_at_s = self._clock() + deadline_s
         try:
@@ -301,7 +260,7 @@ class PredictClient:
         except TimeoutError as exc:
             raise Timeout(f"no answer within {deadline_ms:g} ms") from exc
 
-    async def _attempts(self, method: str, request: Any, ends_at_s: float) -> Any:
+    async def _attempts(self, method: Method, request: Any, ends_at_s: float) -> Any:
         for attempt in itertools.count(1):
             try:
                 return await self._attempt(method, request, ends_at_s - self._clock())
@@ -317,12 +276,12 @@ class PredictClient:
         mean_ms = self._options.backoff_ms * 2.0 ** (attempt - 1)
         return self._uniform(0.5, 1.5) * mean_ms / 1_000.0
 
-    async def _attempt(self, method: str, request: Any, left_s: float) -> Any:
+    async def _attempt(self, method: Method, request: Any, left_s: float) -> Any:
         """Make one gRPC call; the one place where gRPC's errors become ours."""
         if left_s <= 0:
             raise Timeout("no time left for another attempt")
         try:
-            call = getattr(PredictionServiceStub(self._open_channel()), method)
+            call = method(self._open_channel())
             return _parsed(await call(request, timeout=left_s))
         except grpc.RpcError as exc:
             raise from_status(exc.code().name, exc.details()) from exc
@@ -401,38 +360,6 @@ def _as_rows(rows: npt.NDArray[Any], max_message_bytes: int) -> npt.NDArray[np.f
     return array
 
 
-def _output(response: Any, name: str) -> Floats:
-    """Decode one output tensor as float64.
-
-    Raises:
-        BadResponse: It is missing, malformed or not of numbers.
-    """
-    if name not in response.outputs:
-        raise BadResponse(f"no output {name}, only {sorted(response.outputs)}")
-    try:
-        values = from_proto(response.outputs[name])
-    except TensorError as exc:
-        raise BadResponse(f"output {name}: {exc}") from exc
-    if values.dtype.kind not in "fiu":
-        raise BadResponse(f"output {name} is {values.dtype}, not numbers")
-    return values.astype(np.float64)
-
-
-def _served_by(spec: Any, options: ClientOptions) -> tuple[str, int]:
-    """Return the model's name and version from a response.
-
-    Raises:
-        BadResponse: No version is given, or it is not the model or version that was asked for.
-    """
-    if not spec.HasField("version"):
-        raise BadResponse("the response does not say which version made it")
-    name, version = spec.name or options.model_name, int(spec.version.value)
-    if name != options.model_name or version != (options.model_version or version):
-        wanted = options.model_version or "any version"
-        raise BadResponse(f"asked {options.model_name} {wanted}, answered by {name} {version}")
-    return name, version
-
-
 def _check_scores(values: Floats, row_count: int) -> Floats:
     if values.shape not in ((row_count,), (row_count, 1)):
         raise BadResponse(f"scores have shape {values.shape} for {row_count} rows")
@@ -448,25 +375,3 @@ def _check_contributions(values: Floats, shape: tuple[int, ...]) -> Floats:
     if not np.isfinite(values).all():
         raise BadResponse("a contribution is not a finite number")
     return values
-
-
-def _decode_signatures(response: Any) -> Mapping[str, SignatureMetadata]:
-    if _METADATA_FIELD not in response.metadata:
-        raise BadResponse(f"no {_METADATA_FIELD} in the metadata")
-    signatures = SignatureDefMap()
-    if not response.metadata[_METADATA_FIELD].Unpack(signatures):
-        raise BadResponse(f"{_METADATA_FIELD} is of another type")
-    return {
-        name: SignatureMetadata(_tensors(definition.inputs), _tensors(definition.outputs))
-        for name, definition in signatures.signature_def.items()
-    }
-
-
-def _tensors(infos: Mapping[str, Any]) -> Mapping[str, TensorMetadata]:
-    return {
-        name: TensorMetadata(
-            dtype=DTYPE_NAMES.get(info.dtype, str(info.dtype)),
-            shape=tuple(int(dim.size) for dim in info.tensor_shape.dim),
-        )
-        for name, info in infos.items()
-    }

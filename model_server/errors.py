@@ -17,7 +17,11 @@
     │   ├── ServableNotFound    NOT_FOUND
     │   ├── ServableNotReady    UNAVAILABLE
     │   ├── SignatureNotFound   FAILED_PRECONDITION
-    │   └── InvalidRequest      INVALID_ARGUMENT
+    │   ├── InvalidRequest      INVALID_ARGUMENT
+    │   ├── LoadFailed          FAILED_PRECONDITION
+    │   ├── Overloaded          RESOURCE_EXHAUSTED
+    │   ├── DeadlineExceeded    DEADLINE_EXCEEDED
+    │   └── AdminNotAllowed     PERMISSION_DENIED
     └── StartupError            the server cannot start listening
 
 This module imports no gRPC: statuses are looked up by name, so embedded backends stay light.
@@ -142,6 +146,30 @@ class InvalidRequest(RequestRefused):
     """A tensor's name, type or shape, or another field, does not fit the signature."""
 
     status_name: ClassVar[str] = "INVALID_ARGUMENT"
+
+
+class LoadFailed(RequestRefused):
+    """A model that was asked to be loaded cannot be served."""
+
+    status_name: ClassVar[str] = "FAILED_PRECONDITION"
+
+
+class Overloaded(RequestRefused):
+    """There is more work than the caller's time allows to wait for."""
+
+    status_name: ClassVar[str] = "RESOURCE_EXHAUSTED"
+
+
+class DeadlineExceeded(RequestRefused):
+    """The caller's time ran out before the model was asked."""
+
+    status_name: ClassVar[str] = "DEADLINE_EXCEEDED"
+
+
+class AdminNotAllowed(RequestRefused):
+    """Such calls are off."""
+
+    status_name: ClassVar[str] = "PERMISSION_DENIED"
 
 
 class StartupError(ModelServerError):

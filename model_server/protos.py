@@ -38,19 +38,29 @@ __all__ = [
     "DTYPE_NAMES",
     "MODEL_SERVICE",
     "PREDICTION_SERVICE",
+    "ClassificationRequest",
+    "ClassificationResponse",
     "DataType",
+    "Example",
     "GetModelMetadataRequest",
     "GetModelMetadataResponse",
     "GetModelStatusRequest",
     "GetModelStatusResponse",
+    "ModelServerConfig",
     "ModelServiceServicer",
     "ModelServiceStub",
     "ModelSpec",
     "ModelVersionStatus",
+    "MultiInferenceRequest",
+    "MultiInferenceResponse",
     "PredictRequest",
     "PredictResponse",
     "PredictionServiceServicer",
     "PredictionServiceStub",
+    "RegressionRequest",
+    "RegressionResponse",
+    "ReloadConfigRequest",
+    "ReloadConfigResponse",
     "SignatureDef",
     "SignatureDefMap",
     "TensorInfo",
@@ -188,7 +198,13 @@ with _bare_tensorflow():
     _shape: Any = _load("tensorflow.core.framework.tensor_shape_pb2")
     _types: Any = _load("tensorflow.core.framework.types_pb2")
     _meta_graph: Any = _load("tensorflow.core.protobuf.meta_graph_pb2")
+    _example: Any = _load("tensorflow.core.example.example_pb2")
     _model: Any = _load("tensorflow_serving.apis.model_pb2")
+    _classification: Any = _load("tensorflow_serving.apis.classification_pb2")
+    _regression: Any = _load("tensorflow_serving.apis.regression_pb2")
+    _inference: Any = _load("tensorflow_serving.apis.inference_pb2")
+    _management: Any = _load("tensorflow_serving.apis.model_management_pb2")
+    _config: Any = _load("tensorflow_serving.config.model_server_config_pb2")
     _predict: Any = _load("tensorflow_serving.apis.predict_pb2")
     _metadata: Any = _load("tensorflow_serving.apis.get_model_metadata_pb2")
     _status: Any = _load("tensorflow_serving.apis.get_model_status_pb2")
@@ -202,15 +218,27 @@ DataType: Any = _types.DataType
 TensorInfo: Any = _meta_graph.TensorInfo
 SignatureDef: Any = _meta_graph.SignatureDef
 
+Example: Any = _example.Example
+
 ModelSpec: Any = _model.ModelSpec
 PredictRequest: Any = _predict.PredictRequest
 PredictResponse: Any = _predict.PredictResponse
+ClassificationRequest: Any = _classification.ClassificationRequest
+ClassificationResponse: Any = _classification.ClassificationResponse
+RegressionRequest: Any = _regression.RegressionRequest
+RegressionResponse: Any = _regression.RegressionResponse
+MultiInferenceRequest: Any = _inference.MultiInferenceRequest
+MultiInferenceResponse: Any = _inference.MultiInferenceResponse
 GetModelMetadataRequest: Any = _metadata.GetModelMetadataRequest
 GetModelMetadataResponse: Any = _metadata.GetModelMetadataResponse
 SignatureDefMap: Any = _metadata.SignatureDefMap
 GetModelStatusRequest: Any = _status.GetModelStatusRequest
 GetModelStatusResponse: Any = _status.GetModelStatusResponse
 ModelVersionStatus: Any = _status.ModelVersionStatus
+
+ReloadConfigRequest: Any = _management.ReloadConfigRequest
+ReloadConfigResponse: Any = _management.ReloadConfigResponse
+ModelServerConfig: Any = _config.ModelServerConfig
 
 PredictionServiceStub: Any = _prediction_grpc.PredictionServiceStub
 PredictionServiceServicer: Any = _prediction_grpc.PredictionServiceServicer

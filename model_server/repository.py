@@ -12,7 +12,8 @@
      "config_hash": "..."}
 
 Features stand in the order of the model's columns. ``impute`` is what the job writes for a missing
-value, or null for NaN. Other keys are kept for other readers and ignored here.
+value, or null for NaN. ``"score": {"output": NAME}`` says which of several outputs of a model is
+the score. Other keys are kept for other readers and ignored here.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ __all__ = [
     "Feature",
     "FeatureList",
     "ModelVersion",
+    "file_in",
     "find_version",
     "list_versions",
     "load_features",
@@ -80,10 +82,12 @@ class FeatureList:
     Attributes:
         features: One entry per column.
         config_hash: Hash of the feature configuration the model was trained with; "" if unknown.
+        score: Which of the model's outputs is the score; "" if it is clear.
     """
 
     features: tuple[Feature, ...]
     config_hash: str
+    score: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -162,13 +166,24 @@ def model_file(version_dir: Path) -> Path:
         RepositoryError: There is none, or it lies outside the folder's model.
     """
     for name in MODEL_FILES:
-        path = version_dir / name
-        if path.is_file():
-            return _inside(version_dir.parent, path)
+        if (version_dir / name).is_file():
+            return file_in(version_dir, name)
     raise RepositoryError(
         f"{version_dir} has neither {' nor '.join(MODEL_FILES)}: "
         "save the booster there with save_model()"
     )
+
+
+def file_in(version_dir: Path, name: str) -> Path:
+    """Return a file of a version folder.
+
+    Raises:
+        RepositoryError: It is not there, or lies outside the model's folder.
+    """
+    path = version_dir / name
+    if not path.is_file():
+        raise RepositoryError(f"{version_dir} has no {name}: save the model there")
+    return _inside(version_dir.parent, path)
 
 
 def load_features(version_dir: Path) -> FeatureList:
@@ -186,7 +201,10 @@ def load_features(version_dir: Path) -> FeatureList:
         raise RepositoryError(f'{path}: "features" must be a list of at least one feature')
     features = tuple(_feature(path, index, entry) for index, entry in enumerate(entries))
     _check_unique(path, features)
-    return FeatureList(features=features, config_hash=str(document.get("config_hash", "")))
+    score = document.get("score") or {}
+    if not isinstance(score, dict) or not isinstance(score.get("output", ""), str):
+        raise RepositoryError(f'{path}: "score" must be an object with the name of an "output"')
+    return FeatureList(features, str(document.get("config_hash", "")), score.get("output", ""))
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -1,18 +1,28 @@
-"""Which model versions the server knows, and whether they can be asked yet.
+"""Which model versions the server has, who uses them, and which one a request means.
 
 Refusals use TensorFlow Serving's words, as people search for them. One answer differs on purpose:
 a model that is still loading is UNAVAILABLE, which clients retry, not NOT_FOUND.
+
+All of it belongs to one event loop and is not for threads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import Enum
 
-from model_server.backends.base import Model
-from model_server.errors import ServableNotFound, ServableNotReady
+from model_server.backends.base import Model, Signature
+from model_server.errors import (
+    InvalidRequest,
+    ServableNotFound,
+    ServableNotReady,
+    SignatureNotFound,
+)
 
-__all__ = ["Servable", "ServableState", "Servables"]
+__all__ = ["Servable", "ServableState", "Servables", "VersionStatus"]
 
 
 class ServableState(Enum):
@@ -25,6 +35,19 @@ class ServableState(Enum):
 
 
 @dataclass(frozen=True)
+class VersionStatus:
+    """What is known of a version.
+
+    Attributes:
+        state: Where in its life it is.
+        error: Why it could not be loaded; empty if it could.
+    """
+
+    state: ServableState
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class Servable:
     """One loaded version of a model."""
 
@@ -32,59 +55,169 @@ class Servable:
     version: int
     model: Model
 
+    def signature(self, name: str) -> Signature:
+        """Return a signature by name.
+
+        Raises:
+            SignatureNotFound: The model has none of that name.
+        """
+        signature = self.model.signatures.get(name)
+        if signature is None:
+            raise SignatureNotFound(f'Serving signature key "{name}" not found.')
+        return signature
+
+
+class _Users:
+    """Counts the calls at work on a version, and tells when the last has ended."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def wait_for_none(self) -> None:
+        await self._none.wait()
+
+
+@dataclass
+class _Entry:
+    """What one model name stands for."""
+
+    labels: Mapping[str, int] = field(default_factory=dict)
+    statuses: dict[int, VersionStatus] = field(default_factory=dict)
+    loaded: dict[int, tuple[Servable, _Users]] = field(default_factory=dict)
+
 
 class Servables:
-    """The model of this server: one name, one version at a time."""
+    """The versions of all models of this server."""
 
-    def __init__(self, name: str) -> None:
-        """Start without a version."""
-        self.name = name
-        self._servable: Servable | None = None
-        self._versions: dict[int, ServableState] = {}
+    def __init__(self) -> None:
+        """Start without a model."""
+        self._entries: dict[str, _Entry] = {}
 
-    def loading(self, version: int) -> None:
-        """Note that a version is being loaded."""
-        self._versions[version] = ServableState.LOADING
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models, whether a version of them is loaded or not."""
+        return tuple(self._entries)
 
-    def failed(self, version: int) -> None:
-        """Note that a version could not be loaded."""
-        self._versions[version] = ServableState.END
+    @property
+    def all_ready(self) -> bool:
+        """Whether every model has a version that answers."""
+        return all(entry.loaded for entry in self._entries.values())
+
+    def declare(self, name: str, labels: Mapping[str, int]) -> None:
+        """Make a model known, and say which versions its labels stand for from now on."""
+        self._entries.setdefault(name, _Entry()).labels = dict(labels)
+
+    def forget(self, name: str) -> None:
+        """Make a model unknown; all its versions are withdrawn before."""
+        del self._entries[name]
+
+    def note(self, name: str, version: int, state: ServableState, error: str = "") -> None:
+        """Note where in its life a version is."""
+        self._entries[name].statuses[version] = VersionStatus(state, error)
 
     def publish(self, servable: Servable) -> None:
         """Answer requests with this version from now on."""
-        self._servable = servable
-        self._versions[servable.version] = ServableState.AVAILABLE
+        entry = self._entries[servable.name]
+        entry.loaded[servable.version] = servable, _Users()
+        entry.statuses[servable.version] = VersionStatus(ServableState.AVAILABLE)
+
+    async def withdraw(self, name: str, version: int) -> None:
+        """Give a version no more calls, wait for those at work, and close it."""
+        servable, users = self._entries[name].loaded.pop(version)
+        self.note(name, version, ServableState.UNLOADING)
+        await users.wait_for_none()
+        servable.model.close()
+        self.note(name, version, ServableState.END)
 
     def retire(self) -> None:
         """Note that the server is stopping; calls in flight are still answered."""
-        if self._servable is not None:
-            self._versions[self._servable.version] = ServableState.UNLOADING
+        for name, entry in self._entries.items():
+            for version in entry.loaded:
+                self.note(name, version, ServableState.UNLOADING)
 
-    def find(self, name: str, version: int | None) -> Servable:
-        """Return the version that a request names; any when ``version`` is None.
+    def loaded(self, name: str) -> tuple[int, ...]:
+        """Return the versions that answer, ascending; none for an unknown model."""
+        entry = self._entries.get(name)
+        return tuple(sorted(entry.loaded)) if entry else ()
+
+    @contextmanager
+    def use(self, name: str, version: int | None = None, label: str = "") -> Iterator[Servable]:
+        """Hold the version that a request names, so that it is not unloaded meanwhile.
+
+        Args:
+            name: The model.
+            version: Version to take; with neither this nor a label, the newest.
+            label: Label to take instead.
 
         Raises:
             ServableNotFound: Another model or version.
             ServableNotReady: It is still loading.
+            InvalidRequest: The model has no such label.
         """
-        if name != self.name or (version is not None and version not in self._versions):
-            wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-            raise ServableNotFound(f"Servable not found for request: {wanted}")
-        if self._servable is None:
-            raise ServableNotReady(f"model {name} is still loading")
-        return self._servable
+        servable, users = self._find(name, version, label)
+        with users:
+            yield servable
 
-    def states(self, name: str, version: int | None) -> dict[int, ServableState]:
-        """Return the state of one version, or of all when ``version`` is None.
+    def _find(self, name: str, version: int | None, label: str) -> tuple[Servable, _Users]:
+        entry = self._entries.get(name)
+        if entry is None:
+            raise _not_found(name, version)
+        if label:
+            version = _version_of_label(entry, label)
+        if version is None and entry.loaded:
+            version = max(entry.loaded)
+        if version in entry.loaded:
+            return entry.loaded[version]
+        if version is None and entry.statuses:
+            statuses = list(entry.statuses.values())
+        elif version in entry.statuses:
+            statuses = [entry.statuses[version]]
+        else:
+            raise _not_found(name, version)
+        if any(status.state is ServableState.LOADING for status in statuses):
+            raise ServableNotReady(f"model {name} is still loading")
+        raise _not_found(name, version)
+
+    def statuses(
+        self, name: str, version: int | None = None, label: str = ""
+    ) -> dict[int, VersionStatus]:
+        """Return the status of one version, or of all, the newest first.
 
         Raises:
             ServableNotFound: Another model or version.
+            InvalidRequest: The model has no such label.
         """
-        versions = self._versions if name == self.name else {}
-        if version is None and versions:
-            return dict(versions)
-        if version in versions:
-            return {version: versions[version]}
+        entry = self._entries.get(name)
+        if entry is not None and label:
+            version = _version_of_label(entry, label)
+        known = entry.statuses if entry else {}
+        if version is None and known:
+            return dict(sorted(known.items(), reverse=True))
+        if version is not None and version in known:
+            return {version: known[version]}
         if version is None:
             raise ServableNotFound(f"Could not find any versions of model {name}")
         raise ServableNotFound(f"Could not find version {version} of model {name}")
+
+
+def _not_found(name: str, version: int | None) -> ServableNotFound:
+    wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+    return ServableNotFound(f"Servable not found for request: {wanted}")
+
+
+def _version_of_label(entry: _Entry, label: str) -> int:
+    version = entry.labels.get(label)
+    if version is None:
+        raise InvalidRequest(f"Unrecognized servable version label: {label}")
+    return version

@@ -1,6 +1,6 @@
 """The server process: listen, load, warm up, serve, drain.
 
-Health says NOT_SERVING from the first moment of listening until the model is warm, then SERVING,
+Health says NOT_SERVING from the first moment of listening until every model is warm, then SERVING,
 and NOT_SERVING again from the first moment of a drain. Calls in flight get ``grace_s`` to end.
 """
 
@@ -9,41 +9,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import grpc  # type: ignore[import-untyped, unused-ignore]
-from grpc_health.v1 import (  # type: ignore[import-untyped, unused-ignore]
-    health,
-    health_pb2,
-    health_pb2_grpc,
-)
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped, unused-ignore]
+from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped, unused-ignore]
 
-from model_server import repository
-from model_server.backends.base import Model
-from model_server.backends.xgboost import XGBoostModel
-from model_server.errors import ModelServerError, StartupError
-from model_server.protos import (
-    MODEL_SERVICE,
-    PREDICTION_SERVICE,
-    add_model_service,
-    add_prediction_service,
-)
-from model_server.servables import Servable, Servables
-from model_server.servicers import ModelService, PredictionService
+from model_server.backends import load as load_by_files
+from model_server.calls import Caller
+from model_server.errors import ModelServerError
+from model_server.grpc_listener import SERVICES, GrpcServer
+from model_server.lifecycle import LoadModel, Manager, ModelConfig, VersionPolicy
+from model_server.oip.inference import Inference
+from model_server.repository_calls import RepositoryCalls
+from model_server.security import TlsOptions
+from model_server.servables import Servables
 
-__all__ = ["ModelServer", "RunningServer", "ServerOptions", "serve", "start"]
+if TYPE_CHECKING:
+    from model_server.web import HttpServer
+
+__all__ = ["ModelServer", "Ports", "RunningServer", "ServerOptions", "serve", "start"]
 
 logger = logging.getLogger(__name__)
 
 # "" is the server as a whole, which plain probes ask for.
-_HEALTH_NAMES = ("", PREDICTION_SERVICE, MODEL_SERVICE)
-
-LoadModel = Callable[[Path, int], Model]
+_HEALTH_NAMES = ("", *SERVICES)
 
 
 @dataclass(frozen=True)
@@ -51,11 +43,16 @@ class ServerOptions:
     """Settings of the server.
 
     Attributes:
-        models_dir: Root of the model repository.
-        model_name: Folder in it, and the name that clients ask for.
-        model_version: Version to serve; the newest when None.
+        models: What to serve.
+        poll_s: Seconds between two looks for new versions; 0 for none.
         host: Address to listen on; the default is reachable from this machine only.
-        port: Port to listen on; 0 takes a free one.
+        port: Port of gRPC; 0 takes a free one.
+        http_port: Port of HTTP; 0 takes a free one, None opens none.
+        admin_port: Port of gRPC on which models may be loaded and unloaded and the configuration
+            replaced, beside all that ``port`` does; None opens none.
+        admin_http_port: The same for HTTP.
+        tls: The server's identity on every port; plain text if None.
+        token: Bearer token that callers must show, but for health; none if empty.
         max_message_bytes: Largest request or response, in bytes.
         max_concurrent_rpcs: Calls at work at once; more are refused with RESOURCE_EXHAUSTED.
         grace_s: Seconds that calls in flight get when the server stops.
@@ -65,11 +62,15 @@ class ServerOptions:
         ValueError: A setting is out of range.
     """
 
-    models_dir: Path
-    model_name: str
-    model_version: int | None = None
+    models: tuple[ModelConfig, ...]
+    poll_s: float = 2.0
     host: str = "127.0.0.1"
     port: int = 0
+    http_port: int | None = None
+    admin_port: int | None = None
+    admin_http_port: int | None = None
+    tls: TlsOptions | None = None
+    token: str = field(default="", repr=False)
     max_message_bytes: int = 16 * 1024 * 1024
     max_concurrent_rpcs: int = 256
     grace_s: float = 10.0
@@ -77,24 +78,54 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        if not 0 <= self.port <= 65_535:
-            raise ValueError(f"port must be 0 to 65535, is {self.port}")
-        if self.grace_s < 0:
-            raise ValueError(f"grace_s must be at least 0, is {self.grace_s}")
+        for name in ("port", "http_port", "admin_port", "admin_http_port"):
+            if not 0 <= (getattr(self, name) or 0) <= 65_535:
+                raise ValueError(f"{name} must be 0 to 65535, is {getattr(self, name)}")
+        if not self.models:
+            raise ValueError("models must name at least one")
+        for name in ("grace_s", "poll_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, is {getattr(self, name)}")
         for name in ("max_message_bytes", "max_concurrent_rpcs", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
 
+    @classmethod
+    def of_one_model(
+        cls, models_dir: Path, name: str, version: int | None = None, **others: Any
+    ) -> Self:
+        """Serve one model: a given version of it, or always the newest.
 
-def load_xgboost(version_dir: Path, threads: int) -> Model:
-    """Load a version folder as an XGBoost model."""
-    return XGBoostModel.load(version_dir, threads=threads)
+        Args:
+            models_dir: Root of the model repository.
+            name: The model's folder there, and the name that clients ask for.
+            version: Version to serve; the newest when None.
+            others: Further settings.
+        """
+        policy = VersionPolicy("specific", versions=(version,)) if version else VersionPolicy()
+        return cls((ModelConfig(name, models_dir, policy=policy),), **others)
+
+
+class Ports(NamedTuple):
+    """Where a server listens.
+
+    Attributes:
+        grpc: Port of gRPC.
+        http: Port of HTTP, if it is open.
+        admin: Port of gRPC for admin calls, if it is open.
+        admin_http: Port of HTTP for admin calls, if it is open.
+    """
+
+    grpc: int
+    http: int | None = None
+    admin: int | None = None
+    admin_http: int | None = None
 
 
 class ModelServer:
     """A server in three steps: ``listen``, ``load``, ``stop``. One event loop owns it."""
 
-    def __init__(self, options: ServerOptions, *, load_model: LoadModel = load_xgboost) -> None:
+    def __init__(self, options: ServerOptions, *, load_model: LoadModel = load_by_files) -> None:
         """Keep the settings; nothing is opened yet.
 
         Args:
@@ -102,93 +133,109 @@ class ModelServer:
             load_model: Takes a version folder and the threads per call; may block.
         """
         self._options = options
-        self._load_model = load_model
-        self._servables = Servables(options.model_name)
+        self._servables = Servables()
+        for config in options.models:
+            self._servables.declare(config.name, config.labels)
+        self._manager = Manager(self._servables, load_model)
+        self._polling: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
         self._executor = ThreadPoolExecutor(options.threads, thread_name_prefix="predict")
-        self._server: grpc.aio.Server | None = None
+        self._caller = Caller(
+            self._executor,
+            threads=options.threads,
+            max_queued=options.max_concurrent_rpcs,
+            batching={config.name: config.batching for config in options.models},
+        )
+        self._listeners: list[GrpcServer | HttpServer] = []
 
-    async def listen(self) -> int:
-        """Open the port; every model is still NOT_SERVING.
-
-        Returns:
-            The port.
+    async def listen(self) -> Ports:
+        """Open the ports; every model is still NOT_SERVING.
 
         Raises:
-            StartupError: The address cannot be had.
+            StartupError: An address cannot be had, or a file of the identity not be read.
         """
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        server = self._new_server()
-        address = f"{self._options.host}:{self._options.port}"
-        try:
-            port = int(server.add_insecure_port(address))
-        except RuntimeError as exc:
-            raise StartupError(f"cannot listen on {address}: is the port taken?") from exc
-        await server.start()
-        self._server = server
-        logger.info("event=listening host=%s port=%d", self._options.host, port)
-        return port
+        options = self._options
+        ports = Ports(
+            await self._listen_grpc(options.port, admin=False),
+            await self._listen_http(options.http_port, admin=False),
+            None
+            if options.admin_port is None
+            else await self._listen_grpc(options.admin_port, admin=True),
+            await self._listen_http(options.admin_http_port, admin=True),
+        )
+        listed = " ".join(f"{name}_port={port}" for name, port in ports._asdict().items() if port)
+        logger.info("event=listening host=%s %s", options.host, listed)
+        return ports
 
-    async def load(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Load and warm up the model, then say SERVING.
+    def _repository_calls(self, admin: bool) -> RepositoryCalls:
+        return RepositoryCalls(self._manager, self._options.models, allowed=admin)
+
+    async def _listen_grpc(self, port: int, *, admin: bool) -> int:
+        options = self._options
+        listener = GrpcServer(
+            self._servables,
+            self._caller,
+            self._repository_calls(admin),
+            self._health,
+            max_message_bytes=options.max_message_bytes,
+            max_concurrent_rpcs=options.max_concurrent_rpcs,
+            grace_s=options.grace_s,
+            token=options.token,
+        )
+        bound = await listener.listen(options.host, port, options.tls)
+        self._listeners.append(listener)
+        return bound
+
+    async def _listen_http(self, port: int | None, *, admin: bool) -> int | None:
+        if port is None:
+            return None
+        # Here, for a server without HTTP starts faster and stays smaller.
+        from model_server.oip.http_api import InferenceRoutes
+        from model_server.rest import ServingRoutes
+        from model_server.web import HttpServer
+
+        options = self._options
+        inference = Inference(self._servables, self._caller)
+        routes = [
+            *ServingRoutes(self._servables, self._caller).routes(),
+            *InferenceRoutes(inference, self._repository_calls(admin)).routes(),
+        ]
+        listener = HttpServer(
+            routes,
+            max_message_bytes=options.max_message_bytes,
+            grace_s=options.grace_s,
+            token=options.token,
+        )
+        bound = await listener.listen(options.host, port, options.tls)
+        self._listeners.append(listener)
+        return bound
+
+    async def load(self) -> None:
+        """Load and warm up every model, then say SERVING and look for new versions.
 
         Raises:
             RepositoryError: The repository has no such model or version.
-            ModelError: The model cannot be served.
+            ModelError: A model cannot be served.
         """
-        options, begun_s = self._options, clock()
-        found = repository.find_version(
-            options.models_dir, options.model_name, options.model_version
-        )
-        self._servables.loading(found.version)
-        try:
-            # In a thread: health and status must answer meanwhile.
-            model = await asyncio.to_thread(self._load_warm, found.path)
-        except BaseException:
-            self._servables.failed(found.version)
-            raise
-        self._servables.publish(Servable(found.name, found.version, model))
+        await self._manager.configure(self._options.models)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        took_ms = (clock() - begun_s) * 1_000.0
-        logger.info(
-            "event=serving model=%s version=%d took_ms=%.0f", found.name, found.version, took_ms
-        )
+        if self._options.poll_s:
+            self._polling = asyncio.create_task(self._manager.poll_forever(self._options.poll_s))
+        logger.info("event=serving models=%s", ",".join(self._servables.names))
 
     async def stop(self) -> None:
         """Refuse new calls, give those in flight ``grace_s``, then close. May be called twice."""
         logger.info("event=draining grace_s=%.1f", self._options.grace_s)
+        if self._polling is not None:
+            self._polling.cancel()
         self._servables.retire()
         await self._health.enter_graceful_shutdown()
-        if self._server is not None:
-            await self._server.stop(self._options.grace_s)
+        async with asyncio.TaskGroup() as stopping:
+            for listener in self._listeners:
+                stopping.create_task(listener.stop())
         self._executor.shutdown(wait=False, cancel_futures=True)
         logger.info("event=stopped")
-
-    def _new_server(self) -> grpc.aio.Server:
-        limit_bytes = self._options.max_message_bytes
-        server = grpc.aio.server(
-            maximum_concurrent_rpcs=self._options.max_concurrent_rpcs,
-            options=[
-                ("grpc.max_receive_message_length", limit_bytes),
-                ("grpc.max_send_message_length", limit_bytes),
-                # Two servers on one port would share the calls: refuse the second instead.
-                ("grpc.so_reuseport", 0),
-                # Let clients ping an idle connection every 10 s without being cut off.
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-            ],
-        )
-        add_prediction_service(PredictionService(self._servables, self._executor), server)
-        add_model_service(ModelService(self._servables), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (*_HEALTH_NAMES[1:], health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-        return server
-
-    def _load_warm(self, version_dir: Path) -> Model:
-        model = self._load_model(version_dir, 1)
-        model.warm_up()
-        return model
 
     async def _set_health(self, status: int) -> None:
         for name in _HEALTH_NAMES:
@@ -200,24 +247,29 @@ class RunningServer:
     """A server that is SERVING.
 
     Attributes:
-        port: Where it listens.
+        ports: Where it listens.
         server: The server itself.
     """
 
-    port: int
+    ports: Ports
     server: ModelServer
+
+    @property
+    def port(self) -> int:
+        """Where it listens for gRPC."""
+        return self.ports.grpc
 
     async def stop(self) -> None:
         """Drain and close."""
         await self.server.stop()
 
 
-async def start(options: ServerOptions, *, load_model: LoadModel = load_xgboost) -> RunningServer:
+async def start(options: ServerOptions, *, load_model: LoadModel = load_by_files) -> RunningServer:
     """Start a server in the running event loop and return once it is SERVING.
 
     Args:
         options: Settings.
-        load_model: Loads a version folder; XGBoost by default.
+        load_model: Loads a version folder; by the files in it if not given.
 
     Raises:
         StartupError: The address cannot be had.
@@ -226,27 +278,27 @@ async def start(options: ServerOptions, *, load_model: LoadModel = load_xgboost)
     """
     server = ModelServer(options, load_model=load_model)
     try:
-        port = await server.listen()
+        ports = await server.listen()
         await server.load()
     except BaseException:
         await server.stop()
         raise
-    return RunningServer(port=port, server=server)
+    return RunningServer(ports, server)
 
 
 def serve(
     options: ServerOptions,
     *,
-    on_ready: Callable[[int], None] | None = None,
-    load_model: LoadModel = load_xgboost,
+    on_ready: Callable[[Ports], None] | None = None,
+    load_model: LoadModel = load_by_files,
 ) -> int:
     """Serve until SIGTERM or SIGINT, then drain. Call it from the main thread.
 
     Args:
         options: Settings.
-        on_ready: Called once with the port when the server is SERVING; not when a signal came
+        on_ready: Called once with the ports when the server is SERVING; not when a signal came
             while it was loading, which it obeys as soon as the model is loaded.
-        load_model: Loads a version folder; XGBoost by default.
+        load_model: Loads a version folder; by the files in it if not given.
 
     Returns:
         Exit code: 0 after a drain, 1 when the server could not start (the log says why).
@@ -255,7 +307,7 @@ def serve(
 
 
 async def _serve(
-    options: ServerOptions, on_ready: Callable[[int], None] | None, load_model: LoadModel
+    options: ServerOptions, on_ready: Callable[[Ports], None] | None, load_model: LoadModel
 ) -> int:
     stop_asked = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -267,7 +319,7 @@ async def _serve(
         logger.error("event=start_failed reason=%s message=%s", type(exc).__name__, exc)
         return 1
     if on_ready is not None and not stop_asked.is_set():
-        on_ready(running.port)
+        on_ready(running.ports)
     await stop_asked.wait()
     await running.stop()
     return 0

@@ -1,233 +1,203 @@
-"""TensorFlow Serving's gRPC services over a ``Servables``: convert, call, convert.
-
-Classify, Regress, MultiInference and HandleReloadConfigRequest answer UNIMPLEMENTED.
-"""
+"""TensorFlow Serving's gRPC services over ``Servables``: convert, call, convert."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
-from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
-import grpc  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
 import numpy.typing as npt
 
-from model_server.backends.base import EXPLAIN_SIGNATURE, PREDICT_SIGNATURE, Signature, TensorSpec
-from model_server.errors import (
-    InvalidRequest,
-    InvalidRows,
-    RequestRefused,
-    SignatureNotFound,
-    TensorError,
+from model_server.backends.base import (
+    PREDICT_SIGNATURE,
+    Arrays,
+    Signature,
+    TensorSpec,
+    checked_inputs,
 )
+from model_server.calls import Caller, check_outputs
+from model_server.descriptions import METADATA_FIELD, METHODS, metadata_response, status_response
+from model_server.errors import InvalidRequest
+from model_server.examples import ExampleCalls, serialized
+from model_server.grpc_status import answering
 from model_server.protos import (
-    GetModelMetadataResponse,
-    GetModelStatusResponse,
+    ClassificationResponse,
     ModelServiceServicer,
-    ModelVersionStatus,
+    MultiInferenceResponse,
     PredictionServiceServicer,
     PredictResponse,
-    SignatureDef,
-    SignatureDefMap,
-    TensorInfo,
+    RegressionResponse,
+    ReloadConfigResponse,
 )
+from model_server.repository_calls import RepositoryCalls
 from model_server.servables import Servable, Servables
-from model_server.tensors import data_type, from_proto, to_proto
+from model_server.tensors import from_proto, to_proto
+from model_server.tf_config import model_configs
 
-__all__ = ["INLINE_ROWS", "ModelService", "PredictionService"]
-
-logger = logging.getLogger(__name__)
-
-#: Largest batch scored on the event loop's own thread. Measured behind grpc.aio, 100 trees of
-#: depth 6, 2 cores shared with the client: the hop to a thread costs about 60 us, so 1 row takes
-#: 0.62 ms on the loop against 0.67 in the pool, 32 rows 0.64 against 0.71. From some hundred rows
-#: on XGBoost, which releases the GIL, outweighs the hop: 512 rows from 4 callers give 1,530 calls/s
-#: in the pool, 1,040 on the loop. Contributions cost a hundred times more: always in the pool.
-INLINE_ROWS = 64
-
-_METADATA_FIELD = "signature_def"
-_PREDICT_METHOD = "tensorflow/serving/predict"
-_Servicer = TypeVar("_Servicer")
-_Handler = Callable[[_Servicer, Any, Any], Awaitable[Any]]
+__all__ = ["ModelService", "PredictionService"]
 
 
-def _answering(handler: _Handler[_Servicer]) -> _Handler[_Servicer]:
-    """Turn this package's refusals into gRPC statuses, and anything else into INTERNAL."""
-
-    @wraps(handler)
-    async def answer(self: _Servicer, request: Any, context: Any) -> Any:
-        try:
-            return await handler(self, request, context)
-        except RequestRefused as exc:
-            await context.abort(grpc.StatusCode[exc.status_name], str(exc))
-        except (InvalidRows, TensorError) as exc:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
-        except Exception:
-            logger.exception("event=call_failed method=%s", handler.__name__)
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error, see the server's log")
-
-    return answer
+def requested(spec: Any) -> tuple[str, int | None, str]:
+    """Return the name, version and label of a ModelSpec."""
+    version = int(spec.version.value) if spec.HasField("version") else None
+    return spec.name, version, spec.version_label
 
 
-def _requested_version(spec: Any) -> int | None:
-    """Return the version that a ModelSpec pins.
-
-    Raises:
-        InvalidRequest: It names a label; versions have none here.
-    """
-    if spec.version_label:
-        raise InvalidRequest(f"Unrecognized servable version label: {spec.version_label}")
-    return int(spec.version.value) if spec.HasField("version") else None
-
-
-def _find(servables: Servables, request: Any) -> Servable:
+def _spec_of(request: Any) -> Any:
     if not request.HasField("model_spec"):
         raise InvalidRequest("Missing ModelSpec")
-    return servables.find(request.model_spec.name, _requested_version(request.model_spec))
-
-
-def _signature(servable: Servable, name: str) -> Signature:
-    signature = servable.model.signatures.get(name)
-    if signature is None:
-        raise SignatureNotFound(f'Serving signature key "{name}" not found.')
-    return signature
-
-
-def _decode_rows(request: Any, spec: TensorSpec) -> npt.NDArray[np.float32]:
-    """Take the one input tensor of a request as the signature wants it.
-
-    Raises:
-        InvalidRequest: Another name, type or shape.
-        TensorError: The tensor is malformed.
-    """
-    names = sorted(request.inputs)
-    if names != [spec.name]:
-        raise InvalidRequest(
-            f"input size does not match signature: sent {{{','.join(names)}}}, "
-            f"expected {{{spec.name}}}"
-        )
-    rows = from_proto(request.inputs[spec.name])
-    if rows.dtype not in (np.float32, np.float64):
-        raise InvalidRequest(f"input {spec.name} is {rows.dtype}, expected {spec.dtype}")
-    if rows.ndim != len(spec.shape) or rows.shape[1] != spec.shape[1]:
-        raise InvalidRequest(
-            f"input {spec.name} has shape {rows.shape}, expected (n, {spec.shape[1]})"
-        )
-    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as in C
-        return rows.astype(np.float32, copy=False)
-
-
-def _check_filter(wanted: list[str], output_name: str) -> None:
-    for alias in wanted:
-        if alias != output_name:
-            raise InvalidRequest(
-                f"output tensor alias not found in signature: {alias} "
-                f"Outputs expected to be in the set {{{output_name}}}."
-            )
-    if len(wanted) > 1:
-        raise InvalidRequest(f"duplicate output tensor alias: {output_name}")
+    return request.model_spec
 
 
 class PredictionService(PredictionServiceServicer):  # type: ignore[misc, unused-ignore]
-    """Predict and GetModelMetadata."""
+    """Predict, Classify, Regress, MultiInference and GetModelMetadata."""
 
-    def __init__(self, servables: Servables, executor: Executor) -> None:
-        """Serve ``servables``; large batches run in ``executor``."""
+    def __init__(self, servables: Servables, caller: Caller) -> None:
+        """Serve ``servables``; ``caller`` runs them."""
         self._servables = servables
-        self._executor = executor
+        self._caller = caller
+        self._examples = ExampleCalls(caller)
 
-    @_answering
+    @answering
     async def Predict(self, request: Any, context: Any) -> Any:
-        """Score or explain a batch."""
-        servable = _find(self._servables, request)
-        name = request.model_spec.signature_name or PREDICT_SIGNATURE
-        signature = _signature(servable, name)
-        _check_filter(list(request.output_filter), signature.output.name)
-        rows = _decode_rows(request, signature.input)
-        values = await self._run(servable, name, rows)
-        return _predict_response(servable, name, signature.output, values)
+        """Call any signature with tensors."""
+        spec = _spec_of(request)
+        name = spec.signature_name or PREDICT_SIGNATURE
+        with self._servables.use(*requested(spec)) as servable:
+            signature = servable.signature(name)
+            wanted = check_outputs(signature, list(request.output_filter))
+            arrays = {alias: from_proto(proto) for alias, proto in request.inputs.items()}
+            inputs = checked_inputs(signature, arrays)
+            outputs = await self._caller.run(
+                servable, name, inputs, wanted, remaining_s=context.time_remaining()
+            )
+            return _predict_response(servable, name, signature, outputs)
 
-    async def _run(
-        self, servable: Servable, signature_name: str, rows: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float64]:
-        explain = signature_name == EXPLAIN_SIGNATURE
-        method = servable.model.explain if explain else servable.model.predict
-        if not explain and len(rows) <= INLINE_ROWS:
-            return method(rows)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, method, rows)
+    @answering
+    async def Classify(self, request: Any, context: Any) -> Any:
+        """Call a classify signature with tf.Examples."""
+        spec = _spec_of(request)
+        with self._servables.use(*requested(spec)) as servable:
+            response = ClassificationResponse()
+            outputs = await self._examples.classify(
+                servable, spec.signature_name, serialized(request.input), context.time_remaining()
+            )
+            _add_classifications(response.result, outputs)
+            _set_spec(response.model_spec, servable, spec.signature_name)
+            return response
 
-    @_answering
+    @answering
+    async def Regress(self, request: Any, context: Any) -> Any:
+        """Call a regress signature with tf.Examples."""
+        spec = _spec_of(request)
+        with self._servables.use(*requested(spec)) as servable:
+            response = RegressionResponse()
+            outputs = await self._examples.regress(
+                servable, spec.signature_name, serialized(request.input), context.time_remaining()
+            )
+            _add_regressions(response.result, outputs)
+            _set_spec(response.model_spec, servable, spec.signature_name)
+            return response
+
+    @answering
+    async def MultiInference(self, request: Any, context: Any) -> Any:
+        """Call several classify and regress signatures of one model with one input."""
+        if not request.tasks:
+            raise InvalidRequest("MultiInferenceRequest must specify at least one task")
+        _check_tasks(request.tasks)
+        response = MultiInferenceResponse()
+        with self._servables.use(*requested(_spec_of(request.tasks[0]))) as servable:
+            strings = serialized(request.input)
+            for task in request.tasks:
+                result = response.results.add()
+                name, left_s = task.model_spec.signature_name, context.time_remaining()
+                if task.method_name == f"{METHODS}classify":
+                    outputs = await self._examples.classify(servable, name, strings, left_s)
+                    _add_classifications(result.classification_result, outputs)
+                elif task.method_name == f"{METHODS}regress":
+                    values = await self._examples.regress(servable, name, strings, left_s)
+                    _add_regressions(result.regression_result, values)
+                else:
+                    raise InvalidRequest(f"Unsupported signature method_name: {task.method_name}")
+                _set_spec(result.model_spec, servable, name)
+            return response
+
+    @answering
     async def GetModelMetadata(self, request: Any, context: Any) -> Any:
         """Describe the signatures of a version."""
+        spec = _spec_of(request)
         fields = set(request.metadata_field)
         if not fields:
             raise InvalidRequest("GetModelMetadataRequest must specify at least one metadata_field")
-        if fields != {_METADATA_FIELD}:
-            unknown = min(fields - {_METADATA_FIELD})
+        if fields != {METADATA_FIELD}:
+            unknown = min(fields - {METADATA_FIELD})
             raise InvalidRequest(f"Metadata field {unknown} is not supported")
-        return _metadata_response(_find(self._servables, request))
+        with self._servables.use(*requested(spec)) as servable:
+            return metadata_response(servable)
 
 
 class ModelService(ModelServiceServicer):  # type: ignore[misc, unused-ignore]
-    """GetModelStatus."""
+    """GetModelStatus and HandleReloadConfigRequest."""
 
-    def __init__(self, servables: Servables) -> None:
-        """Report on ``servables``."""
+    def __init__(self, servables: Servables, repository: RepositoryCalls) -> None:
+        """Report on ``servables``; reconfigure with ``repository``."""
         self._servables = servables
+        self._repository = repository
 
-    @_answering
+    @answering
     async def GetModelStatus(self, request: Any, context: Any) -> Any:
-        """Report the state of one version, or of all."""
-        if not request.HasField("model_spec"):
-            raise InvalidRequest("Missing ModelSpec")
-        spec = request.model_spec
-        response = GetModelStatusResponse()
-        for version, state in self._servables.states(spec.name, _requested_version(spec)).items():
-            status = response.model_version_status.add(
-                version=version, state=ModelVersionStatus.State.Value(state.name)
-            )
-            status.status.SetInParent()  # present and OK, as TensorFlow Serving sends it
+        """Report the status of one version, or of all."""
+        return status_response(self._servables, *requested(_spec_of(request)))
+
+    @answering
+    async def HandleReloadConfigRequest(self, request: Any, context: Any) -> Any:
+        """Replace the configuration: serve the models that it names, and no others."""
+        await self._repository.configure(model_configs(request.config))
+        response = ReloadConfigResponse()
+        response.status.SetInParent()
         return response
 
 
-def _set_spec(spec: Any, servable: Servable) -> None:
+def _check_tasks(tasks: Any) -> None:
+    if len({task.model_spec.name for task in tasks}) > 1:
+        raise InvalidRequest("All ModelSpecs in a MultiInferenceRequest must access the same model")
+    names = [(task.method_name, task.model_spec.signature_name) for task in tasks]
+    if len(set(names)) < len(names):
+        twice = next(name for _, name in names if [n for _, n in names].count(name) > 1)
+        raise InvalidRequest(f"Duplicate evaluation of signature: {twice}")
+
+
+def _add_classifications(result: Any, outputs: Arrays) -> None:
+    classes, scores = outputs.get("classes"), outputs.get("scores")
+    shape = next(iter(outputs.values())).shape
+    for row in range(shape[0]):
+        entry = result.classifications.add()
+        for column in range(shape[1]):
+            label = "" if classes is None else classes[row, column]
+            score = 0.0 if scores is None else scores[row, column]
+            entry.classes.add(label=label, score=score)
+
+
+def _add_regressions(result: Any, values: npt.NDArray[Any]) -> None:
+    for value in values.tolist():
+        result.regressions.add(value=value)
+
+
+def _set_spec(spec: Any, servable: Servable, signature_name: str = "") -> None:
     spec.name = servable.name
     spec.version.value = servable.version
+    spec.signature_name = signature_name
 
 
 def _predict_response(
-    servable: Servable, signature_name: str, output: TensorSpec, values: npt.NDArray[np.float64]
+    servable: Servable, signature_name: str, signature: Signature, outputs: Arrays
 ) -> Any:
     response = PredictResponse()
-    _set_spec(response.model_spec, servable)
-    response.model_spec.signature_name = signature_name
-    response.outputs[output.name].CopyFrom(to_proto(values.astype(output.dtype)))
+    _set_spec(response.model_spec, servable, signature_name)
+    for spec in signature.outputs:
+        if spec.name in outputs:
+            response.outputs[spec.name].CopyFrom(to_proto(_as_sent(outputs[spec.name], spec)))
     return response
 
 
-def _tensor_info(spec: TensorSpec) -> Any:
-    info = TensorInfo(name=f"{spec.name}:0", dtype=data_type(spec.dtype))
-    for size in spec.shape:
-        info.tensor_shape.dim.add(size=-1 if size is None else size)
-    return info
-
-
-def _signature_def(signature: Signature) -> Any:
-    definition = SignatureDef(method_name=_PREDICT_METHOD)
-    definition.inputs[signature.input.name].CopyFrom(_tensor_info(signature.input))
-    definition.outputs[signature.output.name].CopyFrom(_tensor_info(signature.output))
-    return definition
-
-
-def _metadata_response(servable: Servable) -> Any:
-    signatures = SignatureDefMap()
-    for name, signature in servable.model.signatures.items():
-        signatures.signature_def[name].CopyFrom(_signature_def(signature))
-    response = GetModelMetadataResponse()
-    _set_spec(response.model_spec, servable)
-    response.metadata[_METADATA_FIELD].Pack(signatures)
-    return response
+def _as_sent(values: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
+    return values if spec.dtype == np.dtype(object) else values.astype(spec.dtype, copy=False)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from model_server.backends.base import Model
+    from model_server.backends.base import TabularModel
 
 __all__ = ["BATCH_ROWS", "dummy_rows", "run"]
 
@@ -30,10 +30,14 @@ def dummy_rows(feature_count: int, row_count: int) -> npt.NDArray[np.float32]:
     return rows
 
 
-def run(model: Model) -> None:
+def run(model: TabularModel, *, explain: bool = True) -> None:
     """Run each dummy batch through ``predict``, and one row through ``explain``.
 
     Contributions cost a hundred times a prediction, so one row must do.
+
+    Args:
+        model: The model.
+        explain: Whether it can.
 
     Raises:
         ModelServerError: The model cannot score its own dummy batch.
@@ -41,4 +45,5 @@ def run(model: Model) -> None:
     feature_count = len(model.feature_names)
     for row_count in BATCH_ROWS:
         model.predict(dummy_rows(feature_count, row_count))
-    model.explain(dummy_rows(feature_count, 1))
+    if explain:
+        model.explain(dummy_rows(feature_count, 1))

@@ -1,1 +1,37 @@
-"""Model kinds that can be served or embedded; none imports gRPC."""
+"""The kinds of models, and which kind a version folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model_server.backends.base import Model
+from model_server.errors import RepositoryError
+from model_server.repository import MODEL_FILES
+
+__all__ = ["load"]
+
+
+def load(version_dir: Path, threads: int) -> Model:
+    """Load a version folder by the files in it.
+
+    Args:
+        version_dir: Folder in the repository's layout.
+        threads: Threads for one call; at least 1.
+
+    Raises:
+        RepositoryError: No file of a known kind, or one that is malformed.
+        ModelError: The model cannot be served.
+    """
+    # Each kind is imported where it is met: nobody pays for a library that is not used.
+    if any((version_dir / name).is_file() for name in MODEL_FILES):
+        from model_server.backends.xgboost import XGBoostModel
+
+        return XGBoostModel.load(version_dir, threads=threads)
+    if (version_dir / "model.onnx").is_file():
+        from model_server.backends import onnx
+
+        return onnx.load(version_dir, threads)
+    raise RepositoryError(
+        f"{version_dir} has none of {', '.join([*MODEL_FILES, 'model.onnx'])}: "
+        "save the model there under one of these names"
+    )

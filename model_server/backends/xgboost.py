@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import xgboost
 
-from model_server import repository, warmup
-from model_server.backends.base import Signature, check_rows, signatures_for
+from model_server import repository
+from model_server.backends.base import check_rows
 from model_server.backends.forest import Forest, compile_forest
+from model_server.backends.tabular import Tabular
 from model_server.errors import InvalidRows, ModelError
 
 __all__ = ["XGBoostModel"]
@@ -24,12 +24,14 @@ _OBJECTIVES = frozenset({"binary:logistic", "reg:logistic"})
 _BOOSTERS = frozenset({"gbtree", "dart"})
 
 
-class XGBoostModel:
+class XGBoostModel(Tabular):
     """A booster with the names of its columns.
 
     Safe for several threads: XGBoost's prediction on tree boosters is, and nothing here changes
     after ``load``. Only XGBoost's own UBJSON and JSON files are read, never a pickle.
     """
+
+    platform: ClassVar[str] = "xgboost_xgboost"
 
     def __init__(
         self,
@@ -38,10 +40,9 @@ class XGBoostModel:
         forest: Forest | None = None,
     ) -> None:
         """Take a booster that is already checked, and its compiled form; see ``load``."""
+        super().__init__(features, explains=True, classifies=True)
         self._booster = booster
         self._forest = forest
-        self._features = features
-        self._signatures = signatures_for(len(features.features))
 
     @classmethod
     def load(cls, version_dir: Path | str, *, threads: int = 1) -> Self:
@@ -66,25 +67,6 @@ class XGBoostModel:
         _check_kind(booster, path)
         _check_columns(booster, path, features)
         return cls(booster, features, compile_forest(booster))
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """Names of the input's columns, in order."""
-        return self._features.names
-
-    @property
-    def features(self) -> repository.FeatureList:
-        """The columns with their imputed values, and the hash of their configuration."""
-        return self._features
-
-    @property
-    def signatures(self) -> Mapping[str, Signature]:
-        """Signatures by name: ``serving_default`` and ``explain``."""
-        return self._signatures
-
-    def warm_up(self) -> None:
-        """Run dummy batches through ``predict`` and ``explain``."""
-        warmup.run(self)
 
     def predict(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Score rows.

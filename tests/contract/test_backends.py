@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import xgboost
 
-from model_server.backends.base import EXPLAIN_SIGNATURE, PREDICT_SIGNATURE, Model
+from model_server.backends.base import PREDICT_SIGNATURE, Model, TabularModel, checked_inputs
+from model_server.backends.tabular import EXPLAIN_SIGNATURE, Tabular
 from model_server.backends.xgboost import XGBoostModel
 from model_server.errors import InvalidRows, ModelError, RepositoryError
+from model_server.protos import Example
 
 NAMES = ["a", "b", "c", "d", "e"]
 ROWS = np.random.default_rng(3).normal(size=(200, 5)).astype(np.float32)
@@ -36,49 +38,59 @@ def write(folder: Path, booster: xgboost.Booster, names: list[str] = NAMES) -> P
     return folder
 
 
-def xgboost_model(folder: Path) -> Model:
+def example(row: np.ndarray) -> bytes:
+    """A tf.Example of a row; a missing value is left out."""
+    message = Example()
+    for name, value in zip(NAMES, row.tolist(), strict=True):
+        if not np.isnan(value):
+            message.features.feature[name].float_list.value.append(value)
+    return bytes(message.SerializeToString())
+
+
+def xgboost_model(folder: Path) -> Tabular:
     return XGBoostModel.load(write(folder, train()))
 
 
 @pytest.fixture(params=[xgboost_model], ids=["xgboost"])
-def model(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
-    make: Callable[[Path], Model] = request.param
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Tabular:
+    make: Callable[[Path], Tabular] = request.param
     return make(tmp_path)
 
 
 class TestEveryBackend:
-    def test_is_a_model(self, model: Model) -> None:
+    def test_is_a_model(self, model: Tabular) -> None:
         assert isinstance(model, Model)
+        assert isinstance(model, TabularModel)
         assert model.feature_names == tuple(NAMES)
 
     @pytest.mark.parametrize("row_count", [0, 1, 200])
-    def test_shapes_and_types(self, model: Model, row_count: int) -> None:
+    def test_shapes_and_types(self, model: Tabular, row_count: int) -> None:
         scores = model.predict(ROWS[:row_count])
         contributions = model.explain(ROWS[:row_count])
         assert (scores.shape, scores.dtype) == ((row_count,), np.float64)
         assert (contributions.shape, contributions.dtype) == ((row_count, 5), np.float64)
 
-    def test_scores_are_probabilities(self, model: Model) -> None:
+    def test_scores_are_probabilities(self, model: Tabular) -> None:
         scores = model.predict(ROWS)
         assert ((scores >= 0) & (scores <= 1)).all()
         assert scores.std() > 0
 
-    def test_a_row_scores_the_same_in_any_batch(self, model: Model) -> None:
+    def test_a_row_scores_the_same_in_any_batch(self, model: Tabular) -> None:
         alone = [model.predict(ROWS[i : i + 1])[0] for i in range(20)]
         assert np.array_equal(model.predict(ROWS)[:20], alone)
 
-    def test_rows_are_not_changed_and_may_be_read_only(self, model: Model) -> None:
+    def test_rows_are_not_changed_and_may_be_read_only(self, model: Tabular) -> None:
         rows = np.frombuffer(ROWS.tobytes(), np.float32).reshape(ROWS.shape)
         model.predict(rows)
         model.explain(rows)
         assert rows.tobytes() == ROWS.tobytes()
 
-    def test_memory_order_does_not_matter(self, model: Model) -> None:
+    def test_memory_order_does_not_matter(self, model: Tabular) -> None:
         for rows in (np.asfortranarray(ROWS), np.repeat(ROWS, 2, axis=0)[::2]):
             assert np.array_equal(model.predict(rows), model.predict(ROWS))
             assert np.array_equal(model.explain(rows), model.explain(ROWS))
 
-    def test_results_belong_to_the_caller(self, model: Model) -> None:
+    def test_results_belong_to_the_caller(self, model: Tabular) -> None:
         first = model.predict(ROWS)
         kept = first.copy()
         model.predict(ROWS[::-1].copy())
@@ -90,11 +102,11 @@ class TestEveryBackend:
         [ROWS[:, :4], np.zeros((2, 6), np.float32), ROWS[0], ROWS[None], ROWS.astype(np.float64)],
         ids=["narrow", "wide", "1-D", "3-D", "float64"],
     )
-    def test_other_rows_are_refused(self, model: Model, method: str, rows: Any) -> None:
+    def test_other_rows_are_refused(self, model: Tabular, method: str, rows: Any) -> None:
         with pytest.raises(InvalidRows):
             getattr(model, method)(rows)
 
-    def test_several_threads_get_their_own_answers(self, model: Model) -> None:
+    def test_several_threads_get_their_own_answers(self, model: Tabular) -> None:
         batches = [ROWS[i : i + 50] for i in range(0, 150)]
         expected = [model.predict(batch) for batch in batches]
         explained = [model.explain(batch) for batch in batches[:20]]
@@ -104,16 +116,34 @@ class TestEveryBackend:
             assert all(map(np.array_equal, actual, expected))
             assert all(map(np.array_equal, [o.result() for o in others], explained))
 
-    def test_signatures_describe_what_comes_out(self, model: Model) -> None:
-        assert set(model.signatures) == {PREDICT_SIGNATURE, EXPLAIN_SIGNATURE}
-        outputs = {PREDICT_SIGNATURE: model.predict(ROWS), EXPLAIN_SIGNATURE: model.explain(ROWS)}
-        for name, values in outputs.items():
-            signature = model.signatures[name]
-            assert signature.input.shape == (None, 5)
-            assert signature.output.shape == (None, *values.shape[1:])
-            assert np.array_equal(values.astype(signature.output.dtype), values)  # nothing lost
+    def test_signatures_describe_what_comes_out(self, model: Tabular) -> None:
+        examples = np.array([example(row) for row in ROWS], dtype=object)
+        for name, signature in model.signatures.items():
+            inputs = {"inputs": examples if signature.method != "predict" else ROWS}
+            wanted = [spec.name for spec in signature.outputs]
+            outputs = model.run(name, checked_inputs(signature, inputs), wanted)
+            assert list(outputs) == wanted
+            for spec in signature.outputs:
+                assert outputs[spec.name].dtype == spec.dtype
+                assert outputs[spec.name].shape == (len(ROWS), *(spec.shape or ())[1:])
 
-    def test_warm_up_runs(self, model: Model) -> None:
+    def test_every_signature_gives_the_same_score(self, model: Tabular) -> None:
+        examples = np.array([example(row) for row in ROWS], dtype=object)
+        scores = model.run(PREDICT_SIGNATURE, {"inputs": ROWS}, ["scores"])["scores"]
+        assert np.array_equal(scores, model.predict(ROWS))
+        regressed = model.run("regress", {"inputs": examples}, ["outputs"])["outputs"]
+        assert np.array_equal(scores, regressed)
+        classified = model.run("classify", {"inputs": examples}, ["scores", "classes"])
+        assert np.array_equal(scores, classified["scores"][:, 1])
+        assert np.allclose(classified["scores"].sum(axis=1), 1)
+        assert classified["classes"].tolist() == [[b"0", b"1"]] * len(ROWS)
+
+    def test_only_small_predictions_are_quick(self, model: Tabular) -> None:
+        assert model.is_quick(PREDICT_SIGNATURE, 1)
+        assert not model.is_quick(PREDICT_SIGNATURE, 10_000)
+        assert not model.is_quick(EXPLAIN_SIGNATURE, 1)
+
+    def test_warm_up_runs(self, model: Tabular) -> None:
         model.warm_up()
 
 

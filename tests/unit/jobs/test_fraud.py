@@ -9,7 +9,8 @@ import pytest
 
 from jobs import fraud
 from jobs.environment import ROOT
-from jobs.settings import Settings, SettingsError
+from jobs.settings import Settings
+from jobs.settings_file import SettingsError
 
 
 class Environment:

@@ -12,7 +12,8 @@ import pytest
 
 from jobs import pipeline, settings
 from jobs.environment import ROOT
-from jobs.settings import Settings, SettingsError
+from jobs.settings import Settings
+from jobs.settings_file import SettingsError
 
 CONFIG = ROOT / "conf" / "fraud.yaml"
 COLUMNS = settings.load(CONFIG).schema_.columns

@@ -12,6 +12,7 @@ import yaml
 
 from jobs import settings
 from jobs.environment import ROOT
+from jobs.settings_file import SettingsError
 from udfs.spec import format_duration, parse_duration_ms
 
 FRAUD = ROOT / "conf" / "fraud.yaml"
@@ -52,7 +53,7 @@ REMOVED = object()
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(settings.SettingsError) as caught:
+    with pytest.raises(SettingsError) as caught:
         settings.load(path)
     return str(caught.value)
 
@@ -245,7 +246,7 @@ class TestEnvironment:
         assert server("${HOST_OF_TEST:-b}:1", HOST_OF_TEST="c") == "c:1"
 
     def test_one_without_default_that_is_not_set_is_named(self, server: Callable[..., str]) -> None:
-        with pytest.raises(settings.SettingsError, match="variable HOST_OF_TEST"):
+        with pytest.raises(SettingsError, match="variable HOST_OF_TEST"):
             server("${HOST_OF_TEST}:8500")
 
     def test_defaults_that_name_a_variable_are_expanded_too(

@@ -75,12 +75,17 @@ def models_dir(tmp_path: Path, write_version: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def serving(models_dir: Path) -> Callable[..., AbstractAsyncContextManager[RunningServer]]:
-    """Run our server with the tiny model; keyword arguments are ServerOptions."""
+    """Run our server with the tiny model; keyword arguments are ServerOptions' or its model's."""
 
     @asynccontextmanager
     async def run(**changes: Any) -> AsyncIterator[RunningServer]:
-        settings = {"models_dir": models_dir, "model_name": "fraud", "grace_s": 0.0} | changes
-        running = await start(ServerOptions(**settings))
+        settings = {
+            "models_dir": models_dir,
+            "name": "fraud",
+            "grace_s": 0.0,
+            "http_port": 0,
+        } | changes
+        running = await start(ServerOptions.of_one_model(**settings))
         try:
             yield running
         finally:

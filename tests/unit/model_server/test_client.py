@@ -10,18 +10,20 @@ import pytest
 
 from model_server.backends.xgboost import XGBoostModel
 from model_server.breaker import BreakerState
-from model_server.client import ClientOptions, PredictClient, TensorMetadata
+from model_server.client import ClientOptions, PredictClient
+from model_server.client_protocols import TensorMetadata
 from model_server.errors import Rejected
 
 
+@pytest.mark.parametrize("protocol", ["tfserving", "oip"])
 @pytest.mark.parametrize("row_count", [0, 1, 32, 200])
 async def test_served_scores_equal_embedded_ones(
-    serving: Any, connecting: Any, models_dir: Any, rows: np.ndarray, row_count: int
+    serving: Any, connecting: Any, models_dir: Any, rows: np.ndarray, row_count: int, protocol: str
 ) -> None:
     batch = rows[:row_count].copy()
     batch[::3, 1] = np.nan
     embedded = XGBoostModel.load(models_dir / "fraud" / "10")
-    async with serving() as running, connecting(running.port) as client:
+    async with serving() as running, connecting(running.port, protocol=protocol) as client:
         scores = await client.predict(batch)
         contributions = await client.explain(batch)
     assert np.array_equal(scores.values, embedded.predict(batch))
@@ -42,11 +44,23 @@ async def test_metadata(serving: Any, connecting: Any) -> None:
     }
 
 
-async def test_pinned_version(serving: Any, connecting: Any, rows: np.ndarray) -> None:
+async def test_metadata_of_the_open_inference_protocol(serving: Any, connecting: Any) -> None:
+    async with serving() as running, connecting(running.port, protocol="oip") as client:
+        metadata = await client.metadata()
+    assert (metadata.model_name, metadata.model_version) == ("fraud", 10)
+    signature = metadata.signatures["serving_default"]
+    assert signature.inputs == {"inputs": TensorMetadata("FP32", (-1, 5))}
+    assert signature.outputs == {"scores": TensorMetadata("FP32", (-1,))}
+
+
+@pytest.mark.parametrize("protocol", ["tfserving", "oip"])
+async def test_pinned_version(
+    serving: Any, connecting: Any, rows: np.ndarray, protocol: str
+) -> None:
     async with serving() as running:
-        async with connecting(running.port, model_version=10) as client:
+        async with connecting(running.port, model_version=10, protocol=protocol) as client:
             assert (await client.predict(rows)).model_version == 10
-        async with connecting(running.port, model_version=9) as client:
+        async with connecting(running.port, model_version=9, protocol=protocol) as client:
             with pytest.raises(Rejected, match="Specific\\(fraud, 9\\)"):
                 await client.predict(rows)
 

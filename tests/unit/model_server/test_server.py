@@ -21,6 +21,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from model_server.backends import load as load_by_files
+from model_server.backends.tabular import INLINE_ROWS
 from model_server.client import ClientOptions, PredictClient
 from model_server.errors import ModelError, RepositoryError, StartupError
 from model_server.protos import (
@@ -31,8 +33,7 @@ from model_server.protos import (
     ModelVersionStatus,
     PredictionServiceStub,
 )
-from model_server.server import ModelServer, ServerOptions, load_xgboost, serve, start
-from model_server.servicers import INLINE_ROWS
+from model_server.server import ModelServer, ServerOptions, serve, start
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 60.0
@@ -60,7 +61,7 @@ def slow_explainer(entered: threading.Event, go_on: threading.Event) -> Any:
     """Return a loader of a model whose ``explain`` says that it is in, and waits."""
 
     def load(version_dir: Path, threads: int) -> Any:
-        model: Any = load_xgboost(version_dir, threads)
+        model: Any = load_by_files(version_dir, threads)
         explain = model.explain
 
         def slow(rows: Any) -> Any:
@@ -81,11 +82,11 @@ async def test_not_serving_until_the_model_is_warm(models_dir: Path, predict_req
     def load_slowly(version_dir: Path, threads: int) -> Any:
         loading.set()
         assert go_on.wait(PATIENCE_S)
-        return load_xgboost(version_dir, threads)
+        return load_by_files(version_dir, threads)
 
-    options = ServerOptions(models_dir, "fraud", grace_s=0)
+    options = ServerOptions.of_one_model(models_dir, "fraud", grace_s=0)
     server = ModelServer(options, load_model=load_slowly)
-    async with channel_to(await server.listen()) as channel:
+    async with channel_to((await server.listen()).grpc) as channel:
         task = asyncio.create_task(server.load())
         assert await asyncio.to_thread(loading.wait, PATIENCE_S)
         assert await health_of(channel) == NOT_SERVING
@@ -107,11 +108,13 @@ async def test_model_is_warmed_before_serving(models_dir: Path) -> None:
     seen: list[str] = []
 
     def load(version_dir: Path, threads: int) -> Any:
-        model: Any = load_xgboost(version_dir, threads)
+        model: Any = load_by_files(version_dir, threads)
         model.warm_up = lambda: seen.append("warm")
         return model
 
-    running = await start(ServerOptions(models_dir, "fraud", grace_s=0), load_model=load)
+    running = await start(
+        ServerOptions.of_one_model(models_dir, "fraud", grace_s=0), load_model=load
+    )
     assert seen == ["warm"]
     await running.stop()
 
@@ -132,7 +135,9 @@ async def test_reflection_lists_the_services(serving: Any) -> None:
 async def test_drain_lets_calls_in_flight_end(models_dir: Path) -> None:
     entered, go_on = threading.Event(), threading.Event()
     load = slow_explainer(entered, go_on)
-    running = await start(ServerOptions(models_dir, "fraud", grace_s=60), load_model=load)
+    running = await start(
+        ServerOptions.of_one_model(models_dir, "fraud", grace_s=60), load_model=load
+    )
     settings = {"deadline_ms": 60_000.0, "max_attempts": 1}
     client = PredictClient(ClientOptions(f"127.0.0.1:{running.port}", "fraud", **settings))
     call = asyncio.create_task(client.explain(np.zeros((1, 5), np.float32)))
@@ -153,7 +158,7 @@ async def test_drain_lets_calls_in_flight_end(models_dir: Path) -> None:
 async def test_too_many_calls_are_refused_not_queued(models_dir: Path) -> None:
     entered, go_on = threading.Event(), threading.Event()
     load = slow_explainer(entered, go_on)
-    options = ServerOptions(models_dir, "fraud", grace_s=60, max_concurrent_rpcs=1)
+    options = ServerOptions.of_one_model(models_dir, "fraud", grace_s=60, max_concurrent_rpcs=1)
     running = await start(options, load_model=load)
     settings = {"deadline_ms": 60_000.0}
     client = PredictClient(ClientOptions(f"127.0.0.1:{running.port}", "fraud", **settings))
@@ -171,21 +176,21 @@ async def test_too_many_calls_are_refused_not_queued(models_dir: Path) -> None:
 async def test_taken_port_is_a_startup_error(models_dir: Path, serving: Any) -> None:
     async with serving() as running:
         with pytest.raises(StartupError, match="taken"):
-            await start(ServerOptions(models_dir, "fraud", port=running.port))
+            await start(ServerOptions.of_one_model(models_dir, "fraud", port=running.port))
 
 
 async def test_missing_and_broken_models_stop_the_start(models_dir: Path) -> None:
     with pytest.raises(RepositoryError, match="other"):
-        await start(ServerOptions(models_dir, "other"))
+        await start(ServerOptions.of_one_model(models_dir, "other"))
     (models_dir / "fraud" / "10" / "model.ubj").write_bytes(b"garbage")
     with pytest.raises(ModelError, match="not an XGBoost model"):
-        await start(ServerOptions(models_dir, "fraud"))
+        await start(ServerOptions.of_one_model(models_dir, "fraud"))
 
 
 def test_serve_reports_a_failed_start_by_its_exit_code(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert serve(ServerOptions(tmp_path, "fraud")) == 1
+    assert serve(ServerOptions.of_one_model(tmp_path, "fraud")) == 1
     assert "event=start_failed reason=RepositoryError" in caplog.text
 
 
@@ -195,6 +200,7 @@ def test_serve_reports_a_failed_start_by_its_exit_code(
         {"port": -1},
         {"port": 65_536},
         {"grace_s": -1.0},
+        {"poll_s": -1.0},
         {"threads": 0},
         {"max_concurrent_rpcs": 0},
         {"max_message_bytes": 0},
@@ -202,7 +208,7 @@ def test_serve_reports_a_failed_start_by_its_exit_code(
 )
 def test_wrong_settings_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
-        ServerOptions(tmp_path, "fraud", **changes)
+        ServerOptions.of_one_model(tmp_path, "fraud", **changes)
 
 
 @contextmanager
@@ -261,10 +267,11 @@ def test_command_exit_codes(models_dir: Path, extra: list[str], exit_code: int) 
 SLOW_SERVER = """
 import sys
 from pathlib import Path
-from model_server.server import ServerOptions, load_xgboost, serve
+from model_server.backends import load as load_by_files
+from model_server.server import ServerOptions, serve
 
 def load(version_dir, threads):
-    model = load_xgboost(version_dir, threads)
+    model = load_by_files(version_dir, threads)
     model.warm_up()
     predict = model.predict
     def slow(rows):
@@ -275,8 +282,8 @@ def load(version_dir, threads):
     model.predict = slow
     return model
 
-options = ServerOptions(Path(sys.argv[1]), "fraud", grace_s=60)
-sys.exit(serve(options, on_ready=lambda port: print(port, flush=True), load_model=load))
+options = ServerOptions.of_one_model(Path(sys.argv[1]), "fraud", grace_s=60)
+sys.exit(serve(options, on_ready=lambda ports: print(ports.grpc, flush=True), load_model=load))
 """
 
 

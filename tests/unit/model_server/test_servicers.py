@@ -12,6 +12,8 @@ import grpc
 import numpy as np
 import pytest
 
+from model_server.backends import load as load_by_files
+from model_server.backends.tabular import INLINE_ROWS
 from model_server.protos import (
     DataType,
     GetModelMetadataRequest,
@@ -19,10 +21,10 @@ from model_server.protos import (
     ModelServiceStub,
     ModelVersionStatus,
     PredictionServiceStub,
+    ReloadConfigRequest,
     SignatureDefMap,
 )
-from model_server.server import ServerOptions, load_xgboost, start
-from model_server.servicers import INLINE_ROWS
+from model_server.server import ServerOptions, start
 from model_server.tensors import from_proto
 
 GOOD = np.zeros((2, 5), np.float32)
@@ -72,7 +74,7 @@ async def test_small_batches_stay_on_the_loops_thread(
     threads: list[str] = []
 
     def load(version_dir: Path, count: int) -> Any:
-        model: Any = load_xgboost(version_dir, count)
+        model: Any = load_by_files(version_dir, count)
         model.warm_up = lambda: None
         for name in ("predict", "explain"):
             setattr(model, name, noting(getattr(model, name)))
@@ -85,7 +87,9 @@ async def test_small_batches_stay_on_the_loops_thread(
 
         return run
 
-    running = await start(ServerOptions(models_dir, "fraud", grace_s=0), load_model=load)
+    running = await start(
+        ServerOptions.of_one_model(models_dir, "fraud", grace_s=0), load_model=load
+    )
     async with channel_to(running) as channel:
         for row_count, signature in (
             (INLINE_ROWS, ""),
@@ -137,7 +141,7 @@ async def test_double_beyond_float32_is_scored_as_infinite(
         (np.zeros(5, np.float32), {}, Code.INVALID_ARGUMENT, "shape (5,), expected (n, 5)"),
         (np.zeros((1, 1, 5), np.float32), {}, Code.INVALID_ARGUMENT, "shape (1, 1, 5)"),
         (np.zeros((2, 5), np.int64), {}, Code.INVALID_ARGUMENT, "is int64, expected float32"),
-        (np.array([[b"a"] * 5]), {}, Code.INVALID_ARGUMENT, "is object"),
+        (np.array([[b"a"] * 5]), {}, Code.INVALID_ARGUMENT, "is string"),
     ],
 )
 async def test_wrong_request_is_refused(
@@ -190,12 +194,21 @@ async def test_metadata_is_a_signature_def_map(serving: Any) -> None:
         response = await PredictionServiceStub(channel).GetModelMetadata(request)
     signatures = SignatureDefMap()
     assert response.metadata["signature_def"].Unpack(signatures)
-    assert set(signatures.signature_def) == {"serving_default", "explain"}
-    for definition in signatures.signature_def.values():
-        assert definition.method_name == "tensorflow/serving/predict"
-        inputs = definition.inputs["inputs"]
-        assert inputs.dtype == DataType.Value("DT_FLOAT")
-        assert [dim.size for dim in inputs.tensor_shape.dim] == [-1, 5]
+    described = {
+        name: (
+            definition.method_name.removeprefix("tensorflow/serving/"),
+            DataType.Name(definition.inputs["inputs"].dtype),
+            [dim.size for dim in definition.inputs["inputs"].tensor_shape.dim],
+            sorted(definition.outputs),
+        )
+        for name, definition in signatures.signature_def.items()
+    }
+    assert described == {
+        "serving_default": ("predict", "DT_FLOAT", [-1, 5], ["scores"]),
+        "explain": ("predict", "DT_FLOAT", [-1, 5], ["contributions"]),
+        "classify": ("classify", "DT_STRING", [-1], ["classes", "scores"]),
+        "regress": ("regress", "DT_STRING", [-1], ["outputs"]),
+    }
 
 
 @pytest.mark.parametrize(
@@ -233,26 +246,70 @@ async def test_status(serving: Any) -> None:
         assert refused == (Code.NOT_FOUND, "Could not find any versions of model other")
 
 
-@pytest.mark.parametrize("method", ["Classify", "Regress", "MultiInference"])
-async def test_other_methods_are_unimplemented(serving: Any, method: str) -> None:
-    async with serving() as running, channel_to(running) as channel:
-        call = channel.unary_unary(f"/tensorflow.serving.PredictionService/{method}")
-        assert (await refusal(call(b"")))[0] is Code.UNIMPLEMENTED
-        reload = channel.unary_unary("/tensorflow.serving.ModelService/HandleReloadConfigRequest")
-        assert (await refusal(reload(b"")))[0] is Code.UNIMPLEMENTED
+def reload_request(name: str, base_path: Path) -> Any:
+    request = ReloadConfigRequest()
+    config = request.config.model_config_list.config.add(name=name, base_path=str(base_path))
+    config.model_version_policy.all.SetInParent()
+    config.version_labels["stable"] = 2
+    return request
+
+
+async def test_reload_replaces_the_configuration(
+    serving: Any, models_dir: Path, predict_request: Any
+) -> None:
+    labelled = predict_request(GOOD, name="renamed")
+    labelled.model_spec.version_label = "stable"
+    async with (
+        serving(admin_port=0) as running,
+        channel_to(running) as channel,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.ports.admin}") as admin,
+    ):
+        reload = ModelServiceStub(admin).HandleReloadConfigRequest
+        response = await reload(reload_request("renamed", models_dir / "fraud"))
+        assert response.status.error_code == 0
+        stub = PredictionServiceStub(channel)
+        assert (await stub.Predict(labelled)).model_spec.version.value == 2
+        newest = await stub.Predict(predict_request(GOOD, name="renamed"))
+        assert newest.model_spec.version.value == 10
+        assert (await refusal(stub.Predict(predict_request(GOOD))))[0] is Code.NOT_FOUND
+
+
+async def test_wrong_reload_is_refused_and_changes_nothing(
+    serving: Any, models_dir: Path, predict_request: Any
+) -> None:
+    async with (
+        serving(admin_port=0) as running,
+        channel_to(running) as channel,
+        grpc.aio.insecure_channel(f"127.0.0.1:{running.ports.admin}") as admin,
+    ):
+        good = reload_request("fraud", models_dir / "fraud")
+        common = ModelServiceStub(channel).HandleReloadConfigRequest
+        assert (await refusal(common(good)))[0] is Code.PERMISSION_DENIED
+        relative, twice = reload_request("fraud", Path("fraud")), ReloadConfigRequest()
+        twice.CopyFrom(good)
+        twice.config.model_config_list.config.extend(good.config.model_config_list.config)
+        for wrong in (ReloadConfigRequest(), relative, twice):
+            refused = await refusal(ModelServiceStub(admin).HandleReloadConfigRequest(wrong))
+            assert refused[0] is Code.INVALID_ARGUMENT
+        await PredictionServiceStub(channel).Predict(predict_request(GOOD))
+        missing = reload_request("none", models_dir / "none")
+        refused = await refusal(ModelServiceStub(admin).HandleReloadConfigRequest(missing))
+        assert refused[0] is Code.FAILED_PRECONDITION
 
 
 async def test_backends_failure_is_internal_and_keeps_its_secrets(
     models_dir: Any, predict_request: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def load_broken(version_dir: Any, threads: int) -> Any:
-        model: Any = load_xgboost(version_dir, threads)
+        model: Any = load_by_files(version_dir, threads)
         model.warm_up()
         model.warm_up = lambda: None
         model.predict = lambda rows: 1 / 0
         return model
 
-    running = await start(ServerOptions(models_dir, "fraud", grace_s=0), load_model=load_broken)
+    running = await start(
+        ServerOptions.of_one_model(models_dir, "fraud", grace_s=0), load_model=load_broken
+    )
     async with channel_to(running) as channel:
         code, details = await refusal(PredictionServiceStub(channel).Predict(predict_request(GOOD)))
     await running.stop()

@@ -14,7 +14,10 @@ from model_server.errors import TensorError
 from model_server.protos import DataType, TensorProto
 from model_server.tensors import from_proto, shape_of, to_proto
 
-NUMBERS = ["float32", "float64", "int32", "int64", "uint8", "bool"]
+NUMBERS = (
+    *("float16", "float32", "float64", "complex64", "complex128", "bool"),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
 
 
 @given(
@@ -64,6 +67,15 @@ def proto(dtype: str, shape: list[int], **fields: Any) -> Any:
         (proto("DT_INT32", [2], int_val=[-1, 2]), [-1, 2]),
         (proto("DT_INT64", [2], int64_val=[-1, 2**40]), [-1, 2**40]),
         (proto("DT_UINT8", [2], int_val=[0, 255]), [0, 255]),
+        (proto("DT_INT8", [2], int_val=[-128, 127]), [-128, 127]),
+        (proto("DT_UINT16", [2], int_val=[0, 65_535]), [0, 65_535]),
+        (proto("DT_UINT32", [1], uint32_val=[2**32 - 1]), [2**32 - 1]),
+        (proto("DT_UINT64", [1], uint64_val=[2**64 - 1]), [2**64 - 1]),
+        (proto("DT_HALF", [3], half_val=[0x3C00, 0xC000]), [1.0, -2.0, -2.0]),
+        (proto("DT_BFLOAT16", [2], half_val=[0x3F80, 0xC049]), [1.0, -3.140625]),
+        (proto("DT_BFLOAT16", [1], tensor_content=b"\x80\x3f"), [1.0]),
+        (proto("DT_COMPLEX64", [2], scomplex_val=[1, 2]), [1 + 2j, 1 + 2j]),
+        (proto("DT_COMPLEX128", [2], dcomplex_val=[1, 2, 3, 4]), [1 + 2j, 3 + 4j]),
         (proto("DT_BOOL", [2], bool_val=[True, False]), [True, False]),
         (proto("DT_STRING", [2], string_val=[b"a", b"b"]), [b"a", b"b"]),
         (proto("DT_FLOAT", [3], float_val=[0.5]), [0.5, 0.5, 0.5]),
@@ -81,7 +93,10 @@ def test_repeated_values_and_the_fill_rule(message: Any, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (proto("DT_HALF", [1], half_val=[1]), "DT_HALF"),
+        (proto("DT_QINT8", [1], int_val=[1]), "DT_QINT8"),
+        (proto("DT_COMPLEX64", [1], scomplex_val=[1]), "must be pairs"),
+        (proto("DT_BFLOAT16", [1], tensor_content=b"1"), "1 bytes"),
+        (proto("DT_INT16", [1], int_val=[32_768]), "does not fit"),
         (proto("DT_INVALID", [1]), "DT_INVALID"),
         (proto("DT_FLOAT", [2]), "0 values"),
         (proto("DT_FLOAT", [2], float_val=[1, 2, 3]), "3 values"),
@@ -106,7 +121,7 @@ def test_unknown_rank_is_refused() -> None:
         shape_of(message)
 
 
-@pytest.mark.parametrize("array", [np.zeros(1, np.complex64), np.array([1, None], dtype=object)])
+@pytest.mark.parametrize("array", [np.zeros(1, "M8[s]"), np.array([1, None], dtype=object)])
 def test_array_that_cannot_be_sent_is_refused(array: np.ndarray) -> None:
     with pytest.raises(TensorError):
         to_proto(array)

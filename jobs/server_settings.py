@@ -1,0 +1,227 @@
+"""A model server's settings: one typed file, as ``conf/server.yaml``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError
+
+from jobs import settings_file
+from jobs.settings_file import SettingsError
+from jobs.settings_table import Setting, markdown, rows
+from model_server.batching import BatchingOptions
+from model_server.errors import ModelServerError
+from model_server.lifecycle import ModelConfig, VersionPolicy
+from model_server.security import TlsOptions
+from model_server.server import ServerOptions
+from udfs.spec import DurationMs, Mistake, Strict
+
+__all__ = ["ServerSettings", "as_yaml", "is_server_file", "load", "options", "reference"]
+
+_EXAMPLE = "conf/server.yaml"
+_VERSIONS = re.compile(r"all|latest(:[1-9][0-9]{0,3})?")
+
+
+def _policy_text(text: str) -> str:
+    if not _VERSIONS.fullmatch(text):
+        raise ValueError(f"{text!r} is none of all, latest, latest:N or a list of versions")
+    return text
+
+
+class BatchingSettings(Strict):
+    """How calls of several clients are put together."""
+
+    max_rows: int = Field(1, ge=1, description="most rows of a batch; 1 for no batching")
+    max_delay_us: int = Field(
+        0, ge=0, description="longest that a call waits for others, in microseconds"
+    )
+
+
+class ServedModel(Strict):
+    """A model."""
+
+    name: str = Field(description="what clients ask for")
+    models_dir: Path = Field(Path("build/models"), description="root of its repository")
+    folder: str = Field("", description="its folder there; the name if empty")
+    versions: Annotated[str, AfterValidator(_policy_text)] | tuple[int, ...] = Field(
+        "latest", description="`latest`, `latest:N`, `all`, or a list of versions"
+    )
+    labels: dict[str, int] = Field(
+        default_factory=dict, description="version by label, as `{stable: 3, canary: 4}`"
+    )
+    python_class: str = Field(
+        "", description="`package.module:Class` that loads it; by its files if empty"
+    )
+    batching: BatchingSettings = Field(
+        default_factory=lambda: BatchingSettings(), description="batching"
+    )
+
+
+class TlsSettings(Strict):
+    """The server's identity."""
+
+    certificate: Path = Field(description="PEM file of the certificate and its signers")
+    key: Path = Field(description="PEM file of the private key")
+    client_ca: Path | None = Field(
+        None, description="PEM file of who signs clients; clients must then show a certificate"
+    )
+
+
+class LimitSettings(Strict):
+    """What one server takes on."""
+
+    message_bytes: int = Field(16 * 1024 * 1024, ge=1, description="largest message, in bytes")
+    concurrent_calls: int = Field(256, ge=1, description="calls at work; more are refused")
+    threads: int = Field(2, ge=1, description="calls in the pool of threads at once")
+
+
+class ServerSettings(Strict):
+    """Everything a model server needs to know."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8500, ge=0, le=65_535, description="port of gRPC; 0 takes a free one")
+    http_port: int | None = Field(
+        8501, ge=0, le=65_535, description="port of HTTP; 0 takes a free one, null opens none"
+    )
+    admin_port: int | None = Field(
+        None, ge=0, le=65_535, description="gRPC port that also loads and unloads models"
+    )
+    admin_http_port: int | None = Field(
+        None, ge=0, le=65_535, description="HTTP port that also loads and unloads models"
+    )
+    models: tuple[ServedModel, ...] = Field((), description="what is served")
+    model_config_file: Path | None = Field(
+        None, description="instead of `models`: a TF Serving model config file (text proto)"
+    )
+    poll: DurationMs = Field(2_000, ge=0, description="time between two looks for new versions")
+    grace: DurationMs = Field(10_000, ge=0, description="time that calls get when it stops")
+    tls: TlsSettings | None = Field(None, description="the server's identity; plain text if none")
+    token: str = Field(
+        "", description="bearer token that callers must show, as `${MODEL_TOKEN}`; none if empty"
+    )
+    limits: LimitSettings = Field(default_factory=lambda: LimitSettings(), description="limits")
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
+        if bool(self.models) == bool(self.model_config_file):
+            yield Mistake(("models",), "give models, or a model_config_file instead")
+        names = [model.name for model in self.models]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield Mistake(("models", index, "name"), f"{name!r} is there twice")
+
+
+def is_server_file(path: Path) -> bool:
+    """Whether a settings file is a server's and no job's.
+
+    Raises:
+        SettingsError: It is missing or no mapping in YAML.
+    """
+    document = settings_file.read(path, example=_EXAMPLE)
+    return "models" in document or "model_config_file" in document
+
+
+def load(path: Path, overrides: Mapping[str, Any] | None = None) -> ServerSettings:
+    """Read, complete and check a settings file.
+
+    Args:
+        path: A YAML file.
+        overrides: Dotted paths and their values, e.g. ``{"port": 0}``.
+
+    Raises:
+        SettingsError: The file is missing, not YAML, or refused; all mistakes are listed.
+    """
+    document = settings_file.read(path, example=_EXAMPLE)
+    for dotted, value in (overrides or {}).items():
+        settings_file.put(document, dotted, value)
+    mistakes = list(settings_file.literal_secrets(document, ("token",)))
+    document = settings_file.expand(document, mistakes)
+    try:
+        settings = ServerSettings.model_validate(document)
+    except ValidationError as exc:
+        mistakes += settings_file.refused(exc, ServerSettings)
+    if mistakes:
+        raise SettingsError(settings_file.listed(mistakes, str(path)))
+    return settings
+
+
+def options(settings: ServerSettings) -> ServerOptions:
+    """Return the settings as the server takes them.
+
+    Raises:
+        SettingsError: A class or a model config file that is named cannot be used.
+    """
+    tls = settings.tls
+    try:
+        models = _models(settings)
+    except ModelServerError as exc:
+        raise SettingsError(str(exc)) from exc
+    return ServerOptions(
+        models,
+        poll_s=settings.poll / 1_000,
+        host=settings.host,
+        port=settings.port,
+        http_port=settings.http_port,
+        admin_port=settings.admin_port,
+        admin_http_port=settings.admin_http_port,
+        tls=TlsOptions(tls.certificate, tls.key, tls.client_ca) if tls else None,
+        token=settings.token,
+        max_message_bytes=settings.limits.message_bytes,
+        max_concurrent_rpcs=settings.limits.concurrent_calls,
+        threads=settings.limits.threads,
+        grace_s=settings.grace / 1_000,
+    )
+
+
+def _models(settings: ServerSettings) -> tuple[ModelConfig, ...]:
+    if settings.model_config_file is not None:
+        # Here, for `streamscore config` has no use for TensorFlow's messages.
+        from model_server import tf_config
+
+        return tf_config.read(settings.model_config_file)
+    return tuple(map(_model, settings.models))
+
+
+def _model(model: ServedModel) -> ModelConfig:
+    from model_server.backends import python_class
+
+    return ModelConfig(
+        model.name,
+        model.models_dir,
+        model.folder,
+        _policy(model.versions),
+        model.labels,
+        BatchingOptions(model.batching.max_rows, model.batching.max_delay_us),
+        python_class.loader(model.python_class) if model.python_class else None,
+    )
+
+
+def _policy(versions: str | tuple[int, ...]) -> VersionPolicy:
+    if not isinstance(versions, str):
+        return VersionPolicy("specific", versions=versions)
+    kind, _, count = versions.partition(":")
+    if kind == "all":
+        return VersionPolicy("all")
+    return VersionPolicy("latest", int(count or 1))
+
+
+def as_yaml(settings: ServerSettings) -> str:
+    """The complete settings as a file's text, defaults included, the token masked."""
+    document = settings.model_dump(mode="json")
+    document["token"] = settings_file.MASK if settings.token else ""
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def table() -> list[Setting]:
+    """Every setting; the README's reference."""
+    return rows(ServerSettings)
+
+
+def reference() -> str:
+    """The table in Markdown."""
+    return markdown(table())

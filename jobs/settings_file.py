@@ -1,0 +1,187 @@
+"""Typed YAML files in ``conf/``: read, completed from the environment, refused with every mistake.
+
+``${NAME}`` and ``${NAME:-default}`` in any text are replaced from the environment. That is the
+only way for a secret to get in: a password written in the file is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Collection, Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from jobs.settings_table import is_duration, model_of
+from udfs.spec import Mistake, format_duration
+
+__all__ = [
+    "MASK",
+    "SECRET",
+    "SettingsError",
+    "checked",
+    "expand",
+    "listed",
+    "literal_secrets",
+    "put",
+    "read",
+    "refused",
+]
+
+MASK = "********"
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+SECRET = re.compile(
+    r"password|secret|token|jaas|credential|private.?key|keystore.key|account.key|api.?key",
+    re.IGNORECASE,
+)
+
+
+class SettingsError(ValueError):
+    """The settings file cannot be used; the text says where and what to write instead."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key written twice, of which the first would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for n, key in enumerate(keys):
+            if key in keys[:n]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is written twice", node.value[n][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read(path: Path, *, example: str) -> dict[str, Any]:
+    """Read a YAML file of settings.
+
+    Args:
+        path: The file.
+        example: A file to start from, named if there is none.
+
+    Raises:
+        SettingsError: It is missing, not YAML, or no mapping.
+    """
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as exc:
+        raise SettingsError(f"{path}: no such file; {example} is one to start from") from exc
+    except OSError as exc:
+        raise SettingsError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{path}: not YAML: {exc}") from exc
+    if not isinstance(document, dict):
+        raise SettingsError(f"{path}: must be a mapping of settings, like {example}")
+    return document
+
+
+def put(document: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a value by its dotted path."""
+    keys = dotted.split(".")
+    for key in keys[:-1]:
+        if not isinstance(document.get(key), dict):
+            document[key] = {}
+        document = document[key]
+    document[keys[-1]] = value
+
+
+def expand(node: Any, mistakes: list[Mistake], path: tuple[int | str, ...] = ()) -> Any:
+    """Replace ``${NAME}`` and ``${NAME:-default}`` in every text; note those that are not set."""
+    if isinstance(node, dict):
+        return {key: expand(value, mistakes, (*path, key)) for key, value in node.items()}
+    if isinstance(node, list):
+        return [expand(value, mistakes, (*path, n)) for n, value in enumerate(node)]
+    if not isinstance(node, str):
+        return node
+    for match in _VARIABLE.finditer(node):
+        if _value(match) is None:
+            mistakes.append(Mistake(path, f"set the environment variable {match[1]}"))
+    return _VARIABLE.sub(lambda match: _value(match) or "", node)
+
+
+def _value(match: re.Match[str]) -> str | None:
+    """A variable's value; as in a shell, an empty one takes the default too."""
+    value = os.environ.get(match[1])
+    return value if value or match[2] is None else match[2]
+
+
+def literal_secrets(
+    node: Any, sections: Collection[str], path: tuple[int | str, ...] = ()
+) -> Iterator[Mistake]:
+    """Secrets that stand in the file itself, in sections of free properties."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from literal_secrets(value, sections, (*path, str(key)))
+    elif isinstance(node, str) and path[0] in sections and SECRET.search(_dotted(path)):
+        variables = list(_VARIABLE.finditer(node))
+        if not variables or any(match[2] for match in variables):
+            message = "a secret in the file; write ${A_NAME} and set it in the environment"
+            yield Mistake(path, message)
+
+
+def checked(field: FieldInfo, value: Any) -> Any:
+    """A field's value as its type has it; raises pydantic's ValidationError."""
+    annotation: Any = field.annotation
+    return TypeAdapter(annotation).validate_python(value)
+
+
+def refused(exc: ValidationError, root: type[BaseModel]) -> list[Mistake]:
+    """What pydantic refused of a document of type ``root``, in this project's words."""
+    return [Mistake(error["loc"], _message(error, root)) for error in exc.errors()]
+
+
+def listed(mistakes: list[Mistake], source: str) -> str:
+    """The text of an error: every mistake on a line of its own."""
+    unset = {m.path for m in mistakes if m.message.startswith("set the environment variable")}
+    shown = [m for m in mistakes if m.path not in unset or "environment variable" in m.message]
+    rows = [f"{source}: {len(shown)} setting{'s' * (len(shown) > 1)} refused"]
+    return "\n".join(rows + [f"  {_dotted(m.path) or '(whole file)'}: {m.message}" for m in shown])
+
+
+def _dotted(path: tuple[int | str, ...]) -> str:
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
+    return "".join(parts).removeprefix(".")
+
+
+_PLAIN_MESSAGES = {
+    "missing": "required",
+    "model_type": "must hold settings, one a line below it",
+    "model_attributes_type": "must hold settings, one a line below it",
+}
+
+
+def _message(error: Any, root: type[BaseModel]) -> str:
+    loc, kind = error["loc"], error["type"]
+    if kind == "extra_forbidden":
+        return _suggestion(loc, root)
+    if kind in ("greater_than_equal", "less_than_equal") and is_duration(_field_at(loc, root)):
+        limit = format_duration(error["ctx"].get("ge", error["ctx"].get("le")))
+        return f"must be at {'least' if kind == 'greater_than_equal' else 'most'} {limit}"
+    text: str = _PLAIN_MESSAGES.get(kind, error["msg"])
+    return text.removeprefix("Value error, ")
+
+
+def _suggestion(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:
+    known = list(_model_at(loc[:-1], root).model_fields)
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+    return f"unknown setting; {hint}"
+
+
+def _field_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> FieldInfo | None:
+    names = [part for part in loc if isinstance(part, str)]
+    return _model_at(tuple(names[:-1]), root).model_fields.get(names[-1])
+
+
+def _model_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel]:
+    model = root
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            model = model_of(model.model_fields[part].annotation) or model
+    return model

@@ -1,0 +1,165 @@
+"""One call of a model, whichever protocol it came by."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from weakref import WeakKeyDictionary
+
+from model_server.backends.base import Arrays, Model, Signature
+from model_server.batching import Batcher, BatchingOptions, can_batch
+from model_server.errors import InvalidRequest, Overloaded
+from model_server.servables import Servable
+
+__all__ = ["Caller", "check_outputs"]
+
+_SMOOTHING = 0.1
+"""Weight of the newest call in the estimate of how long a call takes."""
+
+
+class Caller:
+    """Runs models: quick calls on the event loop, others in a pool of threads.
+
+    A call that would have to wait in the pool longer than its caller does is refused at once: work
+    that nobody waits for any more would only delay the others.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        threads: int = 1,
+        max_queued: int = 1_000,
+        batching: Mapping[str, BatchingOptions] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Run what is not quick in ``executor``.
+
+        Args:
+            executor: A pool of threads.
+            threads: How many it has.
+            max_queued: Calls in the pool or waiting for it; more are refused.
+            batching: By the model's name, how its calls are put together; none if absent.
+            clock: Seconds.
+        """
+        self._executor = executor
+        self._threads = threads
+        self._max_queued = max_queued
+        self._batching = batching or {}
+        self._clock = clock
+        self._queued = 0
+        self._call_s: WeakKeyDictionary[Model, dict[str, float]] = WeakKeyDictionary()
+        self._batchers: WeakKeyDictionary[Model, dict[object, Batcher]] = WeakKeyDictionary()
+
+    async def run(
+        self,
+        servable: Servable,
+        signature_name: str,
+        inputs: Arrays,
+        wanted: Sequence[str],
+        *,
+        remaining_s: float | None = None,
+    ) -> Arrays:
+        """Call a signature of a servable that the caller holds.
+
+        Args:
+            servable: The model's version.
+            signature_name: One it has.
+            inputs: Checked against the signature.
+            wanted: Outputs, checked too.
+            remaining_s: Seconds that the caller waits for it; for ever if None.
+
+        Raises:
+            Overloaded: It would wait too long.
+            DeadlineExceeded: The caller's time ran out in the queue.
+            InvalidRows: The values are none that the model takes.
+        """
+        signature = servable.signature(signature_name)
+        options = self._batching.get(servable.name)
+        rows = max((len(array) for array in inputs.values() if array.ndim), default=1)
+        model, patience_s = servable.model, math.inf if remaining_s is None else remaining_s
+        if options is not None and 0 < rows < options.max_rows and can_batch(signature):
+            batcher = self._batcher(model, signature_name, wanted, options)
+            if batcher.waiting >= self._max_queued:
+                raise Overloaded(f"{batcher.waiting} calls wait: try later or elsewhere")
+            deadline_s = asyncio.get_running_loop().time() + patience_s
+            return await batcher.call(inputs, rows, deadline_s)
+        if model.is_quick(signature_name, rows):
+            return model.run(signature_name, inputs, wanted)
+        return await self._run_in_pool(model, signature_name, inputs, wanted, patience_s)
+
+    def _batcher(
+        self, model: Model, signature_name: str, wanted: Sequence[str], options: BatchingOptions
+    ) -> Batcher:
+        batchers = self._batchers.setdefault(model, {})
+        key = signature_name, tuple(wanted)
+        if key not in batchers:
+            run = partial(self._run_batch, model, signature_name, tuple(wanted))
+            batchers[key] = Batcher(run, options, at_once=self._threads)
+        return batchers[key]
+
+    async def _run_batch(
+        self, model: Model, signature_name: str, wanted: Sequence[str], inputs: Arrays
+    ) -> Arrays:
+        rows = len(next(iter(inputs.values())))
+        if model.is_quick(signature_name, rows):
+            return model.run(signature_name, inputs, wanted)
+        return await self._run_in_pool(model, signature_name, inputs, wanted, math.inf)
+
+    async def _run_in_pool(
+        self,
+        model: Model,
+        signature_name: str,
+        inputs: Arrays,
+        wanted: Sequence[str],
+        patience_s: float,
+    ) -> Arrays:
+        times_s = self._call_s.setdefault(model, {})
+        wait_s = max(self._queued - self._threads + 1, 0) / self._threads
+        wait_s *= times_s.get(signature_name, 0.0)
+        if self._queued >= self._max_queued or wait_s > patience_s:
+            raise Overloaded(
+                f"{self._queued} calls are queued, which takes about {wait_s * 1e3:.0f} ms: "
+                "try later or elsewhere"
+            )
+        self._queued += 1
+        try:
+            loop = asyncio.get_running_loop()
+            took_s, outputs = await loop.run_in_executor(
+                self._executor, self._timed, model, signature_name, inputs, wanted
+            )
+        finally:
+            self._queued -= 1
+        known_s = times_s.get(signature_name, took_s)
+        times_s[signature_name] = known_s + _SMOOTHING * (took_s - known_s)
+        return outputs
+
+    def _timed(
+        self, model: Model, signature_name: str, inputs: Arrays, wanted: Sequence[str]
+    ) -> tuple[float, Arrays]:
+        begun_s = self._clock()
+        outputs = model.run(signature_name, inputs, wanted)
+        return self._clock() - begun_s, outputs
+
+
+def check_outputs(signature: Signature, wanted: Sequence[str]) -> Sequence[str]:
+    """Return the outputs to compute: those asked for, or all.
+
+    Raises:
+        InvalidRequest: The signature has no such output, or one is asked for twice.
+    """
+    names = [spec.name for spec in signature.outputs]
+    for alias in wanted:
+        if alias not in names:
+            raise InvalidRequest(
+                f"output tensor alias not found in signature: {alias} "
+                f"Outputs expected to be in the set {{{','.join(sorted(names))}}}."
+            )
+    if len(set(wanted)) < len(wanted):
+        twice = next(alias for alias in wanted if wanted.count(alias) > 1)
+        raise InvalidRequest(f"duplicate output tensor alias: {twice}")
+    return wanted or names
