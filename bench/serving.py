@@ -43,7 +43,8 @@ _COLUMNS = 30
 _TREES = 200
 _DEPTH = 6
 _MODEL = "bench"
-_PEER = ("mlserver==1.7.1", "mlserver-xgboost==1.7.1")
+# A newer uvloop ends MLServer's workers: "no current event loop".
+_PEER = ("mlserver==1.7.1", "mlserver-xgboost==1.7.1", "uvloop==0.21.0")
 _PEER_ENV = BUILD / "peers" / "mlserver"
 _READY_S = 120.0
 _LOOP_S = 2.0
