@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup jars dev lint test demo bench clean lock help
+.PHONY: setup jars dev peers protos lint test demo bench clean lock help
 
 # Override on the command line: make setup PYTHON=/opt/python3.11/bin/python3
 PYTHON ?= python3.11
@@ -77,9 +77,20 @@ lint: dev ## Check style, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict jobs udfs model_server
 
-test: lint jars ## Run lint, then all the tests
+# Strangers' clients and servers, in environments of their own below build/peers/.
+# NCCL is left out, and TensorFlow is the build for CPUs: nothing here has a GPU.
+peers: $(DONE)/peer-mlserver $(DONE)/peer-tensorflow
+
+$(DONE)/peer-%: $(DONE)/venv conf/requirements-peer-%.lock
+	@echo "installing the peers: $*"
+	@$(UV) venv --quiet --clear --python $(BIN)/python build/peers/$*
+	@$(UV) pip install --quiet --python build/peers/$*/bin/python --no-deps --require-hashes \
+		-r conf/requirements-peer-$*.lock
+	@touch $@
+
+test: lint jars peers ## Run lint, then all the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) \
-		tests/unit tests/contract tests/minicluster tests/cluster
+		tests/unit tests/contract tests/peers tests/minicluster tests/cluster
 
 demo: jars ## Score card transactions end to end on this machine (DEMO_ARGS="--help")
 	@$(BIN)/streamscore demo $(DEMO_ARGS)
@@ -100,6 +111,10 @@ lock: setup
 	@$(COMPILE) --group dev -c conf/requirements.lock -o conf/requirements-dev.lock
 	@$(COMPILE) conf/requirements-tensorflow.in -c conf/requirements.lock \
 		-o conf/requirements-tensorflow.lock
+	@for peer in mlserver tensorflow; do \
+		$(COMPILE) conf/requirements-peer-$$peer.in -o conf/requirements-peer-$$peer.lock \
+			--no-emit-package nvidia-nccl-cu12 --no-emit-package tensorflow \
+			|| exit 1; done
 	@$(COMPILE) conf/requirements-uv.in -o conf/requirements-uv.lock
 	@$(COMPILE) --no-deps conf/requirements-serving.in -o conf/requirements-serving.lock
 	@$(COMPILE) conf/requirements-synccfd.in -o conf/requirements-synccfd.lock

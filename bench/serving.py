@@ -4,7 +4,8 @@ Both are started as their users would, one after the other, and asked by ``bench
 over gRPC with the Open Inference Protocol: 1, 32 and 512 rows, 1 to 64 clients. The limit is
 XGBoost called in a loop, with no server at all.
 
-MLServer lives in an environment of its own, which is made once; it needs a package index.
+MLServer lives in an environment of its own, from `make peers`. It is measured without worker
+processes and with one per core; the baseline is whichever is better at the size.
 Written to build/bench/serving.json.
 
 Examples:
@@ -36,16 +37,14 @@ import xgboost
 
 from bench import common
 from bench.common import BENCH, BenchError, Result, compared, say
-from jobs.environment import BUILD, ROOT
+from jobs.environment import BUILD, ROOT, NotReadyError
 from model_server.backends.xgboost import XGBoostModel
 
 _COLUMNS = 30
 _TREES = 200
 _DEPTH = 6
 _MODEL = "bench"
-# A newer uvloop ends MLServer's workers: "no current event loop".
-_PEER = ("mlserver==1.7.1", "mlserver-xgboost==1.7.1", "uvloop==0.21.0")
-_PEER_ENV = BUILD / "peers" / "mlserver"
+_PEER_PYTHON = BUILD / "peers" / "mlserver" / "bin" / "python"
 _READY_S = 120.0
 _LOOP_S = 2.0
 
@@ -104,11 +103,16 @@ def _bench(options: argparse.Namespace) -> int:
     machine = common.machine()
     folder = BENCH / "serving"
     _write_model(folder / "models" / _MODEL / "1")
-    python = _peer_python()
+    if not _PEER_PYTHON.exists():
+        raise NotReadyError("MLServer is not installed", "make peers")
     runs: list[dict[str, Any]] = []
     starts: dict[str, Server] = {}
     memory: dict[str, int] = {}
-    for name, start in (("ours", _ours(folder)), ("mlserver", _mlserver(folder, python))):
+    for name, start in (
+        ("ours", _ours(folder)),
+        ("mlserver", _mlserver(folder, workers=0)),
+        ("mlserver_workers", _mlserver(folder, workers=psutil.cpu_count() or 1)),
+    ):
         say(f"{name}: starting")
         with start as server:
             starts[name] = server
@@ -122,7 +126,7 @@ def _bench(options: argparse.Namespace) -> int:
     results = _results(options, runs, starts, memory, _loop(folder, options.rows))
     document = {
         "machine": machine,
-        "versions": common.versions() | _peer_versions(python),
+        "versions": common.versions() | _peer_versions(),
         "settings": {"changed": {}, "columns": _COLUMNS, "trees": _TREES, "depth": _DEPTH},
         "runs": runs,
         "failures": [],
@@ -145,28 +149,11 @@ def _write_model(version_dir: Path) -> None:
     (version_dir / "features.json").write_text(json.dumps(document))
 
 
-def _peer_python() -> Path:
-    """Make MLServer's environment if it is not there."""
-    python = _PEER_ENV / "bin" / "python"
-    if not (_PEER_ENV / ".done").exists():
-        say("making MLServer's environment")
-        uv = BUILD / "tools" / "bin" / "uv"
-        xgboost_version = f"xgboost-cpu=={xgboost.__version__}"
-        for command in (
-            [uv, "venv", "--quiet", "--clear", "--python", sys.executable, _PEER_ENV],
-            [uv, "pip", "install", "--quiet", "--python", python, *_PEER],
-            [uv, "pip", "uninstall", "--quiet", "--python", python, "xgboost"],
-            [uv, "pip", "install", "--quiet", "--python", python, xgboost_version],
-        ):
-            if subprocess.run(command, cwd=ROOT).returncode:
-                raise BenchError("MLServer's environment cannot be made: see above")
-        (_PEER_ENV / ".done").touch()
-    return python
-
-
-def _peer_versions(python: Path) -> dict[str, str]:
+def _peer_versions() -> dict[str, str]:
     code = "import mlserver, xgboost; print(mlserver.__version__, xgboost.__version__)"
-    found = subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.split()
+    found = subprocess.run(
+        [_PEER_PYTHON, "-c", code], capture_output=True, text=True
+    ).stdout.split()
     return dict(zip(("mlserver", "mlserver_xgboost"), found, strict=True))
 
 
@@ -180,8 +167,8 @@ def _ours(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def _mlserver(folder: Path, python: Path) -> Iterator[Server]:
-    """MLServer as it comes, but for ports, one worker per core, and no metrics endpoint."""
+def _mlserver(folder: Path, *, workers: int) -> Iterator[Server]:
+    """MLServer with so many worker processes, each call by one thread of XGBoost as with ours."""
     port, http_port = _free_port(), _free_port()
     model = folder / "mlserver"
     model.mkdir(parents=True, exist_ok=True)
@@ -199,10 +186,12 @@ def _mlserver(folder: Path, python: Path) -> Iterator[Server]:
         "MLSERVER_GRPC_PORT": str(port),
         "MLSERVER_HTTP_PORT": str(http_port),
         "MLSERVER_METRICS_PORT": str(_free_port()),
-        "MLSERVER_PARALLEL_WORKERS": str(psutil.cpu_count()),
+        "MLSERVER_PARALLEL_WORKERS": str(workers),
+        "MLSERVER_DEBUG": "false",
+        "OMP_NUM_THREADS": "1",
     }
-    command = [str(python.parent / "mlserver"), "start", str(model)]
-    with _running("mlserver", command, folder, environment, port, http_port) as server:
+    command = [str(_PEER_PYTHON.parent / "mlserver"), "start", str(model)]
+    with _running(f"mlserver_{workers}", command, folder, environment, port, http_port) as server:
         yield server
 
 
@@ -299,11 +288,15 @@ def _results(
     def add(name: str, value: float, unit: str, baseline: float, note: str) -> None:
         results.append(compared(name, value, unit, baseline, note))
 
+    peers = ("mlserver", "mlserver_workers")
     for rows in options.rows:
-        ours, peer = (
-            max(by_name[f"{name}_{rows}rows_{c}clients"]["calls_per_s"] for c in options.clients)
-            for name in ("ours", "mlserver")
-        )
+        best = {
+            name: max(
+                by_name[f"{name}_{rows}rows_{c}clients"]["calls_per_s"] for c in options.clients
+            )
+            for name in ("ours", *peers)
+        }
+        ours, peer = best["ours"], max(best[name] for name in peers)
         plural, limit = "s" * (rows > 1), loop[f"xgboost_{rows}"]
         add(f"ratio_mlserver_{rows}row{plural}", ours / peer, "x", 1.0, "of the best calls/s")
         add(f"calls_{rows}rows", ours, "calls/s", peer, "baseline: MLServer's best")
@@ -311,13 +304,10 @@ def _results(
         forest = loop[f"forest_{rows}"]
         add(f"forest_loop_{rows}rows", forest, "calls/s", limit, "our trees in a loop; the same")
         for clients in options.clients:
-            pair = [by_name[f"{n}_{rows}rows_{clients}clients"] for n in ("ours", "mlserver")]
+            names = [f"{name}_{rows}rows_{clients}clients" for name in ("ours", *peers)]
             for figure in ("p50", "p99"):
-                name, values = (
-                    f"{figure}_{rows}rows_{clients}clients",
-                    [run[figure] for run in pair],
-                )
-                add(name, values[0], "ms", values[1], "baseline: MLServer")
+                value, *others = (by_name[name][figure] for name in names)
+                add(f"{figure}_{rows}rows_{clients}clients", value, "ms", min(others), "the same")
     ready_s = [starts[name].ready_s for name in ("ours", "mlserver")]
     add("start_to_ready", ready_s[0], "s", ready_s[1], "baseline: MLServer")
     mebibytes = [memory[name] / 2**20 for name in ("ours", "mlserver")]

@@ -7,7 +7,7 @@ import logging
 import typer
 
 from jobs.settings import Settings
-from model_server.server import Ports, ServerOptions
+from model_server.server import ServerOptions
 from model_server.server import serve as serve_model
 
 
@@ -34,9 +34,4 @@ def serve(chosen: ServerOptions) -> int:
     logging.basicConfig(
         level=logging.INFO, format="time=%(asctime)s level=%(levelname)s %(message)s"
     )
-    return serve_model(chosen, on_ready=_say_ready)
-
-
-def _say_ready(ports: Ports) -> None:
-    others = [f"{name}_port={port}" for name, port in ports._asdict().items() if port][1:]
-    typer.echo(" ".join([f"ready port={ports.grpc}", *others]))
+    return serve_model(chosen, on_ready=lambda ports: typer.echo(f"ready {ports}"))

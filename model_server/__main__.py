@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         help="port of HTTP, 0 for a free one (default: no HTTP)")  # fmt: skip
     add("--admin-port", type=int,
         help="gRPC port on which models may be loaded and unloaded (default: none)")  # fmt: skip
+    add("--admin-http-port", type=int, help="the same for HTTP")
     add("--max-message-bytes", type=int, default=defaults.max_message_bytes,
         help="largest request or response in bytes (%(default)s)")  # fmt: skip
     add("--max-concurrent-rpcs", type=int, default=defaults.max_concurrent_rpcs,
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse arguments and serve; print ``ready port=<port>`` when SERVING.
+    """Parse arguments and serve; print ``ready port=<port>`` and other open ports when SERVING.
 
     Returns:
         0 after a drain, 1 when the server could not start, 2 for wrong arguments.
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as exc:
         print(f"model_server: {exc}", file=sys.stderr)
         return _EXIT_USAGE
-    return serve(options, on_ready=lambda ports: print(f"ready port={ports.grpc}", flush=True))
+    return serve(options, on_ready=lambda ports: print(f"ready {ports}", flush=True))
 
 
 if __name__ == "__main__":

@@ -121,6 +121,11 @@ class Ports(NamedTuple):
     admin: int | None = None
     admin_http: int | None = None
 
+    def __str__(self) -> str:
+        """``port=1 http_port=2``, of those that are open."""
+        names = ("port", "http_port", "admin_port", "admin_http_port")
+        return " ".join(f"{name}={port}" for name, port in zip(names, self, strict=True) if port)
+
 
 class ModelServer:
     """A server in three steps: ``listen``, ``load``, ``stop``. One event loop owns it."""
@@ -164,8 +169,7 @@ class ModelServer:
             else await self._listen_grpc(options.admin_port, admin=True),
             await self._listen_http(options.admin_http_port, admin=True),
         )
-        listed = " ".join(f"{name}_port={port}" for name, port in ports._asdict().items() if port)
-        logger.info("event=listening host=%s %s", options.host, listed)
+        logger.info("event=listening host=%s %s", options.host, ports)
         return ports
 
     def _repository_calls(self, admin: bool) -> RepositoryCalls:

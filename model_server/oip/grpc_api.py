@@ -115,7 +115,7 @@ def _inputs(request: Any) -> Arrays:
             raise InvalidRequest(f"input {tensor.name} is sent twice")
         if not raw:
             arrays[tensor.name] = tensors.from_contents(tensor)
-        elif tensor.HasField("contents"):
+        elif tensor.contents.ByteSize():  # MLServer's client sends an empty one along
             raise InvalidRequest(f"input {tensor.name} has contents beside raw_input_contents")
         else:
             arrays[tensor.name] = tensors.from_raw(
