@@ -58,7 +58,12 @@ $(DONE)/extra-tensorflow: $(DONE)/packages conf/requirements-tensorflow.lock
 	@$(INSTALL) --require-hashes --reinstall -r conf/requirements-tensorflow.lock
 	@touch $@
 
-$(DONE)/extra-%: ; @echo "no extra named $*: the one there is is tensorflow" >&2; exit 2
+$(DONE)/extra-onnx: $(DONE)/packages conf/requirements-onnx.lock
+	@echo "installing ONNX Runtime"
+	@$(INSTALL) --require-hashes -r conf/requirements-onnx.lock
+	@touch $@
+
+$(DONE)/extra-%: ; @echo "no extra named $*: there are onnx and tensorflow" >&2; exit 2
 
 $(DONE)/dev: $(DONE)/project conf/requirements-dev.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-dev.lock
@@ -111,6 +116,7 @@ lock: setup
 	@$(COMPILE) --group dev -c conf/requirements.lock -o conf/requirements-dev.lock
 	@$(COMPILE) conf/requirements-tensorflow.in -c conf/requirements.lock \
 		-o conf/requirements-tensorflow.lock
+	@$(COMPILE) conf/requirements-onnx.in -c conf/requirements.lock -o conf/requirements-onnx.lock
 	@for peer in mlserver tensorflow; do \
 		$(COMPILE) conf/requirements-peer-$$peer.in -o conf/requirements-peer-$$peer.lock \
 			--no-emit-package nvidia-nccl-cu12 --no-emit-package tensorflow \
