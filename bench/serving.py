@@ -40,10 +40,10 @@ from bench.common import BENCH, BenchError, Result, compared, say
 from jobs.environment import BUILD, ROOT, NotReadyError
 from model_server.backends.xgboost import XGBoostModel
 
-_COLUMNS = 30
+COLUMNS = 30
 _TREES = 200
 _DEPTH = 6
-_MODEL = "bench"
+MODEL = "bench"
 _PEER_PYTHON = BUILD / "peers" / "mlserver" / "bin" / "python"
 _READY_S = 120.0
 _LOOP_S = 2.0
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _bench(options: argparse.Namespace) -> int:
     machine = common.machine()
     folder = BENCH / "serving"
-    _write_model(folder / "models" / _MODEL / "1")
+    write_model(folder / "models" / MODEL / "1")
     if not _PEER_PYTHON.exists():
         raise NotReadyError("MLServer is not installed", "make peers")
     runs: list[dict[str, Any]] = []
@@ -127,20 +127,20 @@ def _bench(options: argparse.Namespace) -> int:
     document = {
         "machine": machine,
         "versions": common.versions() | _peer_versions(),
-        "settings": {"changed": {}, "columns": _COLUMNS, "trees": _TREES, "depth": _DEPTH},
+        "settings": {"changed": {}, "columns": COLUMNS, "trees": _TREES, "depth": _DEPTH},
         "runs": runs,
         "failures": [],
     }
     return common.finish("serving", "A model server", document, results, quick=options.quick)
 
 
-def _write_model(version_dir: Path) -> None:
+def write_model(version_dir: Path) -> None:
     """Train a model of the fraud model's size on made-up rows."""
     version_dir.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
-    rows = rng.normal(size=(20_000, _COLUMNS)).astype(np.float32)
+    rows = rng.normal(size=(20_000, COLUMNS)).astype(np.float32)
     labels = (rows[:, :5].sum(axis=1) + rng.normal(size=len(rows)) > 2).astype(int)
-    names = [f"f{column}" for column in range(_COLUMNS)]
+    names = [f"f{column}" for column in range(COLUMNS)]
     matrix = xgboost.DMatrix(rows, labels, feature_names=names)
     settings = {"objective": "binary:logistic", "max_depth": _DEPTH}
     xgboost.train(settings, matrix, num_boost_round=_TREES).save_model(version_dir / "model.ubj")
@@ -161,7 +161,7 @@ def _peer_versions() -> dict[str, str]:
 def _ours(folder: Path) -> Iterator[Server]:
     port, http_port = _free_port(), _free_port()
     command = [sys.executable, "-m", "model_server", "--models-dir", str(folder / "models")]
-    command += ["--model-name", _MODEL, "--port", str(port), "--http-port", str(http_port)]
+    command += ["--model-name", MODEL, "--port", str(port), "--http-port", str(http_port)]
     with _running("ours", command, folder, {}, port, http_port) as server:
         yield server
 
@@ -172,11 +172,11 @@ def _mlserver(folder: Path, *, workers: int) -> Iterator[Server]:
     port, http_port = _free_port(), _free_port()
     model = folder / "mlserver"
     model.mkdir(parents=True, exist_ok=True)
-    uri = str(folder / "models" / _MODEL / "1" / "model.ubj")
+    uri = str(folder / "models" / MODEL / "1" / "model.ubj")
     (model / "model-settings.json").write_text(
         json.dumps(
             {
-                "name": _MODEL,
+                "name": MODEL,
                 "implementation": "mlserver_xgboost.XGBoostModel",
                 "parameters": {"uri": uri, "version": "1"},
             }
@@ -224,7 +224,7 @@ def _running(
 
 
 def _wait_until_ready(child: subprocess.Popen[bytes], http_port: int, log: Path) -> None:
-    url = f"http://127.0.0.1:{http_port}/v2/models/{_MODEL}/ready"
+    url = f"http://127.0.0.1:{http_port}/v2/models/{MODEL}/ready"
     ends_s = time.perf_counter() + _READY_S
     while time.perf_counter() < ends_s:
         if child.poll() is not None:
@@ -245,7 +245,7 @@ def _free_port() -> int:
 
 def _load(server: Server, rows: int, clients: int, seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.serving_load", "--target", server.target]
-    command += ["--model", _MODEL, "--columns", str(_COLUMNS), "--rows", str(rows)]
+    command += ["--model", MODEL, "--columns", str(COLUMNS), "--rows", str(rows)]
     command += ["--clients", str(clients), "--seconds", str(seconds)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -256,13 +256,13 @@ def _load(server: Server, rows: int, clients: int, seconds: float) -> dict[str, 
 
 def _loop(folder: Path, sizes: Sequence[int]) -> dict[str, float]:
     """Calls/s of the model in a loop: XGBoost's own quickest call, and our compiled forest."""
-    version_dir = folder / "models" / _MODEL / "1"
+    version_dir = folder / "models" / MODEL / "1"
     booster = xgboost.Booster(model_file=version_dir / "model.ubj")
     booster.set_param({"nthread": 1})
     ours = XGBoostModel.load(version_dir)
     found = {}
     for rows in sizes:
-        batch = np.random.default_rng(0).normal(size=(rows, _COLUMNS)).astype(np.float32)
+        batch = np.random.default_rng(0).normal(size=(rows, COLUMNS)).astype(np.float32)
         for name, call in (
             ("xgboost", lambda: booster.inplace_predict(batch, validate_features=False)),  # noqa: B023
             ("forest", lambda: ours.predict(batch)),  # noqa: B023

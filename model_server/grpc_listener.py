@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped, u
 
 from model_server.calls import Caller
 from model_server.errors import StartupError
+from model_server.grpc_status import Parsing
 from model_server.oip.grpc_api import InferenceService
 from model_server.oip.inference import Inference
 from model_server.oip.messages import INFERENCE_SERVICE, add_inference_service
@@ -71,12 +72,12 @@ class GrpcServer:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ],
         )
-        add_prediction_service(PredictionService(servables, caller), self._server)
-        add_model_service(ModelService(servables, repository), self._server)
-        add_inference_service(
-            InferenceService(Inference(servables, caller), repository), self._server
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, self._server)
+        parsing = Parsing(self._server)
+        add_prediction_service(PredictionService(servables, caller), parsing)
+        add_model_service(ModelService(servables, repository), parsing)
+        inference = Inference(servables, caller)
+        add_inference_service(InferenceService(inference, repository), parsing)
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, parsing)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 

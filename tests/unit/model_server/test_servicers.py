@@ -315,3 +315,17 @@ async def test_backends_failure_is_internal_and_keeps_its_secrets(
     await running.stop()
     assert (code, "division" in details) == (Code.INTERNAL, False)
     assert "division by zero" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tensorflow.serving.PredictionService/Predict",
+        "/inference.GRPCInferenceService/ModelInfer",
+        "/grpc.health.v1.Health/Check",
+    ],
+)
+async def test_bytes_that_are_no_message_are_the_callers_fault(serving: Any, path: str) -> None:
+    async with serving() as running, channel_to(running) as channel:
+        for data in (b"\xff\xff", b"\x0a\x05\xff"):
+            assert (await refusal(channel.unary_unary(path)(data)))[0] is Code.INVALID_ARGUMENT
