@@ -6,7 +6,7 @@ Modules are imported inside the commands, so that ``--help`` does not wait for F
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from jobs.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
+    from udfs.rollout import Rollout
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
 
@@ -35,6 +36,11 @@ stack_app = typer.Typer(
 app.add_typer(stack_app, name="stack")
 config_app = typer.Typer(help="A job's settings file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+
+rollout_app = typer.Typer(
+    help="Try a model version on a share of a running job's keys.", no_args_is_help=True
+)
+app.add_typer(rollout_app, name="rollout")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings file.")]
 _CONFIG = Path("conf/fraud.yaml")
@@ -292,6 +298,122 @@ def config_show(
         typer.echo(str(exc), err=True)
         raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
     typer.echo(settings.reference() if reference else settings.as_yaml(_settings(conf)), nl=False)
+
+
+@rollout_app.command("start")
+def rollout_start(
+    config: Config = _CONFIG,
+    version: Annotated[int | None, typer.Option(min=1, help="The canary's version.")] = None,
+    server: Annotated[
+        str, typer.Option(help="The canary's host:port; default: the job's own server.")
+    ] = "",
+    percent: Annotated[float, typer.Option(min=0, max=100, help="Its share of the keys.")] = 10,
+    shadow_version: Annotated[
+        int | None, typer.Option(min=1, help="The version that gets copies.")
+    ] = None,
+    shadow_server: Annotated[
+        str, typer.Option(help="Where copies go; default: the job's own server.")
+    ] = "",
+    shadow_percent: Annotated[
+        float, typer.Option(min=0, max=100, help="Of which share of the keys.")
+    ] = 100,
+    max_error_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of unanswered rows beyond stable's.")
+    ] = 0.05,
+    max_latency_ratio: Annotated[
+        float, typer.Option(min=1, help="p90 of a call's time, in stable ones.")
+    ] = 2.0,
+    max_psi: Annotated[
+        float, typer.Option(min=0, help="Population stability index of the scores.")
+    ] = 0.25,
+    min_rows: Annotated[int, typer.Option(min=1, help="Rows before anything is judged.")] = 500,
+) -> None:
+    """Send a share of the keys to another version or server, or copies to one.
+
+    A key stays on its side while the share grows. The job itself ends the canary when it goes past
+    a limit; a shadow's answers go to topics.shadow. Takes effect within a second or two.
+
+    Example: streamscore rollout start --version 4 --percent 10
+    """
+    from jobs import rollout
+    from udfs.rollout import Address, Limits
+
+    canary = Address(server, version, percent) if version or server else None
+    shadow = (
+        Address(shadow_server, shadow_version, shadow_percent)
+        if shadow_version or shadow_server
+        else None
+    )
+    limits = Limits(max_error_rate, max_latency_ratio, max_psi, min_rows)
+
+    def start(path: Path) -> Rollout:
+        return rollout.start(path, canary, shadow, limits)
+
+    _rollout(config, start)
+
+
+@rollout_app.command("set")
+def rollout_set(
+    percent: Annotated[float, typer.Option(min=0, max=100, help="The canary's share of the keys.")],
+    config: Config = _CONFIG,
+) -> None:
+    """Change the canary's share; raising it moves no key back.
+
+    Example: streamscore rollout set --percent 50
+    """
+    from jobs import rollout
+
+    _rollout(config, lambda path: rollout.change(path, "set", percent))
+
+
+@rollout_app.command("promote")
+def rollout_promote(config: Config = _CONFIG) -> None:
+    """Give the canary all keys.
+
+    Example: streamscore rollout promote
+    """
+    from jobs import rollout
+
+    _rollout(config, lambda path: rollout.change(path, "promote"))
+
+
+@rollout_app.command("abort")
+def rollout_abort(config: Config = _CONFIG) -> None:
+    """Give the canary and the shadow no more calls; all keys go back to the stable version.
+
+    Example: streamscore rollout abort
+    """
+    from jobs import rollout
+
+    _rollout(config, lambda path: rollout.change(path, "abort"))
+
+
+@rollout_app.command("status")
+def rollout_status(config: Config = _CONFIG) -> None:
+    """Say what the rollout file says, and why a canary was aborted.
+
+    Example: streamscore rollout status
+    """
+    from udfs.rollout import Rollout
+
+    _rollout(config, Rollout.read)
+
+
+def _rollout(config: Path, act: Callable[[Path], Rollout | None]) -> None:
+    from jobs import rollout
+    from jobs.settings_file import SettingsError
+    from udfs.rollout import RolloutError
+
+    try:
+        done = act(rollout.file_of(_settings(config)))
+    except SettingsError as exc:
+        typer.echo(str(exc), err=True)
+        raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
+    except RolloutError as exc:
+        typer.echo(str(exc), err=True)
+        raise typer.Exit(ExitCode.FAILED) from exc
+    for line in rollout.status_lines(done):
+        typer.echo(line)
 
 
 @stack_app.command("up")

@@ -83,9 +83,8 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     tables = StreamTableEnvironment.create(env)
     labels = even_labels(settings.batch.buckets)
     scored = _stages(tables, settings, labels, _scoring(settings, model))
-    sinks.write(
-        tables, scored, {column: _sink_options(settings, column) for column in sinks.COLUMNS}
-    )
+    wanted = [column for column in sinks.COLUMNS if getattr(settings.topics, column)]
+    sinks.write(tables, scored, {column: _sink_options(settings, column) for column in wanted})
 
 
 def _stages(
@@ -260,7 +259,11 @@ def _scoring(settings: Settings, model: ModelVersion) -> Scoring:
     if settings.model.embedded:
         return EmbeddedScoring(model.path, settings.model.name, output)
     return ServedScoring(
-        _client_options(settings), output, settings.batch.max_rows, settings.model.calls_in_flight
+        _client_options(settings),
+        output,
+        settings.batch.max_rows,
+        settings.model.calls_in_flight,
+        settings.model.rollout.absolute() if settings.model.rollout else None,
     )
 
 

@@ -78,6 +78,7 @@ class TopicSettings(Strict):
     alerts: str = Field("alerts", description="predictions above the threshold with their event")
     dead_letters: str = Field("dead-letters", description="records that could not be scored")
     duplicates: str = Field("duplicates", description="records dropped because their id was seen")
+    shadow: str | None = Field(None, description="a rollout's shadow answers; none drops them")
     partitions: int = Field(4, ge=1, description="partitions of topics that `stack up` makes")
 
 
@@ -113,6 +114,11 @@ class ModelSettings(Strict):
     backoff: DurationMs = Field(10, ge=1, description="first pause before a retry; doubles")
     calls_in_flight: int = Field(4, ge=1, description="Predict calls a bucket has open at once")
     breaker: BreakerSettings = Field(default_factory=lambda: BreakerSettings())
+    rollout: Path | None = Field(
+        None,
+        description="file that sends a share of the keys to another version or server; "
+        "`streamscore rollout` writes it",
+    )
     fallback_score: float = Field(0.0, ge=0, le=1, description="score when the model cannot answer")
 
 
@@ -229,6 +235,9 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         reads_labels = any(w.stream == "labels" for w in sections["features"].windows)
         if reads_labels and not sections["topics"].labels:
             yield Mistake(("topics", "labels"), "features read labels: name their topic")
+    if "model" in sections and sections["model"].embedded and sections["model"].rollout:
+        message = "an embedded model has no rollout: set model.embedded to false"
+        yield Mistake(("model", "rollout"), message)
     if "topics" in sections:
         yield from _loops(sections["topics"])
     if sections.keys() >= {"flink", "batch"}:
@@ -239,9 +248,9 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
 
 
 def _loops(topics: TopicSettings) -> Iterator[Mistake]:
-    for name in ("predictions", "alerts", "dead_letters", "duplicates"):
+    for name in ("predictions", "alerts", "dead_letters", "duplicates", "shadow"):
         topic = getattr(topics, name)
-        if topic in (topics.events, topics.labels):
+        if topic is not None and topic in (topics.events, topics.labels):
             yield Mistake(("topics", name), f"{topic!r} is read by the job: it would feed itself")
 
 

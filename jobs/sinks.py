@@ -10,7 +10,7 @@ from pyflink.table import Schema, StreamTableEnvironment
 
 from jobs.sources import with_options
 
-COLUMNS = ("predictions", "alerts", "dead_letters", "duplicates")
+COLUMNS = ("predictions", "alerts", "dead_letters", "duplicates", "shadow")
 """The records of a scored batch, one sink each."""
 
 _PAIRS = Types.OBJECT_ARRAY(Types.OBJECT_ARRAY(Types.PRIMITIVE_ARRAY(Types.BYTE())))
@@ -32,21 +32,22 @@ SELECT pair[1], pair[2] FROM `scored` CROSS JOIN UNNEST(`{column}`) AS records (
 def write(
     tables: StreamTableEnvironment, scored: DataStream, options: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """Attach the four sinks to a stream of scored batches.
+    """Attach the sinks to a stream of scored batches.
 
     Delivery is what the options say: at least once, or exactly once by Kafka transactions.
 
     Args:
         tables: The table environment.
         scored: Rows of ``OUTPUT_TYPE``.
-        options: The Kafka connector's options of each column's sink.
+        options: The Kafka connector's options of each column's sink; a column without them has
+            none.
     """
     schema = Schema.new_builder()
     for column in COLUMNS:
         schema = schema.column(column, "ARRAY<ARRAY<BYTES>>")
     tables.create_temporary_view("scored", tables.from_data_stream(scored, schema.build()))
     statements = tables.create_statement_set()
-    for column in COLUMNS:
+    for column in options:
         tables.execute_sql(_SINK.format(column=column, options=with_options(options[column])))
         statements.add_insert_sql(_INSERT.format(column=column))
     statements.attach_as_datastream()

@@ -152,6 +152,11 @@ class PredictClient:
         self._closed = False
 
     @property
+    def options(self) -> ClientOptions:
+        """The settings."""
+        return self._options
+
+    @property
     def breaker_state(self) -> BreakerState:
         """State of the circuit breaker, a number fit for a gauge; any thread may read it."""
         return self._breaker.state

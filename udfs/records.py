@@ -63,12 +63,14 @@ class Verdict:
         model_name: The model asked.
         model_version: The version that answered; none for a fallback.
         fallback_reason: Why the scores are the fallback; none when the model answered.
+        arm: In a rollout, which side was asked: stable, canary or shadow.
     """
 
     scores: FloatArray
     model_name: str
     model_version: int | None
     fallback_reason: str | None = None
+    arm: str | None = None
 
 
 class RecordWriter:
@@ -88,7 +90,7 @@ class RecordWriter:
         self._columns = tuple(columns)
         self.stages = tuple(stages)
         self._threshold = threshold
-        self._templates: dict[tuple[str, int | None, str | None], Template] = {}
+        self._templates: dict[tuple[Any, ...], Template] = {}
 
     def alert_rows(self, verdict: Verdict) -> list[int]:
         """Rows whose model score is above the threshold; a fallback never alerts."""
@@ -108,22 +110,18 @@ class RecordWriter:
         whole = np.concatenate([position, times, batch.order, position], axis=1)
         texts = [""] * (2 * len(batch))
         texts[::2], texts[1::2] = between_quotes(batch.ids), between_quotes(batch.keys)
-        template = self._template(
-            verdict.model_name, verdict.model_version, verdict.fallback_reason
-        )
-        return template.fill(floats, whole, texts)
+        return self._template(verdict).fill(floats, whole, texts)
 
-    def _template(self, name: str, version: int | None, fallback_reason: str | None) -> Template:
-        kind = (name, version, fallback_reason)
+    def _template(self, verdict: Verdict) -> Template:
+        kind = verdict.model_name, verdict.model_version, verdict.fallback_reason, verdict.arm
         if kind not in self._templates:
-            self._templates[kind] = self._new_template(*kind)
+            self._templates[kind] = self._new_template(verdict)
         return self._templates[kind]
 
-    def _new_template(
-        self, name: str, version: int | None, fallback_reason: str | None
-    ) -> Template:
-        topic = _json(self._topic)
-        model = _json({"name": name, "version": version})
+    def _new_template(self, verdict: Verdict) -> Template:
+        topic, fallback_reason = _json(self._topic), verdict.fallback_reason
+        named: dict[str, Any] = {"name": verdict.model_name, "version": verdict.model_version}
+        model = _json(named if verdict.arm is None else named | {"arm": verdict.arm})
         parts: list[str | int] = [
             f'{{"schema_version":{SCHEMA_VERSION},"prediction_id":"{topic[1:-1]}-',
             *(WHOLE, "-", WHOLE, '","event_id":"', TEXT, '","key":"', TEXT, '","score":', FLOAT),

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import pickle
 import time
+from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
@@ -25,8 +26,9 @@ from pyflink.datastream.state import MapStateDescriptor
 from pyflink.datastream.timerservice import TimerService
 
 from model_server.backends.xgboost import XGBoostModel
-from model_server.client import ClientOptions, PredictClient
+from model_server.client import ClientOptions
 from model_server.errors import InvalidRows, PredictError
+from udfs.arms import Arm, Arms
 from udfs.batch import FeatureBatch
 from udfs.events import FloatArray
 from udfs.records import RecordWriter, Verdict
@@ -75,9 +77,11 @@ class Output:
         )
         self.rows(batch, self.fallback(batch, "", "warm_up"), None)
 
-    def fallback(self, batch: FeatureBatch, model_name: str, reason: str) -> Verdict:
+    def fallback(
+        self, batch: FeatureBatch, model_name: str, reason: str, arm: str | None = None
+    ) -> Verdict:
         """The verdict when the model did not answer."""
-        return Verdict(np.full(len(batch), self.fallback_score), model_name, None, reason)
+        return Verdict(np.full(len(batch), self.fallback_score), model_name, None, reason, arm)
 
     def rows_to_explain(self, verdict: Verdict) -> list[int]:
         """The alerts, if they are to name the features that weigh most."""
@@ -86,7 +90,7 @@ class Output:
     def rows(
         self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
     ) -> Row:
-        """The records of each sink, key and value: predictions, alerts, dead letters, duplicates.
+        """The records of each sink: predictions, alerts, dead letters, duplicates, shadows.
 
         Args:
             batch: The scored batch.
@@ -99,7 +103,12 @@ class Output:
             made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
             predictions = _pairs(zip(batch.keys, made, strict=True))
             alerts = _pairs(self._alerts(batch, verdict, made, contributions))
-        return Row(predictions, alerts, _pairs(batch.dead_letters), _pairs(batch.duplicates))
+        return Row(predictions, alerts, _pairs(batch.dead_letters), _pairs(batch.duplicates), [])
+
+    def shadow_rows(self, batch: FeatureBatch, verdict: Verdict) -> Row:
+        """What a shadow said, as records of its own sink; key and value."""
+        made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
+        return Row([], [], [], [], _pairs(zip(batch.keys, made, strict=True)))
 
     def _alerts(
         self,
@@ -177,7 +186,10 @@ class EmbeddedScoring:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Part:
+    """Rows of one batch that one side of a rollout answered; without a rollout, all of them."""
+
+    batch: FeatureBatch
     verdict: Verdict
     contributions: FloatArray | None
 
@@ -188,7 +200,7 @@ class _Call:
 
     numbers: list[int]
     batch: FeatureBatch
-    answer: Future[_Answer]
+    answer: Future[list[_Part]]
 
 
 @dataclass(slots=True)
@@ -225,25 +237,38 @@ class ServedScoring:
         max_rows: Rows of one Predict call at most.
         calls_in_flight: Open calls of a bucket at most; with as many, and enough rows for another,
             the operator waits for an answer, which holds back the source.
+        rollout: The file that sends a share of the keys elsewhere, see ``udfs.rollout``; or none.
     """
+
+    COPIES = 4
+    """Calls that a shadow has open at most; what comes meanwhile is not copied."""
 
     POLL_MS = 2
     END_MS = 2**63 - 1
     """The watermark of an input that has ended: Flink drops the timers of processing time then."""
 
     def __init__(
-        self, options: ClientOptions, output: Output, max_rows: int, calls_in_flight: int
+        self,
+        options: ClientOptions,
+        output: Output,
+        max_rows: int,
+        calls_in_flight: int,
+        rollout: Path | None = None,
     ) -> None:
         self._options = options
         self._output = output
         self._max_rows = max_rows
         self._calls_in_flight = calls_in_flight
+        self._rollout = rollout
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Make the client; its channel opens with the first call."""
         self._buckets: dict[int, _Bucket] = {}
         self._loop = _event_loop()
-        self._client = PredictClient(self._options)
+        self._arms = Arms(self._options, self._rollout)
+        self._following = self._run(self._arms.follow())
+        self._copies: set[asyncio.Task[None]] = set()
+        self._shadows: deque[_Part] = deque()
         self._output.warm_up()
         descriptor = MapStateDescriptor("in-flight", Types.LONG(), Types.PICKLED_BYTE_ARRAY())
         self._state = runtime_context.get_map_state(descriptor)
@@ -256,11 +281,12 @@ class ServedScoring:
 
     def close(self) -> None:
         """Close the connection and give up the calls that are open."""
+        self._following.cancel()
         for bucket in self._buckets.values():
             for call in bucket.calls:
                 call.answer.cancel()
         with contextlib.suppress(TimeoutError):
-            self._run(self._client.close()).result(_CLOSE_S)
+            self._run(self._arms.close()).result(_CLOSE_S)
 
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """Ask for a batch's scores, and give what has been answered meanwhile."""
@@ -324,17 +350,21 @@ class ServedScoring:
     def _answered(self, mine: _Bucket) -> Iterator[Row]:
         """The records of the calls that are done, in the order of asking."""
         for call in [call for call in mine.calls if call.answer.done()]:
-            answer = call.answer.result()
-            if answer.verdict.fallback_reason is not None:
-                self._fallbacks.inc(len(call.batch))
-            yield self._output.rows(call.batch, answer.verdict, answer.contributions)
+            for part in call.answer.result():
+                if part.verdict.fallback_reason is not None:
+                    self._fallbacks.inc(len(part.batch))
+                yield self._output.rows(part.batch, part.verdict, part.contributions)
             mine.calls.remove(call)
             for number in call.numbers:
                 self._state.remove(number)
 
     def _proceed(self, mine: _Bucket, timers: TimerService) -> Iterator[Row]:
-        """Give what has been answered, ask what waits if no call is open, and look again later."""
+        """Give what has been answered, ask what waits if no call is open, and look again later.
+
+        A shadow's answers go along; no timer waits for them, so that it costs the others nothing.
+        """
         yield from self._answered(mine)
+        yield from self._shadow_rows()
         if mine.waiting and not mine.calls:
             self._ask(mine)
         self._tell_breaker_state()
@@ -344,7 +374,7 @@ class ServedScoring:
             timers.register_event_time_timer(self.END_MS - 1)
 
     def _tell_breaker_state(self) -> None:
-        state = int(self._client.breaker_state)
+        state = self._arms.breaker_state
         if state != self._breaker_state:
             self._breaker_metric.inc(state - self._breaker_state)
             self._breaker_state = state
@@ -355,29 +385,64 @@ class ServedScoring:
             while mine.waiting and len(mine.calls) < self._calls_in_flight:
                 self._ask(mine)
             yield from self._next_answered(mine)
+        self._run(self._copies_done()).result()
+        yield from self._shadow_rows()
+
+    def _shadow_rows(self) -> Iterator[Row]:
+        while self._shadows:
+            part = self._shadows.popleft()
+            yield self._output.shadow_rows(part.batch, part.verdict)
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    async def _answer(self, batch: FeatureBatch) -> _Answer:
+    async def _answer(self, batch: FeatureBatch) -> list[_Part]:
+        self._copy(batch)
+        parts = self._arms.parts(batch)
+        return await asyncio.gather(*(self._answer_of(arm, part) for arm, part in parts))
+
+    async def _answer_of(self, arm: Arm, batch: FeatureBatch) -> _Part:
         matrix = self._output.model_input(batch)
         begun_s = time.monotonic()
         try:
-            scores = await self._client.predict(matrix)
+            scores = await self._arms.predict(arm, matrix)
         except PredictError as exc:
             name = self._options.model_name
-            return _Answer(self._output.fallback(batch, name, exc.reason), None)
-        verdict = Verdict(scores.values, scores.model_name, scores.model_version)
-        left_ms = self._options.deadline_ms - 1_000.0 * (time.monotonic() - begun_s)
-        return _Answer(verdict, await self._explain(matrix, verdict, left_ms))
+            return _Part(batch, self._output.fallback(batch, name, exc.reason, arm.name), None)
+        name, version = scores.model_name, scores.model_version
+        verdict = Verdict(scores.values, name, version, arm=arm.name)
+        left_ms = arm.deadline_ms - 1_000.0 * (time.monotonic() - begun_s)
+        return _Part(batch, verdict, await self._explain(arm, matrix, verdict, left_ms))
 
-    async def _explain(self, matrix: Matrix, verdict: Verdict, left_ms: float) -> FloatArray | None:
+    def _copy(self, batch: FeatureBatch) -> None:
+        """Send the shadow its copies, if there is one and it keeps up."""
+        found = self._arms.copies(batch) if len(self._copies) < self.COPIES else None
+        if found is not None:
+            task = self._loop.create_task(self._answer_of_shadow(*found))
+            self._copies.add(task)
+            task.add_done_callback(self._copies.discard)
+
+    async def _answer_of_shadow(self, arm: Arm, batch: FeatureBatch) -> None:
+        name = self._options.model_name
+        try:
+            scores = await self._arms.predict(arm, self._output.model_input(batch))
+            verdict = Verdict(scores.values, name, scores.model_version, arm=arm.name)
+        except PredictError as exc:
+            verdict = self._output.fallback(batch, name, exc.reason, arm.name)
+        self._shadows.append(_Part(batch, verdict, None))
+
+    async def _copies_done(self) -> None:
+        await asyncio.gather(*self._copies, return_exceptions=True)
+
+    async def _explain(
+        self, arm: Arm, matrix: Matrix, verdict: Verdict, left_ms: float
+    ) -> FloatArray | None:
         """Contributions of the alerts, if they come within what the prediction left of its time."""
         rows = self._output.rows_to_explain(verdict)
         if not rows:
             return None
         try:
-            return await self._client.explain(matrix[rows], deadline_ms=left_ms)
+            return await arm.client.explain(matrix[rows], deadline_ms=left_ms)
         except PredictError:
             return None  # an alert without reasons is worth more than a late one
 

@@ -1015,7 +1015,7 @@ class TestServedScoring:
     def test_a_batch_without_rows_passes_at_once(self, held: Held) -> None:
         subtask = held.open()
         [row] = plain(subtask.run(held.no_rows))
-        assert row == [[], [], [("0-1", {})], []]
+        assert row == [[], [], [("0-1", {})], [], []]
         assert subtask.in_flight(BUCKET) == {}
         assert not subtask.context.timers_set
 

@@ -24,6 +24,7 @@ _SCHEMA_OF = {
     "alerts": "alert",
     "dead_letters": "dead_letter",
     "duplicates": "duplicate",
+    "shadow": "prediction",
 }
 
 

@@ -17,7 +17,7 @@ from jobs.stack import MESSAGE_MAX_BYTES, create_topics, partitions_of
 Place = tuple[int, int]
 """Partition and offset."""
 
-OUTPUTS = ("predictions", "alerts", "dead_letters", "duplicates")
+OUTPUTS = ("predictions", "alerts", "dead_letters", "duplicates", "shadow")
 
 
 class Record(NamedTuple):
@@ -86,7 +86,7 @@ class Traffic:
             }
         )
         topics = self.settings.topics
-        self._names = {getattr(topics, name): name for name in OUTPUTS}
+        self._names = {t: name for name in OUTPUTS if (t := getattr(topics, name))}
         self._parts = [
             TopicPartition(topic, n, 0) for topic in self._names for n in range(topics.partitions)
         ]
@@ -189,7 +189,7 @@ class Traffic:
         out = Out(message.key() or b"", orjson.loads(message.value() or b"null"))
         self.outputs[name].append(out)
         source = out.document.get("source", {})
-        if name != "alerts" and source["topic"] == self.settings.topics.events:
+        if name not in ("alerts", "shadow") and source["topic"] == self.settings.topics.events:
             self.accounted.add(out.place)
 
     def wait_accounted(self, timeout_s: float = 120.0) -> None:

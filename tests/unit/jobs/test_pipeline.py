@@ -166,12 +166,14 @@ def test_client_properties_reach_sources_and_sinks_and_win(tmp_path: Path) -> No
 
 def test_each_sink_has_its_topic_and_only_exactly_once_has_transactions(tmp_path: Path) -> None:
     columns = pipeline.sinks.COLUMNS
-    at_least = [pipeline._sink_options(job(tmp_path), column) for column in columns]
+    settings_ = job(tmp_path, topics__shadow="fraud-shadow")
+    at_least = [pipeline._sink_options(settings_, column) for column in columns]
     assert [o["topic"] for o in at_least] == [
         "fraud-predictions",
         "fraud-alerts",
         "fraud-dead-letters",
         "fraud-duplicates",
+        "fraud-shadow",
     ]
     assert {o["sink.delivery-guarantee"] for o in at_least} == {"at-least-once"}
     assert not any("sink.transactional-id-prefix" in o for o in at_least)
