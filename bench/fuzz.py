@@ -16,14 +16,10 @@ import asyncio
 import contextlib
 import json
 import random
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import aiohttp
@@ -32,9 +28,9 @@ import numpy as np
 import psutil
 
 from bench import common
-from bench.common import BENCH, BenchError, Result, compared, say
+from bench.common import BENCH, Result, compared, say
+from bench.lab import Child
 from bench.serving import COLUMNS, MODEL, write_model
-from jobs.environment import ROOT
 from model_server.oip import tensors as oip
 from model_server.oip.messages import INFERENCE_SERVICE, message
 from model_server.protos import (
@@ -84,11 +80,13 @@ def _bench(options: argparse.Namespace) -> int:
     machine = common.machine()
     folder = BENCH / "fuzz"
     write_model(folder / "models" / MODEL / "1")
-    with _server(folder) as (ports, process):
-        attack = Attack(options, ports, process)
+    arguments = ["--models-dir", str(folder / "models"), "--model-name", MODEL]
+    arguments += ["--http-port", "0", "--max-message-bytes", "1000000"]
+    with Child("server", "model_server", arguments, folder) as server:
+        ports = _ports(server.line("ready "))
+        attack = Attack(options, ports, psutil.Process(server.pid))
         asyncio.run(attack.run())
-        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-            attack.failures.append("the server is gone")
+        server.check()
     document = {
         "machine": machine,
         "versions": common.versions(),
@@ -100,26 +98,9 @@ def _bench(options: argparse.Namespace) -> int:
                          quick=options.requests < 100_000)  # fmt: skip
 
 
-@contextmanager
-def _server(folder: Path) -> Iterator[tuple[dict[str, int], psutil.Process]]:
-    command = [sys.executable, "-m", "model_server", "--models-dir", str(folder / "models")]
-    command += ["--model-name", MODEL, "--http-port", "0", "--max-message-bytes", "1000000"]
-    with (folder / "server.log").open("w") as log:
-        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        if not line:
-            raise BenchError(f"the server did not start: see {folder / 'server.log'}")
-        ports = {k: int(v) for k, v in (part.split("=") for part in line.split()[1:])}
-        yield ports, psutil.Process(child.pid)
-    finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(30)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+def _ports(line: str) -> dict[str, int]:
+    """The ports in ``ready port=1 http_port=2``."""
+    return {k: int(v) for k, v in (part.split("=") for part in line.split()[1:])}
 
 
 class Mutator:

@@ -90,6 +90,11 @@ class Child:
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def line(self, prefix: str, timeout_s: float = _START_TIMEOUT_S) -> str:
         """Wait for a line of its standard output that begins so.
 

@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ import xgboost
 from bench import common
 from bench.common import BENCH, BenchError, Result, compared, say
 from jobs.environment import BUILD, ROOT, NotReadyError
+from jobs.stack import free_port
 from model_server.backends.xgboost import XGBoostModel
 
 COLUMNS = 30
@@ -159,7 +159,7 @@ def _peer_versions() -> dict[str, str]:
 
 @contextmanager
 def _ours(folder: Path) -> Iterator[Server]:
-    port, http_port = _free_port(), _free_port()
+    port, http_port = free_port(), free_port()
     command = [sys.executable, "-m", "model_server", "--models-dir", str(folder / "models")]
     command += ["--model-name", MODEL, "--port", str(port), "--http-port", str(http_port)]
     with _running("ours", command, folder, {}, port, http_port) as server:
@@ -169,7 +169,7 @@ def _ours(folder: Path) -> Iterator[Server]:
 @contextmanager
 def _mlserver(folder: Path, *, workers: int) -> Iterator[Server]:
     """MLServer with so many worker processes, each call by one thread of XGBoost as with ours."""
-    port, http_port = _free_port(), _free_port()
+    port, http_port = free_port(), free_port()
     model = folder / "mlserver"
     model.mkdir(parents=True, exist_ok=True)
     uri = str(folder / "models" / MODEL / "1" / "model.ubj")
@@ -185,7 +185,7 @@ def _mlserver(folder: Path, *, workers: int) -> Iterator[Server]:
     environment = {
         "MLSERVER_GRPC_PORT": str(port),
         "MLSERVER_HTTP_PORT": str(http_port),
-        "MLSERVER_METRICS_PORT": str(_free_port()),
+        "MLSERVER_METRICS_PORT": str(free_port()),
         "MLSERVER_PARALLEL_WORKERS": str(workers),
         "MLSERVER_DEBUG": "false",
         "OMP_NUM_THREADS": "1",
@@ -235,12 +235,6 @@ def _wait_until_ready(child: subprocess.Popen[bytes], http_port: int, log: Path)
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.01)
     raise BenchError(f"not ready after {_READY_S:g} s: see {log}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _load(server: Server, rows: int, clients: int, seconds: float) -> dict[str, Any]:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -28,8 +26,8 @@ import numpy as np
 
 from bench import common
 from bench.common import BENCH, BenchError, compared, percentiles, say
+from bench.lab import Child
 from bench.serving import COLUMNS, MODEL, write_model
-from jobs.environment import ROOT
 from model_server.protos import PredictionServiceStub, PredictRequest
 from model_server.tensors import to_proto
 
@@ -83,20 +81,10 @@ def _bench(switches: int) -> int:
     staged = folder / "staged"
     write_model(staged)
     shutil.copytree(staged, folder / "models" / MODEL / "1")
-    command = [sys.executable, "-m", "model_server", "--models-dir", str(folder / "models")]
-    command += ["--model-name", MODEL, "--poll-s", str(_POLL_S)]
-    with (folder / "server.log").open("w") as log:
-        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        if not line:
-            raise BenchError(f"the server did not start: see {folder / 'server.log'}")
-        port = int(line.split()[1].partition("=")[2])
+    arguments = ["--models-dir", str(folder / "models"), "--model-name", MODEL]
+    with Child("server", "model_server", [*arguments, "--poll-s", str(_POLL_S)], folder) as server:
+        port = int(server.line("ready ").split()[1].partition("=")[2])
         calls, spans, failures = asyncio.run(_run(port, folder, staged, switches))
-    finally:
-        child.send_signal(signal.SIGTERM)
-        child.wait(_PATIENCE_S)
     return _report(machine, calls, spans, failures, switches)
 
 

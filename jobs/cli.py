@@ -6,7 +6,8 @@ Modules are imported inside the commands, so that ``--help`` does not wait for F
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -46,15 +47,23 @@ Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings
 _CONFIG = Path("conf/fraud.yaml")
 
 
-def _settings(path: Path, changes: Sequence[str] = ()) -> Settings:
-    from jobs import settings
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """End with its exit code if a settings file is refused."""
     from jobs.settings_file import SettingsError
 
     try:
-        return settings.load(path, dict(map(_change, changes)))
+        yield
     except SettingsError as exc:
         typer.echo(str(exc), err=True)
         raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
+
+
+def _settings(path: Path, changes: Sequence[str] = ()) -> Settings:
+    from jobs import settings
+
+    with _refusing():
+        return settings.load(path, dict(map(_change, changes)))
 
 
 def _change(text: str) -> tuple[str, Any]:
@@ -165,9 +174,8 @@ def serve(
     Example: streamscore serve --config conf/server.yaml
     """
     from jobs import server_settings, serving
-    from jobs.settings_file import SettingsError
 
-    try:
+    with _refusing():
         if not server_settings.is_server_file(config):
             chosen = serving.options(_settings(config), host=host, port=port, version=version)
         else:
@@ -178,9 +186,6 @@ def serve(
             given = {"host": host or None, "port": port}
             changes = {name: value for name, value in given.items() if value is not None}
             chosen = server_settings.options(server_settings.load(config, changes))
-    except SettingsError as exc:
-        typer.echo(str(exc), err=True)
-        raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
     raise typer.Exit(serving.serve(chosen))
 
 
@@ -261,16 +266,12 @@ def config_check(conf: ConfigFile = _CONFIG) -> None:
     """
     from jobs import server_settings
     from jobs.settings import summary
-    from jobs.settings_file import SettingsError
 
-    try:
+    with _refusing():
         if server_settings.is_server_file(conf):
             models = len(server_settings.load(conf).models)
             typer.echo(f"{conf}: ok; a server of {models} model{'s' * (models != 1)}")
             return
-    except SettingsError as exc:
-        typer.echo(str(exc), err=True)
-        raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
     typer.echo(f"{conf}: ok; {summary(_settings(conf))}")
 
 
@@ -286,17 +287,13 @@ def config_show(
     Example: streamscore config show conf/fraud.yaml
     """
     from jobs import server_settings, settings
-    from jobs.settings_file import SettingsError
 
-    try:
+    with _refusing():
         if server_settings.is_server_file(conf):
             loaded = server_settings.load(conf)
             shown = server_settings.reference() if reference else server_settings.as_yaml(loaded)
             typer.echo(shown, nl=False)
             return
-    except SettingsError as exc:
-        typer.echo(str(exc), err=True)
-        raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
     typer.echo(settings.reference() if reference else settings.as_yaml(_settings(conf)), nl=False)
 
 
@@ -401,14 +398,12 @@ def rollout_status(config: Config = _CONFIG) -> None:
 
 def _rollout(config: Path, act: Callable[[Path], Rollout | None]) -> None:
     from jobs import rollout
-    from jobs.settings_file import SettingsError
     from udfs.rollout import RolloutError
 
     try:
-        done = act(rollout.file_of(_settings(config)))
-    except SettingsError as exc:
-        typer.echo(str(exc), err=True)
-        raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
+        with _refusing():
+            path = rollout.file_of(_settings(config))
+        done = act(path)
     except RolloutError as exc:
         typer.echo(str(exc), err=True)
         raise typer.Exit(ExitCode.FAILED) from exc

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from jobs import settings_file
 from jobs.settings_file import SettingsError
@@ -135,18 +134,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> ServerSettin
     Raises:
         SettingsError: The file is missing, not YAML, or refused; all mistakes are listed.
     """
-    document = settings_file.read(path, example=_EXAMPLE)
-    for dotted, value in (overrides or {}).items():
-        settings_file.put(document, dotted, value)
-    mistakes = list(settings_file.literal_secrets(document, ("token",)))
-    document = settings_file.expand(document, mistakes)
-    try:
-        settings = ServerSettings.model_validate(document)
-    except ValidationError as exc:
-        mistakes += settings_file.refused(exc, ServerSettings)
-    if mistakes:
-        raise SettingsError(settings_file.listed(mistakes, str(path)))
-    return settings
+    return settings_file.load(ServerSettings, path, overrides, example=_EXAMPLE, secrets=("token",))
 
 
 def options(settings: ServerSettings) -> ServerOptions:
@@ -213,8 +201,7 @@ def as_yaml(settings: ServerSettings) -> str:
     """The complete settings as a file's text, defaults included, the token masked."""
     document = settings.model_dump(mode="json")
     document["token"] = settings_file.MASK if settings.token else ""
-    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
-    return text
+    return settings_file.as_yaml(document)
 
 
 def table() -> list[Setting]:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import orjson
-import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from jobs import settings_file
-from jobs.settings_file import SECRET, SettingsError
+from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.buckets import DEFAULT_MAX_PARALLELISM
 from udfs.spec import (
@@ -264,18 +263,16 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Settin
     Raises:
         SettingsError: the file is missing, not YAML, or refused; all mistakes are listed.
     """
-    document = settings_file.read(Path(path), example=_EXAMPLE)
-    for dotted, value in (overrides or {}).items():
-        settings_file.put(document, dotted, value)
-    mistakes = list(settings_file.literal_secrets(document, _FREE))
-    document = settings_file.expand(_with_defaults(document), mistakes)
-    try:
-        settings = Settings.model_validate(document)
-    except ValidationError as exc:
-        mistakes += _refused(exc, document)
-    if mistakes:
-        raise SettingsError(settings_file.listed(mistakes, str(path)))
-    return settings
+    return settings_file.load(
+        Settings,
+        Path(path),
+        overrides,
+        example=_EXAMPLE,
+        secrets=_FREE,
+        complete=_with_defaults,
+        # pydantic compares no sections while a value within one of them is wrong.
+        across=lambda document: _cross_mistakes(_sound(document)),
+    )
 
 
 def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
@@ -288,12 +285,6 @@ def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
             assert isinstance(model, type) and issubclass(model, BaseModel)
             filled[section] = {field: model.model_fields[field].default, **values}
     return filled
-
-
-def _refused(exc: ValidationError, document: dict[str, Any]) -> list[Mistake]:
-    """Every mistake: pydantic compares no sections while a value within one of them is wrong."""
-    found = settings_file.refused(exc, Settings)
-    return [*found, *(m for m in _cross_mistakes(_sound(document)) if m not in found)]
 
 
 def _sound(document: dict[str, Any]) -> dict[str, Any]:
@@ -318,8 +309,7 @@ def masked(settings: Settings) -> dict[str, Any]:
 
 def as_yaml(settings: Settings) -> str:
     """The complete settings as a file's text, defaults included, secrets masked."""
-    text: str = yaml.safe_dump(masked(settings), sort_keys=False, allow_unicode=True, width=100)
-    return text
+    return settings_file.as_yaml(masked(settings))
 
 
 def summary(settings: Settings) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -24,14 +24,13 @@ __all__ = [
     "MASK",
     "SECRET",
     "SettingsError",
+    "as_yaml",
     "checked",
-    "expand",
-    "listed",
-    "literal_secrets",
-    "put",
+    "load",
     "read",
-    "refused",
 ]
+
+T = TypeVar("T", bound=BaseModel)
 
 MASK = "********"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -58,6 +57,51 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def load(
+    root: type[T],
+    path: Path,
+    overrides: Mapping[str, Any] | None,
+    *,
+    example: str,
+    secrets: Collection[str],
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    across: Callable[[dict[str, Any]], Iterable[Mistake]] = lambda document: (),
+) -> T:
+    """Read, complete and check a settings file.
+
+    Args:
+        root: What it holds.
+        path: A YAML file.
+        overrides: Dotted paths and their values, e.g. ``{"model.embedded": True}``.
+        example: A file to start from, named if there is none.
+        secrets: Sections of free properties, in which a secret is refused.
+        complete: Spells out defaults that name environment variables.
+        across: What is wrong between sections, of a file that is refused already.
+
+    Raises:
+        SettingsError: The file is missing, not YAML, or refused; all mistakes are listed.
+    """
+    document = read(path, example=example)
+    for dotted, value in (overrides or {}).items():
+        _put(document, dotted, value)
+    mistakes = list(_literal_secrets(document, secrets))
+    document = _expand(complete(document), mistakes)
+    try:
+        settings = root.model_validate(document)
+    except ValidationError as exc:
+        found = [Mistake(error["loc"], _message(error, root)) for error in exc.errors()]
+        mistakes += [*found, *(m for m in across(document) if m not in found)]
+    if mistakes:
+        raise SettingsError(_listed(mistakes, str(path)))
+    return settings
+
+
+def as_yaml(document: Mapping[str, Any]) -> str:
+    """A file's text."""
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
 def read(path: Path, *, example: str) -> dict[str, Any]:
     """Read a YAML file of settings.
 
@@ -81,7 +125,7 @@ def read(path: Path, *, example: str) -> dict[str, Any]:
     return document
 
 
-def put(document: dict[str, Any], dotted: str, value: Any) -> None:
+def _put(document: dict[str, Any], dotted: str, value: Any) -> None:
     """Set a value by its dotted path."""
     keys = dotted.split(".")
     for key in keys[:-1]:
@@ -91,12 +135,12 @@ def put(document: dict[str, Any], dotted: str, value: Any) -> None:
     document[keys[-1]] = value
 
 
-def expand(node: Any, mistakes: list[Mistake], path: tuple[int | str, ...] = ()) -> Any:
+def _expand(node: Any, mistakes: list[Mistake], path: tuple[int | str, ...] = ()) -> Any:
     """Replace ``${NAME}`` and ``${NAME:-default}`` in every text; note those that are not set."""
     if isinstance(node, dict):
-        return {key: expand(value, mistakes, (*path, key)) for key, value in node.items()}
+        return {key: _expand(value, mistakes, (*path, key)) for key, value in node.items()}
     if isinstance(node, list):
-        return [expand(value, mistakes, (*path, n)) for n, value in enumerate(node)]
+        return [_expand(value, mistakes, (*path, n)) for n, value in enumerate(node)]
     if not isinstance(node, str):
         return node
     for match in _VARIABLE.finditer(node):
@@ -111,13 +155,13 @@ def _value(match: re.Match[str]) -> str | None:
     return value if value or match[2] is None else match[2]
 
 
-def literal_secrets(
+def _literal_secrets(
     node: Any, sections: Collection[str], path: tuple[int | str, ...] = ()
 ) -> Iterator[Mistake]:
     """Secrets that stand in the file itself, in sections of free properties."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from literal_secrets(value, sections, (*path, str(key)))
+            yield from _literal_secrets(value, sections, (*path, str(key)))
     elif isinstance(node, str) and path[0] in sections and SECRET.search(_dotted(path)):
         variables = list(_VARIABLE.finditer(node))
         if not variables or any(match[2] for match in variables):
@@ -131,12 +175,7 @@ def checked(field: FieldInfo, value: Any) -> Any:
     return TypeAdapter(annotation).validate_python(value)
 
 
-def refused(exc: ValidationError, root: type[BaseModel]) -> list[Mistake]:
-    """What pydantic refused of a document of type ``root``, in this project's words."""
-    return [Mistake(error["loc"], _message(error, root)) for error in exc.errors()]
-
-
-def listed(mistakes: list[Mistake], source: str) -> str:
+def _listed(mistakes: list[Mistake], source: str) -> str:
     """The text of an error: every mistake on a line of its own."""
     unset = {m.path for m in mistakes if m.message.startswith("set the environment variable")}
     shown = [m for m in mistakes if m.path not in unset or "environment variable" in m.message]

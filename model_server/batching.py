@@ -78,6 +78,7 @@ class Batcher:
         self._options = options
         self._at_once = at_once
         self._queue: deque[_Waiting] = deque()
+        self._queued_rows = 0
         self._workers: set[asyncio.Task[None]] = set()
         self._full = asyncio.Event()
 
@@ -100,16 +101,14 @@ class Batcher:
         """
         waiting = _Waiting(inputs, rows, deadline_s)
         self._queue.append(waiting)
-        if self._queued_rows() >= self._options.max_rows:
+        self._queued_rows += rows
+        if self._queued_rows >= self._options.max_rows:
             self._full.set()
         if len(self._workers) < self._at_once:
             worker = asyncio.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
         return await waiting.answer
-
-    def _queued_rows(self) -> int:
-        return sum(waiting.rows for waiting in self._queue)
 
     async def _work(self) -> None:
         while self._queue:
@@ -135,6 +134,7 @@ class Batcher:
         rows = 0
         while self._queue and (not rows or rows + self._queue[0].rows <= self._options.max_rows):
             waiting = self._queue.popleft()
+            self._queued_rows -= waiting.rows
             if waiting.answer.done():  # the caller is gone
                 continue
             if waiting.deadline_s <= now_s:

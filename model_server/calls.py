@@ -80,7 +80,7 @@ class Caller:
         """
         signature = servable.signature(signature_name)
         options = self._batching.get(servable.name)
-        rows = max((len(array) for array in inputs.values() if array.ndim), default=1)
+        rows = _row_count(inputs)
         model, patience_s = servable.model, math.inf if remaining_s is None else remaining_s
         if options is not None and 0 < rows < options.max_rows and can_batch(signature):
             batcher = self._batcher(model, signature_name, wanted, options)
@@ -88,9 +88,7 @@ class Caller:
                 raise Overloaded(f"{batcher.waiting} calls wait: try later or elsewhere")
             deadline_s = asyncio.get_running_loop().time() + patience_s
             return await batcher.call(inputs, rows, deadline_s)
-        if model.is_quick(signature_name, rows):
-            return model.run(signature_name, inputs, wanted)
-        return await self._run_in_pool(model, signature_name, inputs, wanted, patience_s)
+        return await self._run_at_once(model, signature_name, wanted, inputs, patience_s)
 
     def _batcher(
         self, model: Model, signature_name: str, wanted: Sequence[str], options: BatchingOptions
@@ -98,17 +96,21 @@ class Caller:
         batchers = self._batchers.setdefault(model, {})
         key = signature_name, tuple(wanted)
         if key not in batchers:
-            run = partial(self._run_batch, model, signature_name, tuple(wanted))
+            run = partial(self._run_at_once, model, signature_name, tuple(wanted))
             batchers[key] = Batcher(run, options, at_once=self._threads)
         return batchers[key]
 
-    async def _run_batch(
-        self, model: Model, signature_name: str, wanted: Sequence[str], inputs: Arrays
+    async def _run_at_once(
+        self,
+        model: Model,
+        signature_name: str,
+        wanted: Sequence[str],
+        inputs: Arrays,
+        patience_s: float = math.inf,
     ) -> Arrays:
-        rows = len(next(iter(inputs.values())))
-        if model.is_quick(signature_name, rows):
+        if model.is_quick(signature_name, _row_count(inputs)):
             return model.run(signature_name, inputs, wanted)
-        return await self._run_in_pool(model, signature_name, inputs, wanted, math.inf)
+        return await self._run_in_pool(model, signature_name, inputs, wanted, patience_s)
 
     async def _run_in_pool(
         self,
@@ -144,6 +146,10 @@ class Caller:
         begun_s = self._clock()
         outputs = model.run(signature_name, inputs, wanted)
         return self._clock() - begun_s, outputs
+
+
+def _row_count(inputs: Arrays) -> int:
+    return max((len(array) for array in inputs.values() if array.ndim), default=1)
 
 
 def check_outputs(signature: Signature, wanted: Sequence[str]) -> Sequence[str]:

@@ -21,15 +21,13 @@ from model_server.backends.base import (
     checked_inputs,
 )
 from model_server.calls import Caller, check_outputs
+from model_server.descriptions import METHODS
 from model_server.errors import InvalidRequest, ModelError
 from model_server.protos import Example
 from model_server.repository import FeatureList
 from model_server.servables import Servable
 
 __all__ = ["ExampleCalls", "serialized", "to_rows"]
-
-_METHODS = "tensorflow/serving/"
-_OWN_SIGNATURES: dict[Method, str] = {"classify": "classify", "regress": "regress"}
 
 
 class ExampleCalls:
@@ -103,15 +101,14 @@ def _signature_for(servable: Servable, name: str, method: Method) -> tuple[str, 
     """
     if not name:
         default = servable.signature(PREDICT_SIGNATURE)
-        own = _OWN_SIGNATURES[method]
-        fits = default.method == method or own not in servable.model.signatures
-        name = PREDICT_SIGNATURE if fits else own
+        fits = default.method == method or method not in servable.model.signatures
+        name = PREDICT_SIGNATURE if fits else method
     signature = servable.signature(name)
     if signature.method != method:
         kind = "classification" if method == "classify" else "regression"
         raise InvalidRequest(
-            f"Expected {kind} signature method_name to be {_METHODS}{method}. "
-            f"Was: {_METHODS}{signature.method}"
+            f"Expected {kind} signature method_name to be {METHODS}{method}. "
+            f"Was: {METHODS}{signature.method}"
         )
     return name, signature
 

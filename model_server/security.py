@@ -88,9 +88,9 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
     ) -> Any:
         """Let a call through or refuse it."""
         given = dict(handler_call_details.invocation_metadata).get("authorization", "")
-        if handler_call_details.method.startswith(_OPEN_METHODS) or _is_right(given, self._token):
-            return await continuation(handler_call_details)
         handler = await continuation(handler_call_details)
+        if handler_call_details.method.startswith(_OPEN_METHODS) or _is_right(given, self._token):
+            return handler
         if handler is not None and handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(_refuse)
         return grpc.unary_unary_rpc_method_handler(_refuse)

@@ -151,6 +151,9 @@ class ModelServer:
             max_queued=options.max_concurrent_rpcs,
             batching={config.name: config.batching for config in options.models},
         )
+        # One for all admin ports: what a reload makes known on one is known on the other.
+        self._admin_calls = RepositoryCalls(self._manager, options.models, allowed=True)
+        self._common_calls = RepositoryCalls(self._manager, options.models, allowed=False)
         self._listeners: list[GrpcServer | HttpServer] = []
 
     async def listen(self) -> Ports:
@@ -173,7 +176,7 @@ class ModelServer:
         return ports
 
     def _repository_calls(self, admin: bool) -> RepositoryCalls:
-        return RepositoryCalls(self._manager, self._options.models, allowed=admin)
+        return self._admin_calls if admin else self._common_calls
 
     async def _listen_grpc(self, port: int, *, admin: bool) -> int:
         options = self._options

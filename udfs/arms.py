@@ -124,19 +124,25 @@ class Arms:
             PredictError: One of its subclasses.
         """
         active, begun_s = self._active, self._clock()
-        scores = None
         try:
             scores = await arm.client.predict(matrix)
-            return scores
         except PredictError:
+            self._judge(active, arm, len(matrix), None, begun_s)
             raise
-        finally:
-            if active.guard is not None and arm.name in ("stable", "canary"):
-                took_ms = (self._clock() - begun_s) * 1_000.0
-                values = None if scores is None else scores.values
-                reason = active.guard.observe(arm.name, len(matrix), values, took_ms)
-                if reason is not None and self._active is active:
-                    self._abort(reason)
+        self._judge(active, arm, len(matrix), scores, begun_s)
+        return scores
+
+    def _judge(
+        self, active: _Active, arm: Arm, rows: int, scores: Scores | None, begun_s: float
+    ) -> None:
+        """Tell the guard of a call, and end the canary if it says so."""
+        if active.guard is None or arm.name not in ("stable", "canary"):
+            return
+        took_ms = (self._clock() - begun_s) * 1_000.0
+        values = None if scores is None else scores.values
+        reason = active.guard.observe(arm.name, rows, values, took_ms)
+        if reason is not None and self._active is active:
+            self._abort(reason)
 
     def _look(self) -> None:
         """Read the file if it has changed; a wrong one changes nothing."""

@@ -151,7 +151,7 @@ class Rollout:
         """
         if not isinstance(document, dict):
             raise RolloutError("must hold an object")
-        unknown = document.keys() - {f for f in cls.__dataclass_fields__}
+        unknown = document.keys() - cls.__dataclass_fields__.keys()
         if unknown:
             raise RolloutError(f"unknown: {', '.join(sorted(unknown))}")
         identity, state = document.get("id"), document.get("state", "running")

@@ -404,15 +404,16 @@ class ServedScoring:
     async def _answer_of(self, arm: Arm, batch: FeatureBatch) -> _Part:
         matrix = self._output.model_input(batch)
         begun_s = time.monotonic()
+        verdict = await self._verdict(arm, batch, matrix)
+        left_ms = arm.deadline_ms - 1_000.0 * (time.monotonic() - begun_s)
+        return _Part(batch, verdict, await self._explain(arm, matrix, verdict, left_ms))
+
+    async def _verdict(self, arm: Arm, batch: FeatureBatch, matrix: Matrix) -> Verdict:
         try:
             scores = await self._arms.predict(arm, matrix)
         except PredictError as exc:
-            name = self._options.model_name
-            return _Part(batch, self._output.fallback(batch, name, exc.reason, arm.name), None)
-        name, version = scores.model_name, scores.model_version
-        verdict = Verdict(scores.values, name, version, arm=arm.name)
-        left_ms = arm.deadline_ms - 1_000.0 * (time.monotonic() - begun_s)
-        return _Part(batch, verdict, await self._explain(arm, matrix, verdict, left_ms))
+            return self._output.fallback(batch, self._options.model_name, exc.reason, arm.name)
+        return Verdict(scores.values, scores.model_name, scores.model_version, arm=arm.name)
 
     def _copy(self, batch: FeatureBatch) -> None:
         """Send the shadow its copies, if there is one and it keeps up."""
@@ -423,12 +424,7 @@ class ServedScoring:
             task.add_done_callback(self._copies.discard)
 
     async def _answer_of_shadow(self, arm: Arm, batch: FeatureBatch) -> None:
-        name = self._options.model_name
-        try:
-            scores = await self._arms.predict(arm, self._output.model_input(batch))
-            verdict = Verdict(scores.values, name, scores.model_version, arm=arm.name)
-        except PredictError as exc:
-            verdict = self._output.fallback(batch, name, exc.reason, arm.name)
+        verdict = await self._verdict(arm, batch, self._output.model_input(batch))
         self._shadows.append(_Part(batch, verdict, None))
 
     async def _copies_done(self) -> None:

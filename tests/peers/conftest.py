@@ -6,7 +6,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +20,15 @@ import numpy as np
 import pytest
 import xgboost
 
+from jobs.stack import free_port
+from model_server.server import Ports
+from tests.support.models import write_features
+
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / "build" / "peers"
 CLIENTS = Path(__file__).parent / "clients"
 COLUMNS = ("amount", "count_5m", "sum_5m", "max_5m", "age_s")
 PATIENCE_S = 120.0
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Where a server listens; all of one host."""
-
-    grpc: int
-    http: int
-    admin: int = 0
-    admin_http: int = 0
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +46,7 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory, rows: np.ndarray) -> Pa
     matrix = xgboost.DMatrix(rows, labels, feature_names=list(COLUMNS))
     settings = {"objective": "binary:logistic", "max_depth": 4, "nthread": 1}
     xgboost.train(settings, matrix, num_boost_round=20).save_model(version_dir / "model.ubj")
-    features = [{"name": name, "type": "float", "impute": 0.0} for name in COLUMNS]
-    document = {"format": 1, "features": features}
-    (version_dir / "features.json").write_text(json.dumps(document))
+    write_features(version_dir, COLUMNS, impute=0.0)
     return folder
 
 
@@ -149,12 +139,6 @@ def _is_ready(child: subprocess.Popen[str], url: str) -> bool:
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.05)
     return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

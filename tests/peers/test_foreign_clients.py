@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ HALF_TOLERANCE = 0.5  # rows of 16 bits may take another branch
 
 
 def test_tritonclient(stranger: Any, ours: Any, expected: np.ndarray) -> None:
-    found = stranger("mlserver", "triton.py", **asdict(ours))
+    found = stranger("mlserver", "triton.py", **ours._asdict())
     for name in ("grpc", "http"):
         server, inputs, versions = found[f"{name}_metadata"]
         assert (server, versions) == ("streamscore", ["3"])
@@ -40,7 +39,7 @@ def test_tritonclient(stranger: Any, ours: Any, expected: np.ndarray) -> None:
 
 
 def test_mlserver_codecs(stranger: Any, ours: Any, expected: np.ndarray) -> None:
-    found = stranger("mlserver", "mlserver_codecs.py", **asdict(ours))
+    found = stranger("mlserver", "mlserver_codecs.py", **ours._asdict())
     assert len(found) == 9
     for name, scores in found.items():
         assert np.abs(np.array(scores) - expected).max() < TOLERANCE, name
@@ -49,7 +48,7 @@ def test_mlserver_codecs(stranger: Any, ours: Any, expected: np.ndarray) -> None
 def test_tensorflow_serving_api(
     stranger: Any, ours: Any, models_dir: Path, expected: np.ndarray
 ) -> None:
-    arguments = asdict(ours) | {"base_path": str(models_dir / "fraud")}
+    arguments = ours._asdict() | {"base_path": str(models_dir / "fraud")}
     found = stranger("tensorflow", "tf_serving.py", **arguments)
     for name in ("float32", "float64", "constant", "classify", "regress", "multi"):
         assert np.abs(np.array(found[name]) - expected).max() < TOLERANCE, name
