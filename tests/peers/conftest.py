@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ PEERS = ROOT / "build" / "peers"
 CLIENTS = Path(__file__).parent / "clients"
 COLUMNS = ("amount", "count_5m", "sum_5m", "max_5m", "age_s")
 PATIENCE_S = 120.0
+#: What a stranger gets of this process' environment: PyFlink puts our packages on PYTHONPATH.
+CLEAN = {"PATH": os.environ["PATH"]}
 
 
 @pytest.fixture(scope="session")
@@ -80,65 +82,54 @@ def mlserver(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "parameters": {"uri": uri, "version": "3"},
     }
     (folder / "model-settings.json").write_text(json.dumps(settings))
-    with ExitStack() as stack:
-        yield _first_that_starts(folder, stack)
-
-
-def _first_that_starts(folder: Path, stack: ExitStack) -> Ports:
-    """Start MLServer; another process may take one of its three ports before it does."""
-    for attempt in range(3):
-        ports = Ports(free_port(), free_port())
-        environment = {
-            "MLSERVER_HOST": "127.0.0.1",
-            "MLSERVER_GRPC_PORT": str(ports.grpc),
-            "MLSERVER_HTTP_PORT": str(ports.http),
-            "MLSERVER_METRICS_PORT": str(free_port()),
-            "MLSERVER_PARALLEL_WORKERS": "0",
-        }
-        command = [str(PEERS / "mlserver" / "bin" / "mlserver"), "start", str(folder)]
-        log = folder.with_name(f"mlserver-{attempt}.log")
-        child = stack.enter_context(_process(command, environment, log))
-        if _is_ready(child, f"http://127.0.0.1:{ports.http}/v2/models/fraud/ready"):
-            return ports
-    raise AssertionError(log.read_text()[-3_000:])
+    ports = Ports(free_port(), free_port())
+    environment = CLEAN | {
+        "MLSERVER_HOST": "127.0.0.1",
+        "MLSERVER_GRPC_PORT": str(ports.grpc),
+        "MLSERVER_HTTP_PORT": str(ports.http),
+        "MLSERVER_METRICS_PORT": str(free_port()),
+        "MLSERVER_PARALLEL_WORKERS": "0",
+    }
+    command = [str(PEERS / "mlserver" / "bin" / "mlserver"), "start", str(folder)]
+    log = folder.with_name("mlserver.log")
+    with log.open("w") as output, _process(command, environment, output) as child:
+        _wait_until_ready(child, f"http://127.0.0.1:{ports.http}/v2/models/fraud/ready", log)
+        yield ports
 
 
 @contextmanager
 def _process(
-    command: list[str], environment: dict[str, str] | None = None, log: Path | None = None
+    command: list[str], environment: dict[str, str] | None = None, output: Any = None
 ) -> Iterator[subprocess.Popen[str]]:
-    with ExitStack() as stack:
-        output: Any = subprocess.DEVNULL if log is None else stack.enter_context(log.open("w"))
-        child = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | (environment or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if log is None else output,
-            stderr=output,
-            text=True,
-        )
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=output or subprocess.PIPE,
+        stderr=output or subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        yield child
+    finally:
+        child.send_signal(signal.SIGTERM)
         try:
-            yield child
-        finally:
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(20)
-            except subprocess.TimeoutExpired:
-                child.kill()
-            child.communicate()
+            child.wait(20)
+        except subprocess.TimeoutExpired:
+            child.kill()
+        child.communicate()
 
 
-def _is_ready(child: subprocess.Popen[str], url: str) -> bool:
-    """Wait until it answers; False if it ends before."""
+def _wait_until_ready(child: subprocess.Popen[str], url: str, log: Path) -> None:
     ends_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < ends_s and child.poll() is None:
+    while time.monotonic() < ends_s:
+        assert child.poll() is None, log.read_text()[-3_000:]
         try:
             with urllib.request.urlopen(url, timeout=1):
-                return True
+                return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.05)
-    return False
+    pytest.fail("the server was not ready in time")
 
 
 @pytest.fixture
@@ -157,7 +148,7 @@ def stranger(tmp_path: Path, rows: np.ndarray) -> Callable[..., dict[str, Any]]:
             text=True,
             timeout=PATIENCE_S,
             cwd=tmp_path,  # so that nothing of this project can be imported
-            env={"PATH": os.environ["PATH"], "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env=CLEAN | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         )
         assert done.returncode == 0, done.stderr[-3_000:]
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
