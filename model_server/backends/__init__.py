@@ -26,7 +26,7 @@ def load(version_dir: Path, threads: int) -> Model:
     if any((version_dir / name).is_file() for name in MODEL_FILES):
         from model_server.backends.xgboost import XGBoostModel
 
-        return XGBoostModel.load(version_dir, threads=threads)
+        return XGBoostModel.load(version_dir, threads=threads, isolated=True)
     if (version_dir / "model.onnx").is_file():
         from model_server.backends import onnx
 

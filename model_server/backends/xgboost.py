@@ -2,56 +2,62 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-import xgboost
 
 from model_server import repository
 from model_server.backends.base import check_rows
-from model_server.backends.forest import Forest, compile_forest
 from model_server.backends.tabular import Tabular
-from model_server.errors import InvalidRows, ModelError
+from model_server.backends.trees.forest import Forest
+from model_server.backends.trees.isolated import compile_in_child
+from model_server.errors import InvalidRows
+
+if TYPE_CHECKING:
+    import xgboost
 
 __all__ = ["XGBoostModel"]
-
-# Objectives whose prediction is one probability.
-_OBJECTIVES = frozenset({"binary:logistic", "reg:logistic"})
-# Boosters that XGBoost documents as safe to predict with from several threads.
-_BOOSTERS = frozenset({"gbtree", "dart"})
 
 
 class XGBoostModel(Tabular):
     """A booster with the names of its columns.
 
-    Safe for several threads: XGBoost's prediction on tree boosters is, and nothing here changes
-    after ``load``. Only XGBoost's own UBJSON and JSON files are read, never a pickle.
+    Most boosters are compiled, and XGBoost itself is not even imported; see ``trees.compiler`` for
+    which are not. Safe for several threads: XGBoost's prediction on tree boosters is, and nothing
+    here changes after ``load``. Only XGBoost's own UBJSON and JSON files are read, never a pickle.
     """
 
     platform: ClassVar[str] = "xgboost_xgboost"
 
     def __init__(
         self,
-        booster: xgboost.Booster,
         features: repository.FeatureList,
-        forest: Forest | None = None,
+        forest: Forest | None,
+        booster: xgboost.Booster | None,
     ) -> None:
-        """Take a booster that is already checked, and its compiled form; see ``load``."""
+        """Take what is already checked; see ``load``.
+
+        Args:
+            features: The columns.
+            forest: The compiled trees, if they can be.
+            booster: What answers where the forest cannot; None if the forest always can.
+        """
         super().__init__(features, explains=True, classifies=True)
-        self._booster = booster
         self._forest = forest
+        self._own = booster
 
     @classmethod
-    def load(cls, version_dir: Path | str, *, threads: int = 1) -> Self:
+    def load(cls, version_dir: Path | str, *, threads: int = 1, isolated: bool = False) -> Self:
         """Load ``model.ubj`` (or ``model.json``) and ``features.json`` of a version folder.
 
         Args:
             version_dir: Folder in the repository's layout.
             threads: XGBoost threads for one call; at least 1. More than 1 pays off only for
                 thousands of rows per call.
+            isolated: Whether another process reads the booster, so that this one, if it answers
+                calls meanwhile, is not held up; see ``trees.isolated``.
 
         Raises:
             RepositoryError: A file is missing or malformed.
@@ -63,10 +69,28 @@ class XGBoostModel(Tabular):
         folder = Path(version_dir)
         features = repository.load_features(folder)
         path = repository.model_file(folder)
-        booster = _load_booster(path, threads)
-        _check_kind(booster, path)
-        _check_columns(booster, path, features)
-        return cls(booster, features, compile_forest(booster))
+        booster: xgboost.Booster | None = None
+        if isolated:
+            compiled = compile_in_child(folder)
+        else:
+            from model_server.backends import boosters
+            from model_server.backends.trees.compiler import compile_booster
+
+            booster = boosters.load(path, features, threads)
+            compiled = compile_booster(booster)
+        forest = None if compiled is None else compiled.checked()
+        if forest is not None and forest.paths is not None:
+            return cls(features, forest, None)
+        if booster is None:
+            from model_server.backends import boosters
+
+            booster = boosters.load(path, features, threads)
+        return cls(features, forest, booster)
+
+    @property
+    def _booster(self) -> xgboost.Booster:
+        assert self._own is not None
+        return self._own
 
     def predict(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Score rows.
@@ -108,44 +132,8 @@ class XGBoostModel(Tabular):
             return shares.astype(np.float32).astype(np.float64)  # all that the signature has
         if not len(rows):
             return np.empty(rows.shape, dtype=np.float64)
+        import xgboost
+
         matrix = xgboost.DMatrix(rows, missing=np.nan, nthread=1)
         contributions = self._booster.predict(matrix, pred_contribs=True, validate_features=False)
         return np.asarray(contributions[:, :-1], dtype=np.float64)
-
-
-def _load_booster(path: Path, threads: int) -> xgboost.Booster:
-    try:
-        booster = xgboost.Booster(model_file=path)
-        booster.set_param({"nthread": threads, "device": "cpu"})
-    except (xgboost.core.XGBoostError, ValueError) as exc:
-        reason = str(exc).splitlines()[0]
-        raise ModelError(f"{path} is not an XGBoost model: {reason}") from exc
-    return booster
-
-
-def _check_kind(booster: xgboost.Booster, path: Path) -> None:
-    learner = json.loads(booster.save_config())["learner"]
-    objective = learner["objective"]["name"]
-    kind = learner["gradient_booster"]["name"]
-    if objective not in _OBJECTIVES:
-        raise ModelError(
-            f"{path}: objective {objective} gives no probability; "
-            f"train with one of {', '.join(sorted(_OBJECTIVES))}"
-        )
-    if kind not in _BOOSTERS:
-        raise ModelError(f"{path}: booster {kind} cannot be served; train with gbtree or dart")
-
-
-def _check_columns(booster: xgboost.Booster, path: Path, features: repository.FeatureList) -> None:
-    expected = booster.num_features()
-    if expected != len(features.features):
-        raise ModelError(
-            f"{path} takes {expected} columns, {repository.FEATURES_FILE} beside it names "
-            f"{len(features.features)}: write both from one training run"
-        )
-    own_names = booster.feature_names
-    if own_names is not None and tuple(own_names) != features.names:
-        raise ModelError(
-            f"{path} was trained on columns {own_names}, {repository.FEATURES_FILE} beside it "
-            f"names {list(features.names)}: write both from one training run"
-        )

@@ -10,8 +10,10 @@ import xgboost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_server.backends.contributions import MAX_DEPTH, compile_paths
-from model_server.backends.forest import TOLERANCE, compile_forest
+from model_server.backends.trees.compiler import compile_booster, compile_paths
+from model_server.backends.trees.contributions import MAX_DEPTH
+from model_server.backends.trees.forest import Forest
+from model_server.backends.trees.sample import TOLERANCE
 
 COLUMNS = 5
 FORESTS: dict[str, Any] = {
@@ -29,6 +31,11 @@ def train(seed: int, trees: int, **parameters: Any) -> xgboost.Booster:
     labels = (np.nansum(rows[:, :3], axis=1) + rng.normal(size=600) > 0.5).astype(float)
     defaults = {"objective": "binary:logistic", "max_depth": 4, "seed": seed}
     return xgboost.train(defaults | parameters, xgboost.DMatrix(rows, labels), trees)
+
+
+def compile_forest(booster: xgboost.Booster) -> Forest | None:
+    compiled = compile_booster(booster)
+    return None if compiled is None else compiled.checked()
 
 
 def expected(booster: xgboost.Booster, rows: np.ndarray) -> np.ndarray:

@@ -1,0 +1,189 @@
+"""The loops over trees as machine code, loaded by LLVM alone.
+
+Numba, which makes the code, takes a second to import and 70 MiB; a server that only runs it need
+not pay for that. The code is made once per processor and version, in a process of its own, and
+kept beside the byte code of this package or else in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.metadata
+import logging
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numpy as np
+import numpy.typing as npt
+
+from model_server.errors import ModelError
+
+__all__ = ["Kernels", "address", "kernels"]
+
+logger = logging.getLogger(__name__)
+
+_MODULE = "model_server.backends.trees.kernels"
+_SOURCE = Path(__file__).with_name("kernels.py")
+_ROOT = _SOURCE.parents[3]
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+_P, _N, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
+_ADD_LEAVES = ctypes.CFUNCTYPE(
+    None, _P, _P, _P, _P, ctypes.c_float, _N, _COUNT, _P, _COUNT, _COUNT, _N, _P, _P
+)
+_ADD_CONTRIBUTIONS = ctypes.CFUNCTYPE(
+    None, _P, _P, _P, _P, _P, _P, _P, _P, _N, _P, _N, _N, _P, _P, _P
+)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions of ``kernels``, called without the interpreter's lock.
+
+    Attributes:
+        add_leaves: See there; pointers are integers, see ``address``.
+        add_contributions: See there.
+        engine: Owns the machine code.
+    """
+
+    add_leaves: Callable[..., None]
+    add_contributions: Callable[..., None]
+    engine: llvm.ExecutionEngine
+
+
+_lock = threading.Lock()
+_loaded: Kernels | None = None
+
+
+def kernels() -> Kernels:
+    """Load the loops; the first call takes 0.1 s, and where none are kept yet some seconds more.
+
+    Raises:
+        ModelError: They cannot be compiled on this machine.
+    """
+    global _loaded
+    with _lock:
+        if _loaded is None:
+            _loaded = _load(_object())
+        return _loaded
+
+
+def address(array: npt.NDArray[np.generic]) -> int:
+    """Return where the array's values begin; it must be C-contiguous, and outlive the address."""
+    assert array.flags.c_contiguous
+    return int(array.__array_interface__["data"][0])
+
+
+def _load(machine_code: bytes) -> Kernels:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
+    engine.finalize_object()
+    return Kernels(
+        _ADD_LEAVES(engine.get_function_address("add_leaves")),
+        _ADD_CONTRIBUTIONS(engine.get_function_address("add_contributions")),
+        engine,
+    )
+
+
+def _object() -> bytes:
+    name = f"kernels-{_key()}.o"
+    for folder in _folders():
+        if (kept := _read(folder / name)) is not None:
+            return kept
+    logger.info("event=compiling_kernels message=once per machine, for some seconds")
+    made = _compile()
+    for folder in _folders():
+        if _write(folder / name, made):
+            return made
+    logger.warning(
+        "event=kernels_not_kept message=no folder can be written, so each start compiles again: "
+        "set XDG_CACHE_HOME"
+    )
+    return made
+
+
+def _key() -> str:
+    """What the machine code depends on."""
+    versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
+    features = llvm.get_host_cpu_features().flatten()
+    parts = [_SOURCE.read_bytes(), *(p.encode() for p in (*versions, _cpu(), features))]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _cpu() -> str:
+    return f"{llvm.get_default_triple()} {llvm.get_host_cpu_name()}"
+
+
+def _folders() -> Iterator[Path]:
+    yield _SOURCE.parent / "__pycache__"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    yield (Path(cache) if cache else Path.home() / ".cache") / "streamscore"
+
+
+def _read(path: Path) -> bytes | None:
+    """Return a kept object; None if there is none, or if it is damaged."""
+    try:
+        digest, content = (kept := path.read_bytes())[:_DIGEST_BYTES], kept[_DIGEST_BYTES:]
+    except OSError:
+        return None
+    return content if hashlib.sha256(content).digest() == digest else None
+
+
+def _write(path: Path, content: bytes) -> bool:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as draft:
+            draft.write(hashlib.sha256(content).digest() + content)
+        os.replace(draft.name, path)  # another process reads the old one or the new, never half
+    except OSError:
+        return False
+    return True
+
+
+def _compile() -> bytes:
+    if "numba" in sys.modules:  # its price is paid: a Flink worker, whose features need it too
+        from model_server.backends.trees.kernels import compile_object
+
+        return compile_object()
+    return run_module(_MODULE)[:]
+
+
+def run_module(module: str, *arguments: str) -> mmap.mmap:
+    """Run a module of ours in a process of its own; return what it writes to stdout.
+
+    That goes through a file that has no name any more, not through a pipe: to collect megabytes
+    from a pipe holds the interpreter's lock for milliseconds.
+
+    Raises:
+        ModelError: It failed; the message is the last line that it wrote to stderr.
+    """
+    # One thread, and not in the way of a server that answers meanwhile.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    paths = [str(_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    with tempfile.TemporaryFile() as written:
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", module, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=written,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        if ended.returncode:
+            lines = ended.stderr.decode(errors="replace").strip().splitlines()
+            reason = lines[-1] if lines else f"exit code {ended.returncode}"
+            raise ModelError(f"python -m {module} failed: {reason}")
+        return mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ)
