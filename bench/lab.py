@@ -66,6 +66,8 @@ class Child:
         self.log = folder / f"{name}.log"
         self._ends_at_eof = ends_at_eof
         self._lines: queue.Queue[str | None] = queue.Queue()
+        # An installed package has its byte code.
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -74,6 +76,7 @@ class Child:
                 stderr=log,
                 text=True,
                 cwd=ROOT,
+                env=environment,
                 start_new_session=True,
             )
         threading.Thread(target=self._read, daemon=True).start()

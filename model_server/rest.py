@@ -32,6 +32,7 @@ from model_server.columns import joined, takes_columns
 from model_server.descriptions import METADATA_FIELD, metadata_response, status_response
 from model_server.errors import InvalidRequest
 from model_server.examples import ExampleCalls
+from model_server.json_numbers import to_array
 from model_server.protos import Example, SignatureDefMap
 from model_server.servables import Servable, Servables
 from model_server.web import finite, json_response, read_json
@@ -217,26 +218,9 @@ def _to_array(spec: TensorSpec, values: Any) -> npt.NDArray[Any]:
     Raises:
         InvalidRequest: They are uneven, or hold values of another type.
     """
-    kind = spec.dtype.kind
-    if kind == "O":
+    if spec.dtype.kind == "O":
         return _strings(values)
-    try:
-        array = np.array(values)
-        if array.dtype.kind == "O":
-            array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as exc:
-        raise InvalidRequest(f"input {spec.name} is no even list of {spec.dtype} values") from exc
-    if not array.size:
-        return array.astype(spec.dtype)
-    allowed = {"b": "b", "f": "fui", "u": "ui", "i": "ui"}.get(kind, "")
-    if array.dtype.kind not in allowed:
-        raise InvalidRequest(f"input {spec.name} holds values that are not {spec.dtype}")
-    if kind in "ui":
-        limits = np.iinfo(spec.dtype)
-        if int(array.min()) < limits.min or int(array.max()) > limits.max:
-            raise InvalidRequest(f"input {spec.name} has a value that does not fit {spec.dtype}")
-    with np.errstate(over="ignore"):
-        return array.astype(spec.dtype)
+    return to_array(spec.name, str(spec.dtype), spec.dtype, values)
 
 
 def _strings(values: Any) -> npt.NDArray[Any]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_server.errors import InvalidRequest
+from model_server.json_numbers import to_array
 from model_server.tensors import widen_bfloat16
 
 __all__ = [
@@ -204,30 +205,12 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: Any) -> npt.
     if dtype.kind == "O":
         array: npt.NDArray[Any] = _strings([_as_bytes(element) for element in _flat(data)])
     else:
-        array = _numbers(name, datatype, dtype, data)
+        array = to_array(name, datatype, dtype, data)
     if array.size != count:
         raise InvalidRequest(
             f"input {name} has {array.size} values, shape {list(shape)} needs {count}"
         )
     return array.reshape(shape)
-
-
-def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) -> npt.NDArray[Any]:
-    try:
-        array = np.array(data)
-        if array.dtype.kind == "O":  # null is how JSON writes NaN
-            array = np.array(data, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as exc:
-        raise InvalidRequest(f"input {name} is no even list of {datatype} values") from exc
-    if not array.size:
-        return np.empty(0, dtype)
-    allowed = {"b": "b", "u": "ui", "i": "ui", "f": "fuib"}[dtype.kind]
-    if array.dtype.kind not in allowed:
-        raise InvalidRequest(f"input {name} holds values that are not {datatype}")
-    if dtype.kind in "ui":
-        _check_range(name, int(array.min()), int(array.max()), dtype)
-    with np.errstate(over="ignore"):
-        return array.astype(dtype)
 
 
 def _flat(data: list[Any]) -> list[Any]:

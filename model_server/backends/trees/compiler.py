@@ -20,7 +20,7 @@ from model_server.backends.trees.sample import Compiled, Sample
 __all__ = ["compile_booster", "compile_paths"]
 
 _SAMPLE_ROWS = 512
-_EXPLAINED_ROWS = 32
+_EXPLAINED_ROWS = 16
 _LEAF = -1
 
 Floats = npt.NDArray[np.float32]

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from model_server import repository
 from model_server.backends.trees.contributions import Paths
 from model_server.backends.trees.forest import Forest
-from model_server.backends.trees.native import run_module
+from model_server.backends.trees.native import Run, kernels
 from model_server.backends.trees.sample import Compiled, Sample
 from model_server.errors import ModelError, ModelServerError, RepositoryError
 
@@ -47,7 +47,9 @@ def compile_in_child(version_dir: Path) -> Compiled | None:
         RepositoryError: A file is missing or malformed.
         ModelError: The booster cannot be served, or its reader crashed.
     """
-    answer = run_module(_MODULE, str(version_dir))
+    with Run(_MODULE, str(version_dir)) as run:
+        kernels()  # loaded meanwhile
+        answer = run.output()
     head = answer.readline()
     said = json.loads(head)
     if said["error"] is not None:

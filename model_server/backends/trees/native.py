@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.metadata
 import logging
 import mmap
 import os
@@ -20,14 +19,14 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-import llvmlite.binding as llvm
 import numpy as np
 import numpy.typing as npt
 
 from model_server.errors import ModelError
 
-__all__ = ["Kernels", "address", "kernels"]
+__all__ = ["Kernels", "Run", "address", "kernels"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Kernels:
 
     add_leaves: Callable[..., None]
     add_contributions: Callable[..., None]
-    engine: llvm.ExecutionEngine
+    engine: object
 
 
 _lock = threading.Lock()
@@ -84,6 +83,8 @@ def address(array: npt.NDArray[np.generic]) -> int:
 
 
 def _load(machine_code: bytes) -> Kernels:
+    import llvmlite.binding as llvm
+
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
@@ -115,15 +116,13 @@ def _object() -> bytes:
 
 
 def _key() -> str:
-    """What the machine code depends on."""
-    versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
+    """What the machine code depends on: LLVM, the processor and the source."""
+    import llvmlite.binding as llvm
+
     features = llvm.get_host_cpu_features().flatten()
-    parts = [_SOURCE.read_bytes(), *(p.encode() for p in (*versions, _cpu(), features))]
+    platform = [str(llvm.llvm_version_info), llvm.get_default_triple(), llvm.get_host_cpu_name()]
+    parts = [_SOURCE.read_bytes(), *(part.encode() for part in (*platform, features))]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _cpu() -> str:
-    return f"{llvm.get_default_triple()} {llvm.get_host_cpu_name()}"
 
 
 def _folders() -> Iterator[Path]:
@@ -157,33 +156,55 @@ def _compile() -> bytes:
         from model_server.backends.trees.kernels import compile_object
 
         return compile_object()
-    return run_module(_MODULE)[:]
+    with Run(_MODULE) as run:
+        return run.output()[:]
 
 
-def run_module(module: str, *arguments: str) -> mmap.mmap:
-    """Run a module of ours in a process of its own; return what it writes to stdout.
+class Run:
+    """A module of ours running in a process of its own; a context manager that ends with it.
 
-    That goes through a file that has no name any more, not through a pipe: to collect megabytes
-    from a pipe holds the interpreter's lock for milliseconds.
-
-    Raises:
-        ModelError: It failed; the message is the last line that it wrote to stderr.
+    What it writes to stdout goes through a file that has no name any more, not through a pipe: to
+    collect megabytes from a pipe holds the interpreter's lock for milliseconds.
     """
-    # One thread, and not in the way of a server that answers meanwhile.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    paths = [str(_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
-    with tempfile.TemporaryFile() as written:
-        ended = subprocess.run(
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        """Start it.
+
+        Args:
+            module: Its name.
+            arguments: Its arguments.
+        """
+        # One thread, and not in the way of a server that answers meanwhile.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        paths = [str(_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        self._module = module
+        self._written = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=written,
+            stdout=self._written,
             stderr=subprocess.PIPE,
-            check=False,
         )
-        if ended.returncode:
-            lines = ended.stderr.decode(errors="replace").strip().splitlines()
-            reason = lines[-1] if lines else f"exit code {ended.returncode}"
-            raise ModelError(f"python -m {module} failed: {reason}")
-        return mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:  # closes its pipe and waits
+            self._process.kill()
+        self._written.close()
+
+    def output(self) -> mmap.mmap:
+        """Wait for its end; return what it wrote to stdout.
+
+        Raises:
+            ModelError: It failed; the message is the last line that it wrote to stderr.
+        """
+        _, errors = self._process.communicate()
+        if status := self._process.returncode:
+            lines = errors.decode(errors="replace").strip().splitlines()
+            reason = lines[-1] if lines else f"exit code {status}"
+            raise ModelError(f"python -m {self._module} failed: {reason}")
+        return mmap.mmap(self._written.fileno(), 0, access=mmap.ACCESS_READ)
