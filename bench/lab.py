@@ -42,6 +42,11 @@ _STOP_TIMEOUT_S = 60.0
 _READ_TIMEOUT_S = 30.0
 
 
+def installed_environment() -> dict[str, str]:
+    """The environment of a program that is installed, so has its byte code."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+
 class Child:
     """A Python module that runs as a child process.
 
@@ -66,8 +71,6 @@ class Child:
         self.log = folder / f"{name}.log"
         self._ends_at_eof = ends_at_eof
         self._lines: queue.Queue[str | None] = queue.Queue()
-        # An installed package has its byte code.
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -76,7 +79,7 @@ class Child:
                 stderr=log,
                 text=True,
                 cwd=ROOT,
-                env=environment,
+                env=installed_environment(),
                 start_new_session=True,
             )
         threading.Thread(target=self._read, daemon=True).start()

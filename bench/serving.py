@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -36,6 +35,7 @@ import xgboost
 
 from bench import common
 from bench.common import BENCH, BenchError, Result, compared, say
+from bench.lab import installed_environment
 from jobs.environment import BUILD, ROOT, NotReadyError
 from jobs.stack import free_port
 from model_server.backends.xgboost import XGBoostModel
@@ -208,7 +208,7 @@ def _running(
     with log_path.open("w") as log:
         begun_s = time.perf_counter()
         child = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log
+            command, cwd=ROOT, env=installed_environment() | environment, stdout=log, stderr=log
         )
         try:
             _wait_until_ready(child, http_port, log_path)

@@ -7,6 +7,7 @@ and NOT_SERVING again from the first moment of a drain. Calls in flight get ``gr
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import signal
 from collections.abc import Callable
@@ -155,6 +156,7 @@ class ModelServer:
         self._admin_calls = RepositoryCalls(self._manager, options.models, allowed=True)
         self._common_calls = RepositoryCalls(self._manager, options.models, allowed=False)
         self._listeners: list[GrpcServer | HttpServer] = []
+        self._listening = asyncio.Event()
 
     async def listen(self) -> Ports:
         """Open the ports; every model is still NOT_SERVING.
@@ -173,6 +175,7 @@ class ModelServer:
             await self._listen_http(options.admin_http_port, admin=True),
         )
         logger.info("event=listening host=%s %s", options.host, ports)
+        self._listening.set()
         return ports
 
     def _repository_calls(self, admin: bool) -> RepositoryCalls:
@@ -197,7 +200,9 @@ class ModelServer:
     async def _listen_http(self, port: int | None, *, admin: bool) -> int | None:
         if port is None:
             return None
-        # Here, for a server without HTTP starts faster and stays smaller.
+        # Here, for a server without HTTP starts faster and stays smaller; and in a thread, for it
+        # takes a quarter of a second in which models can be loaded.
+        await asyncio.to_thread(importlib.import_module, "model_server.web")
         from model_server.oip.http_api import InferenceRoutes
         from model_server.rest import ServingRoutes
         from model_server.web import HttpServer
@@ -221,11 +226,14 @@ class ModelServer:
     async def load(self) -> None:
         """Load and warm up every model, then say SERVING and look for new versions.
 
+        May begin before ``listen`` does, but does not end before that has ended.
+
         Raises:
             RepositoryError: The repository has no such model or version.
             ModelError: A model cannot be served.
         """
         await self._manager.configure(self._options.models)
+        await self._listening.wait()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         if self._options.poll_s:
             self._polling = asyncio.create_task(self._manager.poll_forever(self._options.poll_s))
@@ -284,10 +292,13 @@ async def start(options: ServerOptions, *, load_model: LoadModel = load_by_files
         ModelError: The model cannot be served.
     """
     server = ModelServer(options, load_model=load_model)
+    loading = asyncio.create_task(server.load())  # mostly another process's work
     try:
         ports = await server.listen()
-        await server.load()
+        await loading
     except BaseException:
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
         await server.stop()
         raise
     return RunningServer(ports, server)
