@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -15,8 +15,8 @@ from jobs.settings_table import Setting, markdown, rows
 from model_server.batching import BatchingOptions
 from model_server.errors import ModelServerError
 from model_server.lifecycle import ModelConfig, VersionPolicy
+from model_server.options import ServerOptions
 from model_server.security import TlsOptions
-from model_server.server import ServerOptions
 from udfs.spec import DurationMs, Mistake, Strict
 
 __all__ = ["ServerSettings", "as_yaml", "is_server_file", "load", "options", "reference"]
@@ -78,6 +78,15 @@ class LimitSettings(Strict):
     threads: int = Field(2, ge=1, description="calls in the pool of threads at once")
 
 
+class LogSettings(Strict):
+    """The log on stderr."""
+
+    format: Literal["text", "json"] = Field(
+        "text", description="`text`, or `json` with one object per line"
+    )
+    calls: bool = Field(False, description="log every call")
+
+
 class ServerSettings(Strict):
     """Everything a model server needs to know."""
 
@@ -92,6 +101,12 @@ class ServerSettings(Strict):
     admin_http_port: int | None = Field(
         None, ge=0, le=65_535, description="HTTP port that also loads and unloads models"
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="HTTP port of `/metrics` alone, without token or TLS; the HTTP port has it too",
+    )
     models: tuple[ServedModel, ...] = Field((), description="what is served")
     model_config_file: Path | None = Field(
         None, description="instead of `models`: a TF Serving model config file (text proto)"
@@ -103,6 +118,7 @@ class ServerSettings(Strict):
         "", description="bearer token that callers must show, as `${MODEL_TOKEN}`; none if empty"
     )
     limits: LimitSettings = Field(default_factory=lambda: LimitSettings(), description="limits")
+    log: LogSettings = Field(default_factory=lambda: LogSettings(), description="the log")
 
     def mistakes(self) -> Iterator[Mistake]:
         """See the base class."""
@@ -156,12 +172,15 @@ def options(settings: ServerSettings) -> ServerOptions:
         http_port=settings.http_port,
         admin_port=settings.admin_port,
         admin_http_port=settings.admin_http_port,
+        metrics_port=settings.metrics_port,
         tls=TlsOptions(tls.certificate, tls.key, tls.client_ca) if tls else None,
         token=settings.token,
         max_message_bytes=settings.limits.message_bytes,
         max_concurrent_rpcs=settings.limits.concurrent_calls,
         threads=settings.limits.threads,
         grace_s=settings.grace / 1_000,
+        log_format=settings.log.format,
+        log_calls=settings.log.calls,
     )
 
 

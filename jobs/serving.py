@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import typer
 
 from jobs.settings import Settings
-from model_server.server import ServerOptions
+from model_server import logs
+from model_server.options import ServerOptions
 from model_server.server import serve as serve_model
 
 
@@ -31,7 +30,5 @@ def serve(chosen: ServerOptions) -> int:
 
     Prints ``ready port=<port>``, and the other ports that are open, once the models are warm.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="time=%(asctime)s level=%(levelname)s %(message)s"
-    )
+    logs.configure(chosen.log_format)
     return serve_model(chosen, on_ready=lambda ports: typer.echo(f"ready {ports}"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_server.server import ServerOptions, serve
+from model_server import logs
+from model_server.options import ServerOptions
+from model_server.server import serve
 
 _EXIT_USAGE = 2
 
@@ -40,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds for calls in flight on stop (%(default)s)")  # fmt: skip
     add("--threads", type=int, default=defaults.threads,
         help="large batches worked on at once (%(default)s)")  # fmt: skip
+    add("--metrics-port", type=int, help="port of HTTP for Prometheus alone (default: none)")
+    add("--log-format", choices=("text", "json"), default="text",
+        help="of the log on stderr (%(default)s)")  # fmt: skip
+    add("--log-calls", action="store_true", help="log every call")
     return parser
 
 
@@ -50,9 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 after a drain, 1 when the server could not start, 2 for wrong arguments.
     """
     given = vars(_parser().parse_args(argv))
-    logging.basicConfig(
-        level=logging.INFO, format="time=%(asctime)s level=%(levelname)s %(message)s"
-    )
     try:
         options = ServerOptions.of_one_model(
             given.pop("models_dir"), given.pop("model_name"), given.pop("model_version"), **given
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as exc:
         print(f"model_server: {exc}", file=sys.stderr)
         return _EXIT_USAGE
+    logs.configure(options.log_format)
     return serve(options, on_ready=lambda ports: print(f"ready {ports}", flush=True))
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from weakref import WeakKeyDictionary
 
 from model_server.backends.base import Arrays, Model, Signature
 from model_server.batching import Batcher, BatchingOptions, can_batch
@@ -35,6 +34,7 @@ class Caller:
         threads: int = 1,
         max_queued: int = 1_000,
         batching: Mapping[str, BatchingOptions] | None = None,
+        on_run: Callable[[str, int], None] = lambda _model, _rows: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Run what is not quick in ``executor``.
@@ -44,16 +44,21 @@ class Caller:
             threads: How many it has.
             max_queued: Calls in the pool or waiting for it; more are refused.
             batching: By the model's name, how its calls are put together; none if absent.
+            on_run: Is told a model's name and the rows of each of its runs.
             clock: Seconds.
         """
         self._executor = executor
         self._threads = threads
         self._max_queued = max_queued
         self._batching = batching or {}
+        self._on_run = on_run
         self._clock = clock
         self._queued = 0
-        self._call_s: WeakKeyDictionary[Model, dict[str, float]] = WeakKeyDictionary()
-        self._batchers: WeakKeyDictionary[Model, dict[object, Batcher]] = WeakKeyDictionary()
+
+    @property
+    def queued(self) -> int:
+        """Runs in the pool or waiting for it."""
+        return self._queued
 
     async def run(
         self,
@@ -81,46 +86,52 @@ class Caller:
         signature = servable.signature(signature_name)
         options = self._batching.get(servable.name)
         rows = _row_count(inputs)
-        model, patience_s = servable.model, math.inf if remaining_s is None else remaining_s
+        patience_s = math.inf if remaining_s is None else remaining_s
         if options is not None and 0 < rows < options.max_rows and can_batch(signature):
-            batcher = self._batcher(model, signature_name, wanted, options)
+            batcher = self._batcher(servable, signature_name, wanted, options)
             if batcher.waiting >= self._max_queued:
                 raise Overloaded(f"{batcher.waiting} calls wait: try later or elsewhere")
             deadline_s = asyncio.get_running_loop().time() + patience_s
             return await batcher.call(inputs, rows, deadline_s)
-        return await self._run_at_once(model, signature_name, wanted, inputs, patience_s)
+        return await self._run_at_once(servable, signature_name, wanted, inputs, patience_s)
 
     def _batcher(
-        self, model: Model, signature_name: str, wanted: Sequence[str], options: BatchingOptions
+        self,
+        servable: Servable,
+        signature_name: str,
+        wanted: Sequence[str],
+        options: BatchingOptions,
     ) -> Batcher:
-        batchers = self._batchers.setdefault(model, {})
+        batchers = servable.calls.batchers
         key = signature_name, tuple(wanted)
         if key not in batchers:
-            run = partial(self._run_at_once, model, signature_name, tuple(wanted))
+            run = partial(self._run_at_once, servable, signature_name, tuple(wanted))
             batchers[key] = Batcher(run, options, at_once=self._threads)
         return batchers[key]
 
     async def _run_at_once(
         self,
-        model: Model,
+        servable: Servable,
         signature_name: str,
         wanted: Sequence[str],
         inputs: Arrays,
         patience_s: float = math.inf,
     ) -> Arrays:
-        if model.is_quick(signature_name, _row_count(inputs)):
+        model, rows = servable.model, _row_count(inputs)
+        self._on_run(servable.name, rows)
+        if model.is_quick(signature_name, rows):
             return model.run(signature_name, inputs, wanted)
-        return await self._run_in_pool(model, signature_name, inputs, wanted, patience_s)
+        return await self._run_in_pool(servable, signature_name, inputs, wanted, patience_s)
 
     async def _run_in_pool(
         self,
-        model: Model,
+        servable: Servable,
         signature_name: str,
         inputs: Arrays,
         wanted: Sequence[str],
         patience_s: float,
     ) -> Arrays:
-        times_s = self._call_s.setdefault(model, {})
+        times_s = servable.calls.times_s
         wait_s = max(self._queued - self._threads + 1, 0) / self._threads
         wait_s *= times_s.get(signature_name, 0.0)
         if self._queued >= self._max_queued or wait_s > patience_s:
@@ -132,7 +143,7 @@ class Caller:
         try:
             loop = asyncio.get_running_loop()
             took_s, outputs = await loop.run_in_executor(
-                self._executor, self._timed, model, signature_name, inputs, wanted
+                self._executor, self._timed, servable.model, signature_name, inputs, wanted
             )
         finally:
             self._queued -= 1

@@ -8,6 +8,7 @@ import grpc  # type: ignore[import-untyped, unused-ignore]
 from grpc_health.v1 import health, health_pb2_grpc  # type: ignore[import-untyped, unused-ignore]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped, unused-ignore]
 
+from model_server.call_record import Observer
 from model_server.calls import Caller
 from model_server.errors import StartupError
 from model_server.grpc_status import Parsing
@@ -40,6 +41,7 @@ class GrpcServer:
         caller: Caller,
         repository: RepositoryCalls,
         health_servicer: Any,
+        observer: Observer,
         *,
         max_message_bytes: int,
         max_concurrent_rpcs: int,
@@ -53,6 +55,7 @@ class GrpcServer:
             caller: Runs them.
             repository: Loads and unloads them on request.
             health_servicer: Answers health checks.
+            observer: Is told of every call.
             max_message_bytes: Largest request or response.
             max_concurrent_rpcs: Calls at work at once; more are refused.
             grace_s: Seconds that calls in flight get when the server stops.
@@ -61,7 +64,7 @@ class GrpcServer:
         self._grace_s = grace_s
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=max_concurrent_rpcs,
-            interceptors=[TokenInterceptor(token)] if token else None,
+            interceptors=[TokenInterceptor(token, observer)] if token else None,
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
@@ -72,7 +75,7 @@ class GrpcServer:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ],
         )
-        parsing = Parsing(self._server)
+        parsing = Parsing(self._server, observer)
         add_prediction_service(PredictionService(servables, caller), parsing)
         add_model_service(ModelService(servables, repository), parsing)
         inference = Inference(servables, caller)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import grpc  # type: ignore[import-untyped, unused-ignore]
 
+from model_server.call_record import Observer, observed_rpc
 from model_server.errors import InvalidRows, RequestRefused, TensorError
 
 __all__ = ["Parsing", "answering"]
@@ -47,17 +48,22 @@ _UNPARSABLE = _Unparsable()
 class Parsing:
     """Takes the place of a server where services are added, and sees to requests that are none.
 
+    Here every call passes, so here it is observed too.
+
     grpc.aio answers bytes that cannot be parsed with UNKNOWN, as if a handler had failed; they are
     the caller's fault, hence INVALID_ARGUMENT.
     """
 
-    def __init__(self, server: Any) -> None:
-        """Add services to ``server``."""
+    def __init__(self, server: Any, observer: Observer) -> None:
+        """Add services to ``server``; ``observer`` is told of their calls."""
         self._server = server
+        self._observer = observer
 
     def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
         """See ``grpc.aio.Server``."""
-        self._server.add_generic_rpc_handlers(tuple(_Handlers(handler) for handler in handlers))
+        self._server.add_generic_rpc_handlers(
+            tuple(_Handlers(handler, self._observer) for handler in handlers)
+        )
 
     def add_registered_method_handlers(self, service_name: str, handlers: Any) -> None:
         """See ``grpc.aio.Server``, where it does nothing either."""
@@ -66,8 +72,9 @@ class Parsing:
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
     """A service's handlers, each of which is made to take bytes that are no message."""
 
-    def __init__(self, handlers: Any) -> None:
+    def __init__(self, handlers: Any, observer: Observer) -> None:
         self._handlers = handlers
+        self._observer = observer
         self._made: dict[str, Any] = {}
 
     def service(self, handler_call_details: Any) -> Any:
@@ -76,11 +83,11 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
             handler = self._handlers.service(handler_call_details)
             if handler is None:  # not of this service; names of others are not kept
                 return None
-            self._made[method] = _tolerant(handler)
+            self._made[method] = _tolerant(handler, method, self._observer)
         return self._made[method]
 
 
-def _tolerant(handler: Any) -> Any:
+def _tolerant(handler: Any, method: str, observer: Observer) -> Any:
     if handler.unary_unary is None or handler.request_deserializer is None:
         return handler
 
@@ -97,4 +104,6 @@ def _tolerant(handler: Any) -> Any:
             )
         return await handler.unary_unary(request, context)
 
-    return grpc.unary_unary_rpc_method_handler(answer, parse, handler.response_serializer)
+    return grpc.unary_unary_rpc_method_handler(
+        observed_rpc(answer, method, observer), parse, handler.response_serializer
+    )

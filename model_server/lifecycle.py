@@ -121,6 +121,8 @@ class Manager:
         servables: Servables,
         load_model: LoadModel,
         *,
+        on_loaded: Callable[[str, float], None] = lambda _model, _took_s: None,
+        on_refused: Callable[[str], None] = lambda _model: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start without a model.
@@ -128,10 +130,14 @@ class Manager:
         Args:
             servables: What is kept in line.
             load_model: Loads a version folder.
-            clock: Seconds, for the log.
+            on_loaded: Is told a model's name and the seconds that a version took.
+            on_refused: Is told the name of a model of which a version is broken.
+            clock: Seconds.
         """
         self._servables = servables
         self._load_model = load_model
+        self._on_loaded = on_loaded
+        self._on_refused = on_refused
         self._clock = clock
         self._configs: dict[str, ModelConfig] = {}
         self._broken: dict[tuple[str, int], object] = {}
@@ -252,12 +258,14 @@ class Manager:
             error = exc if isinstance(exc, ModelServerError) else _unexpected(config, version, exc)
             self._broken[name, version] = seen
             self._servables.note(name, version, ServableState.END, str(error))
+            self._on_refused(name)
             logger.error("event=load_failed model=%s version=%d message=%s", name, version, error)
             return error
         self._broken.pop((name, version), None)
         self._servables.publish(Servable(name, version, model))
-        took_ms = (self._clock() - begun_s) * 1_000.0
-        logger.info("event=loaded model=%s version=%d took_ms=%.0f", name, version, took_ms)
+        took_s = self._clock() - begun_s
+        self._on_loaded(name, took_s)
+        logger.info("event=loaded model=%s version=%d took_ms=%.0f", name, version, took_s * 1e3)
         return None
 
     async def _withdraw(self, name: str, version: int) -> None:

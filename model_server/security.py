@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc  # type: ignore[import-untyped, unused-ignore]
 
+from model_server.call_record import Observer, observed_rpc
 from model_server.errors import StartupError
 
 if TYPE_CHECKING:
@@ -79,9 +80,10 @@ def _is_right(header: str, token: str) -> bool:
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
     """Refuses gRPC calls without the token; health checks need none."""
 
-    def __init__(self, token: str) -> None:
-        """Ask for ``token``."""
+    def __init__(self, token: str, observer: Observer) -> None:
+        """Ask for ``token``; ``observer`` is told of refusals."""
         self._token = token
+        self._observer = observer
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
@@ -93,7 +95,10 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
             return handler
         if handler is not None and handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(_refuse)
-        return grpc.unary_unary_rpc_method_handler(_refuse)
+        # Whoever has no token shall not choose names that end up in metrics.
+        method = handler_call_details.method if handler is not None else "unknown"
+        refuse = observed_rpc(_refuse, method, self._observer)
+        return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 async def _refuse(request: Any, context: Any) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from model_server.backends.base import Model, Signature
+from model_server.batching import Batcher
+from model_server.call_record import current
 from model_server.errors import (
     InvalidRequest,
     ServableNotFound,
@@ -22,7 +24,7 @@ from model_server.errors import (
     SignatureNotFound,
 )
 
-__all__ = ["Servable", "ServableState", "Servables", "VersionStatus"]
+__all__ = ["CallState", "Servable", "ServableState", "Servables", "VersionStatus"]
 
 
 class ServableState(Enum):
@@ -47,6 +49,19 @@ class VersionStatus:
     error: str = ""
 
 
+@dataclass
+class CallState:
+    """What ``calls.Caller`` keeps of a version; it goes when the version does.
+
+    Attributes:
+        times_s: By signature, how long a run takes.
+        batchers: By signature and outputs, what puts calls together.
+    """
+
+    times_s: dict[str, float] = field(default_factory=dict)
+    batchers: dict[object, Batcher] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Servable:
     """One loaded version of a model."""
@@ -54,6 +69,7 @@ class Servable:
     name: str
     version: int
     model: Model
+    calls: CallState = field(default_factory=CallState, compare=False, repr=False)
 
     def signature(self, name: str) -> Signature:
         """Return a signature by name.
@@ -166,6 +182,8 @@ class Servables:
             InvalidRequest: The model has no such label.
         """
         servable, users = self._find(name, version, label)
+        if (record := current.get()) is not None:
+            record.model, record.version = servable.name, servable.version
         with users:
             yield servable
 
@@ -188,6 +206,12 @@ class Servables:
         if any(status.state is ServableState.LOADING for status in statuses):
             raise ServableNotReady(f"model {name} is still loading")
         raise _not_found(name, version)
+
+    def states(self) -> Iterator[tuple[str, int, ServableState]]:
+        """Yield every known version with its state."""
+        for name, entry in self._entries.items():
+            for version, status in entry.statuses.items():
+                yield name, version, status.state
 
     def statuses(
         self, name: str, version: int | None = None, label: str = ""

@@ -12,20 +12,22 @@ import logging
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped, unused-ignore]
 
 from model_server.backends import load as load_by_files
+from model_server.call_record import Observers
 from model_server.calls import Caller
 from model_server.errors import ModelServerError
 from model_server.grpc_listener import SERVICES, GrpcServer
-from model_server.lifecycle import LoadModel, Manager, ModelConfig, VersionPolicy
+from model_server.lifecycle import LoadModel, Manager
+from model_server.logs import CallLog
+from model_server.metrics import ServerMetrics
 from model_server.oip.inference import Inference
+from model_server.options import Ports, ServerOptions
 from model_server.repository_calls import RepositoryCalls
-from model_server.security import TlsOptions
 from model_server.servables import Servables
 
 if TYPE_CHECKING:
@@ -37,95 +39,6 @@ logger = logging.getLogger(__name__)
 
 # "" is the server as a whole, which plain probes ask for.
 _HEALTH_NAMES = ("", *SERVICES)
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """Settings of the server.
-
-    Attributes:
-        models: What to serve.
-        poll_s: Seconds between two looks for new versions; 0 for none.
-        host: Address to listen on; the default is reachable from this machine only.
-        port: Port of gRPC; 0 takes a free one.
-        http_port: Port of HTTP; 0 takes a free one, None opens none.
-        admin_port: Port of gRPC on which models may be loaded and unloaded and the configuration
-            replaced, beside all that ``port`` does; None opens none.
-        admin_http_port: The same for HTTP.
-        tls: The server's identity on every port; plain text if None.
-        token: Bearer token that callers must show, but for health; none if empty.
-        max_message_bytes: Largest request or response, in bytes.
-        max_concurrent_rpcs: Calls at work at once; more are refused with RESOURCE_EXHAUSTED.
-        grace_s: Seconds that calls in flight get when the server stops.
-        threads: Large batches and explanations worked on at once, each by one XGBoost thread.
-
-    Raises:
-        ValueError: A setting is out of range.
-    """
-
-    models: tuple[ModelConfig, ...]
-    poll_s: float = 2.0
-    host: str = "127.0.0.1"
-    port: int = 0
-    http_port: int | None = None
-    admin_port: int | None = None
-    admin_http_port: int | None = None
-    tls: TlsOptions | None = None
-    token: str = field(default="", repr=False)
-    max_message_bytes: int = 16 * 1024 * 1024
-    max_concurrent_rpcs: int = 256
-    grace_s: float = 10.0
-    threads: int = 2
-
-    def __post_init__(self) -> None:
-        """Refuse settings out of range."""
-        for name in ("port", "http_port", "admin_port", "admin_http_port"):
-            if not 0 <= (getattr(self, name) or 0) <= 65_535:
-                raise ValueError(f"{name} must be 0 to 65535, is {getattr(self, name)}")
-        if not self.models:
-            raise ValueError("models must name at least one")
-        for name in ("grace_s", "poll_s"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, is {getattr(self, name)}")
-        for name in ("max_message_bytes", "max_concurrent_rpcs", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
-
-    @classmethod
-    def of_one_model(
-        cls, models_dir: Path, name: str, version: int | None = None, **others: Any
-    ) -> Self:
-        """Serve one model: a given version of it, or always the newest.
-
-        Args:
-            models_dir: Root of the model repository.
-            name: The model's folder there, and the name that clients ask for.
-            version: Version to serve; the newest when None.
-            others: Further settings.
-        """
-        policy = VersionPolicy("specific", versions=(version,)) if version else VersionPolicy()
-        return cls((ModelConfig(name, models_dir, policy=policy),), **others)
-
-
-class Ports(NamedTuple):
-    """Where a server listens.
-
-    Attributes:
-        grpc: Port of gRPC.
-        http: Port of HTTP, if it is open.
-        admin: Port of gRPC for admin calls, if it is open.
-        admin_http: Port of HTTP for admin calls, if it is open.
-    """
-
-    grpc: int
-    http: int | None = None
-    admin: int | None = None
-    admin_http: int | None = None
-
-    def __str__(self) -> str:
-        """``port=1 http_port=2``, of those that are open."""
-        names = ("port", "http_port", "admin_port", "admin_http_port")
-        return " ".join(f"{name}={port}" for name, port in zip(names, self, strict=True) if port)
 
 
 class ModelServer:
@@ -142,7 +55,14 @@ class ModelServer:
         self._servables = Servables()
         for config in options.models:
             self._servables.declare(config.name, config.labels)
-        self._manager = Manager(self._servables, load_model)
+        self._metrics = ServerMetrics(self._servables)
+        self._observer = Observers([self._metrics, *([CallLog()] if options.log_calls else [])])
+        self._manager = Manager(
+            self._servables,
+            load_model,
+            on_loaded=self._metrics.loaded,
+            on_refused=self._metrics.refused,
+        )
         self._polling: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
         self._executor = ThreadPoolExecutor(options.threads, thread_name_prefix="predict")
@@ -151,7 +71,9 @@ class ModelServer:
             threads=options.threads,
             max_queued=options.max_concurrent_rpcs,
             batching={config.name: config.batching for config in options.models},
+            on_run=self._metrics.ran,
         )
+        self._metrics.watch_queue(lambda: self._caller.queued)
         # One for all admin ports: what a reload makes known on one is known on the other.
         self._admin_calls = RepositoryCalls(self._manager, options.models, allowed=True)
         self._common_calls = RepositoryCalls(self._manager, options.models, allowed=False)
@@ -173,6 +95,7 @@ class ModelServer:
             if options.admin_port is None
             else await self._listen_grpc(options.admin_port, admin=True),
             await self._listen_http(options.admin_http_port, admin=True),
+            await self._listen_metrics(),
         )
         logger.info("event=listening host=%s %s", options.host, ports)
         self._listening.set()
@@ -188,6 +111,7 @@ class ModelServer:
             self._caller,
             self._repository_calls(admin),
             self._health,
+            self._observer,
             max_message_bytes=options.max_message_bytes,
             max_concurrent_rpcs=options.max_concurrent_rpcs,
             grace_s=options.grace_s,
@@ -205,21 +129,37 @@ class ModelServer:
         await asyncio.to_thread(importlib.import_module, "model_server.web")
         from model_server.oip.http_api import InferenceRoutes
         from model_server.rest import ServingRoutes
-        from model_server.web import HttpServer
+        from model_server.web import HttpServer, metrics_routes
 
         options = self._options
         inference = Inference(self._servables, self._caller)
         routes = [
             *ServingRoutes(self._servables, self._caller).routes(),
             *InferenceRoutes(inference, self._repository_calls(admin)).routes(),
+            *metrics_routes(self._metrics.exposed),
         ]
         listener = HttpServer(
             routes,
+            self._observer,
             max_message_bytes=options.max_message_bytes,
             grace_s=options.grace_s,
             token=options.token,
         )
         bound = await listener.listen(options.host, port, options.tls)
+        self._listeners.append(listener)
+        return bound
+
+    async def _listen_metrics(self) -> int | None:
+        options = self._options
+        if options.metrics_port is None:
+            return None
+        await asyncio.to_thread(importlib.import_module, "model_server.web")
+        from model_server.web import HttpServer, metrics_routes
+
+        listener = HttpServer(
+            metrics_routes(self._metrics.exposed), max_message_bytes=0, grace_s=options.grace_s
+        )
+        bound = await listener.listen(options.host, options.metrics_port)
         self._listeners.append(listener)
         return bound
 

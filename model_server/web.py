@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +15,8 @@ import numpy.typing as npt
 import orjson
 from aiohttp import web
 
+from model_server import metrics
+from model_server.call_record import CallRecord, Observer, recorded, request_id
 from model_server.errors import (
     InvalidRequest,
     InvalidRows,
@@ -23,7 +26,7 @@ from model_server.errors import (
 )
 from model_server.security import TlsOptions, token_middleware
 
-__all__ = ["HttpServer", "dumps", "json_response", "read_json"]
+__all__ = ["HttpServer", "dumps", "json_response", "metrics_routes", "read_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,18 @@ _HTTP_STATUS = {
     "RESOURCE_EXHAUSTED": HTTPStatus.TOO_MANY_REQUESTS,
     "DEADLINE_EXCEEDED": HTTPStatus.GATEWAY_TIMEOUT,
 }
+_STATUS_NAMES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
 _JSON = "application/json"
+_ID_HEADER = "X-Request-Id"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -110,8 +124,51 @@ async def _answering(request: web.Request, handler: Handler) -> web.StreamRespon
         return _error(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error, see the server's log")
 
 
+def _observing(observer: Observer) -> Any:
+    """Return a middleware that tells an observer of each call, and the caller of its id."""
+
+    @web.middleware
+    async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get(_ID_HEADER)
+        record = CallRecord("REST", _call(request), request_id(given), status="CANCELLED")
+        with recorded(record, observer):
+            response = await handler(request)
+            record.status = _status_name(response.status)
+        if given:
+            response.headers[_ID_HEADER] = record.request_id
+        return response
+
+    return observe
+
+
+def _call(request: web.Request) -> str:
+    """Return the last part of the path; one of ours, not of the caller's making."""
+    resource = request.match_info.route.resource
+    last = "unknown" if resource is None else re.split("[:/]", resource.canonical)[-1]
+    return "model" if last.startswith("{") else last
+
+
+def _status_name(status: int) -> str:
+    if status < HTTPStatus.BAD_REQUEST:
+        return "OK"
+    return _STATUS_NAMES.get(status, f"HTTP_{status}")
+
+
 def _error(status: int, message: str) -> web.Response:
     return json_response({"error": message}, status)
+
+
+def metrics_routes(exposed: Callable[[], bytes]) -> list[web.AbstractRouteDef]:
+    """Return the routes that Prometheus asks.
+
+    Args:
+        exposed: Gives the metrics in its text format.
+    """
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(body=exposed(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    return [web.get(path, answer) for path in metrics.PATHS]
 
 
 class HttpServer:
@@ -120,6 +177,7 @@ class HttpServer:
     def __init__(
         self,
         routes: list[web.AbstractRouteDef],
+        observer: Observer | None = None,
         *,
         max_message_bytes: int,
         grace_s: float,
@@ -129,13 +187,19 @@ class HttpServer:
 
         Args:
             routes: What is served.
+            observer: Is told of every call.
             max_message_bytes: Largest body of a request.
             grace_s: Seconds that calls in flight get when the server stops.
             token: Bearer token that callers must show; none if empty.
         """
-        checks = [token_middleware(token)] if token else []
         application = web.Application(
-            middlewares=[*checks, _answering], client_max_size=max_message_bytes, logger=logger
+            middlewares=[
+                *([_observing(observer)] if observer else []),
+                *([token_middleware(token)] if token else []),
+                _answering,
+            ],
+            client_max_size=max_message_bytes,
+            logger=logger,
         )
         application.add_routes(routes)
         self._runner = web.AppRunner(

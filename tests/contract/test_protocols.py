@@ -20,8 +20,9 @@ from model_server.backends.python_class import loader
 from model_server.lifecycle import ModelConfig
 from model_server.oip import tensors as oip
 from model_server.oip.messages import message, stub
+from model_server.options import Ports, ServerOptions
 from model_server.protos import PredictionServiceStub, PredictRequest, RegressionRequest
-from model_server.server import Ports, ServerOptions, start
+from model_server.server import start
 from model_server.tensors import from_proto, to_proto
 from tests.support import models
 

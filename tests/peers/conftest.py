@@ -21,7 +21,7 @@ import pytest
 import xgboost
 
 from jobs.stack import free_port
-from model_server.server import Ports
+from model_server.options import Ports
 from tests.support.models import write_features
 
 ROOT = Path(__file__).parents[2]

@@ -22,6 +22,8 @@ from jobs.doctor import MIN_DISK_BYTES, MIN_MAVEN, MIN_MEMORY_BYTES
 from jobs.environment import JAVA_MAJOR, ROOT
 from jobs.exit_codes import ExitCode
 from model_server.errors import Reason
+from model_server.metrics import ServerMetrics
+from model_server.servables import Servables
 from udfs.events import Decoded, Decoder
 from udfs.keyed import IntArray, KeyedStage
 from udfs.spec import format_duration
@@ -240,6 +242,13 @@ def test_the_metrics_are_complete() -> None:
     made = calls("udfs/operators.py", "udfs/scoring.py")
     kinds = {(args[0], name) for name, args in made if name in ("counter", "gauge") and args}
     assert {(cells[0], cells[1]) for cells in rows("metric")} == kinds
+
+
+def test_the_servers_metrics_are_complete() -> None:
+    registry = ServerMetrics(Servables()).registry
+    names = {family.name for family in registry.collect()}
+    shown = {cells[0] for cells in rows("server metric")}
+    assert {name for name in names if not name.startswith("process_")} == shown
 
 
 def test_the_memory_of_the_fraud_job() -> None:

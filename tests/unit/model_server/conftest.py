@@ -16,13 +16,14 @@ import pytest
 import xgboost
 
 from model_server.client import ClientOptions, PredictClient
+from model_server.options import ServerOptions
 from model_server.protos import (
     PredictionServiceServicer,
     PredictRequest,
     PredictResponse,
     add_prediction_service,
 )
-from model_server.server import RunningServer, ServerOptions, start
+from model_server.server import RunningServer, start
 from model_server.tensors import to_proto
 
 FEATURES = ("amount", "count_5m", "sum_5m", "max_5m", "age_s")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +19,7 @@ from model_server.backends.base import Arrays, Signature, TensorSpec
 from model_server.batching import Batcher, BatchingOptions, can_batch
 from model_server.calls import Caller
 from model_server.errors import DeadlineExceeded, InvalidRows, ModelError, Overloaded
-from model_server.servables import Servable
+from model_server.servables import Servable, Servables
 
 NEVER_S = float("inf")
 
@@ -209,3 +211,19 @@ async def test_call_that_would_wait_longer_than_its_caller_is_refused() -> None:
             await ask()
         model.go_on.set()
         await asyncio.gather(*waiting, third)
+
+
+async def test_a_withdrawn_version_is_not_kept_by_its_batches() -> None:
+    servables = Servables()
+    servables.declare("m", {})
+    model = Slow()
+    gone = weakref.ref(model)
+    servables.publish(Servable("m", 1, model))
+    with ThreadPoolExecutor(1) as pool:
+        caller = Caller(pool, batching={"m": BatchingOptions(max_rows=8)})
+        with servables.use("m") as servable:
+            await caller.run(servable, "serving_default", of(1), ["x"])
+        await servables.withdraw("m", 1)
+        del model, servable
+    gc.collect()
+    assert gone() is None

@@ -18,7 +18,8 @@ import pytest
 from model_server.backends import load as load_by_files
 from model_server.oip import tensors
 from model_server.oip.messages import message, stub
-from model_server.server import ModelServer, ServerOptions
+from model_server.options import ServerOptions
+from model_server.server import ModelServer
 
 COLUMNS = ("amount", "count_5m", "sum_5m", "max_5m", "age_s")
 GOOD = np.zeros((2, 5), np.float32)

@@ -13,7 +13,8 @@ import pytest
 
 from model_server.backends import load as load_by_files
 from model_server.backends.base import Arrays, Signature, TensorSpec
-from model_server.server import ServerOptions, start
+from model_server.options import ServerOptions
+from model_server.server import start
 
 COLUMNS = ("amount", "count_5m", "sum_5m", "max_5m", "age_s")
 

@@ -25,6 +25,7 @@ from model_server.backends import load as load_by_files
 from model_server.backends.tabular import INLINE_ROWS
 from model_server.client import ClientOptions, PredictClient
 from model_server.errors import ModelError, RepositoryError, StartupError
+from model_server.options import ServerOptions
 from model_server.protos import (
     MODEL_SERVICE,
     PREDICTION_SERVICE,
@@ -33,7 +34,7 @@ from model_server.protos import (
     ModelVersionStatus,
     PredictionServiceStub,
 )
-from model_server.server import ModelServer, ServerOptions, serve, start
+from model_server.server import ModelServer, serve, start
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 60.0
@@ -268,7 +269,8 @@ SLOW_SERVER = """
 import sys
 from pathlib import Path
 from model_server.backends import load as load_by_files
-from model_server.server import ServerOptions, serve
+from model_server.options import ServerOptions
+from model_server.server import serve
 
 def load(version_dir, threads):
     model = load_by_files(version_dir, threads)

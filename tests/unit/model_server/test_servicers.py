@@ -14,6 +14,7 @@ import pytest
 
 from model_server.backends import load as load_by_files
 from model_server.backends.tabular import INLINE_ROWS
+from model_server.options import ServerOptions
 from model_server.protos import (
     DataType,
     GetModelMetadataRequest,
@@ -24,7 +25,7 @@ from model_server.protos import (
     ReloadConfigRequest,
     SignatureDefMap,
 )
-from model_server.server import ServerOptions, start
+from model_server.server import start
 from model_server.tensors import from_proto
 
 GOOD = np.zeros((2, 5), np.float32)

@@ -1,0 +1,198 @@
+"""The server's metrics for Prometheus.
+
+Where TensorFlow Serving and MLServer have a metric it is there under their names, so that their
+dashboards go on; the others begin with ``streamscore_server_``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    Summary,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from model_server.call_record import CallRecord
+from model_server.servables import Servables, ServableState
+
+__all__ = ["CONTENT_TYPE", "PATHS", "ServerMetrics"]
+
+#: MLServer's and Triton's path, and TensorFlow Serving's.
+PATHS = ("/metrics", "/monitoring/prometheus/metrics")
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# TensorFlow Serving's own: 10 us times powers of 1.8, up to 20 minutes.
+_LATENCY_US = tuple(10.0 * 1.8**power for power in range(33))
+_BATCH_ROWS = tuple(float(2**power) for power in range(15))
+_INFERENCE = frozenset(
+    {"Predict", "Classify", "Regress", "MultiInference", "ModelInfer"}
+    | {"predict", "classify", "regress", "infer"}
+)
+
+
+class _PlainName(Collector):
+    """A counter under its own name: the client library would add ``_total``."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._counter.collect():
+            plain = Metric(family.name, family.documentation, "unknown")
+            for sample in family.samples:
+                plain.add_sample(family.name, sample.labels, sample.value)
+            yield plain
+
+
+class _Versions(Collector):
+    """Every version of every model with the state it is in."""
+
+    def __init__(self, servables: Servables) -> None:
+        self._servables = servables
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "streamscore_server_model_version",
+            "1 for the state that a version of a model is in",
+            labels=["model", "version", "state"],
+        )
+        for name, version, state in self._servables.states():
+            for possible in ServableState:
+                value = float(possible is state)
+                family.add_metric([name, str(version), possible.value], value)
+        yield family
+
+
+class ServerMetrics:
+    """Counts what it is told; ``exposed`` is what Prometheus reads. For one event loop.
+
+    Labels hold models that are served, never names that callers made up.
+
+    Attributes:
+        registry: Where the metrics are.
+    """
+
+    def __init__(self, servables: Servables) -> None:
+        """Start from zero.
+
+        Args:
+            servables: Whose versions are shown.
+        """
+        # Else a second series for each one, which nobody asked for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        registry = self.registry = CollectorRegistry()
+        self._calls = Counter(
+            "streamscore_server_calls",
+            "Calls of any kind by their gRPC status",
+            ["entrypoint", "call", "status"],
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "streamscore_server_calls_in_flight", "Calls at work", registry=registry
+        )
+        requests = self._requests = Counter(
+            ":tensorflow:serving:request_count",
+            "Inference calls (TensorFlow Serving's name)",
+            ["model_name", "status"],
+            registry=None,
+        )
+        registry.register(_PlainName(requests))
+        self._latency_us = Histogram(
+            ":tensorflow:serving:request_latency",
+            "Time of inference calls in microseconds (TensorFlow Serving's name)",
+            ["model_name", "API", "entrypoint"],
+            buckets=_LATENCY_US,
+            registry=registry,
+        )
+        labels = ["model", "version"]
+        self._successes = Counter(
+            "model_infer_request_success",
+            "Inference calls that succeeded (MLServer's name)",
+            labels,
+            registry=registry,
+        )
+        self._failures = Counter(
+            "model_infer_request_failure",
+            "Inference calls that failed (MLServer's name)",
+            labels,
+            registry=registry,
+        )
+        self._duration = Summary(
+            "model_infer_request_duration",
+            "Time of inference calls in seconds (MLServer's name)",
+            labels,
+            registry=registry,
+        )
+        self._batch_rows = Histogram(
+            "streamscore_server_batch_rows",
+            "Rows of one run of a model, of one call or several",
+            ["model"],
+            buckets=_BATCH_ROWS,
+            registry=registry,
+        )
+        self._waiting = Gauge(
+            "streamscore_server_calls_waiting",
+            "Runs in the pool of threads or waiting for it",
+            registry=registry,
+        )
+        self._loads = Counter(
+            "streamscore_server_loads",
+            "Versions loaded, or refused as broken",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self._load_seconds = Summary(
+            "streamscore_server_load_seconds",
+            "Time to load and warm up a version",
+            ["model"],
+            registry=registry,
+        )
+        registry.register(_Versions(servables))
+        ProcessCollector(registry=registry)
+
+    def begun(self, record: CallRecord) -> None:
+        """See ``Observer``."""
+        self._in_flight.inc()
+
+    def ended(self, record: CallRecord, took_s: float) -> None:
+        """See ``Observer``."""
+        self._in_flight.dec()
+        self._calls.labels(record.entrypoint, record.call, record.status).inc()
+        if not record.model or record.call not in _INFERENCE:
+            return
+        self._requests.labels(record.model, record.status).inc()
+        self._latency_us.labels(record.model, record.call, record.entrypoint).observe(took_s * 1e6)
+        version = str(record.version)
+        self._duration.labels(record.model, version).observe(took_s)
+        outcome = self._successes if record.status == "OK" else self._failures
+        outcome.labels(record.model, version).inc()
+
+    def ran(self, model: str, rows: int) -> None:
+        """A model was run once."""
+        self._batch_rows.labels(model).observe(rows)
+
+    def watch_queue(self, queued: Callable[[], int]) -> None:
+        """Ask ``queued``, whenever it is read, how many runs are in the pool or wait for it."""
+        self._waiting.set_function(queued)
+
+    def loaded(self, model: str, took_s: float) -> None:
+        """A version was loaded."""
+        self._loads.labels(model, "loaded").inc()
+        self._load_seconds.labels(model).observe(took_s)
+
+    def refused(self, model: str) -> None:
+        """A version was refused."""
+        self._loads.labels(model, "refused").inc()
+
+    def exposed(self) -> bytes:
+        """Return all of it in Prometheus's text format."""
+        return generate_latest(self.registry)
