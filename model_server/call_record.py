@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextvars
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +18,6 @@ __all__ = [
     "current",
     "observed_rpc",
     "recorded",
-    "request_id",
 ]
 
 _MAX_ID_CHARS = 128
@@ -33,7 +31,7 @@ class CallRecord:
     Attributes:
         entrypoint: ``GRPC`` or ``REST``, as TensorFlow Serving calls them.
         call: As ``Predict`` or ``ModelInfer``; over HTTP the last part of the path, as ``predict``.
-        request_id: The caller's ``x-request-id``, or one of our own.
+        given_id: The caller's ``x-request-id``, if it gave one; see ``request_id``.
         model: Who answers; empty before it is found.
         version: Its version.
         status: gRPC's name of the status; an HTTP status that has none is ``HTTP_405`` or so.
@@ -42,11 +40,22 @@ class CallRecord:
 
     entrypoint: str
     call: str
-    request_id: str
+    given_id: str | None = None
     model: str = ""
     version: int = 0
     status: str = "OK"
     begun_s: float = field(default_factory=time.perf_counter)
+    _made_id: str = ""
+
+    @property
+    def request_id(self) -> str:
+        """The caller's id, if it can stand in a log, or else one of our own."""
+        given = self.given_id
+        if given and len(given) <= _MAX_ID_CHARS and given.isprintable():
+            return given
+        if not self._made_id:  # only now: most calls are never logged
+            self._made_id = uuid.uuid4().hex
+        return self._made_id
 
 
 class Observer(Protocol):
@@ -80,23 +89,22 @@ class Observers:
 current: contextvars.ContextVar[CallRecord | None] = contextvars.ContextVar("call", default=None)
 
 
-def request_id(given: str | None) -> str:
-    """Return the caller's id, if it can stand in a log, or one of our own."""
-    if given and len(given) <= _MAX_ID_CHARS and given.isprintable():
-        return given
-    return uuid.uuid4().hex
+class recorded:
+    """Makes a record the current one and tells an observer of it."""
 
+    def __init__(self, record: CallRecord, observer: Observer) -> None:
+        """Begin with ``with``."""
+        self._record = record
+        self._observer = observer
 
-@contextmanager
-def recorded(record: CallRecord, observer: Observer) -> Iterator[CallRecord]:
-    """Make a record the current one and tell an observer of it."""
-    token = current.set(record)
-    observer.begun(record)
-    try:
-        yield record
-    finally:
-        observer.ended(record, time.perf_counter() - record.begun_s)
-        current.reset(token)
+    def __enter__(self) -> CallRecord:
+        self._token = current.set(self._record)
+        self._observer.begun(self._record)
+        return self._record
+
+    def __exit__(self, *_: object) -> None:
+        self._observer.ended(self._record, time.perf_counter() - self._record.begun_s)
+        current.reset(self._token)
 
 
 def observed_rpc(
@@ -113,7 +121,7 @@ def observed_rpc(
 
     async def observed(request: Any, context: Any) -> Any:
         given = next((v for k, v in context.invocation_metadata() if k == "x-request-id"), None)
-        with recorded(CallRecord("GRPC", call, request_id(given)), observer) as record:
+        with recorded(CallRecord("GRPC", call, given), observer) as record:
             record.status = "CANCELLED"  # whoever is not here at the end is gone
             try:
                 response = await answer(request, context)

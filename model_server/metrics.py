@@ -6,7 +6,7 @@ dashboards go on; the others begin with ``streamscore_server_``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -96,9 +96,10 @@ class ServerMetrics:
             ["entrypoint", "call", "status"],
             registry=registry,
         )
-        self._in_flight = Gauge(
+        self._at_work = 0
+        Gauge(
             "streamscore_server_calls_in_flight", "Calls at work", registry=registry
-        )
+        ).set_function(lambda: self._at_work)
         requests = self._requests = Counter(
             ":tensorflow:serving:request_count",
             "Inference calls (TensorFlow Serving's name)",
@@ -156,29 +157,56 @@ class ServerMetrics:
             ["model"],
             registry=registry,
         )
+        self._rows_of: dict[str, Histogram] = {}
+        self._series: dict[
+            tuple[str, str, str, str, int],
+            tuple[Sequence[Counter], Histogram | None, Summary | None],
+        ] = {}
         registry.register(_Versions(servables))
         ProcessCollector(registry=registry)
 
     def begun(self, record: CallRecord) -> None:
         """See ``Observer``."""
-        self._in_flight.inc()
+        self._at_work += 1
 
     def ended(self, record: CallRecord, took_s: float) -> None:
         """See ``Observer``."""
-        self._in_flight.dec()
-        self._calls.labels(record.entrypoint, record.call, record.status).inc()
+        self._at_work -= 1
+        kind = record.entrypoint, record.call, record.status, record.model, record.version
+        series = self._series.get(kind)
+        if series is None:  # to look up a series by its labels takes longer than to count
+            series = self._series[kind] = self._series_of(record)
+        counters, latency_us, duration = series
+        for counter in counters:
+            counter.inc()
+        if latency_us is not None and duration is not None:
+            latency_us.observe(took_s * 1e6)
+            duration.observe(took_s)
+
+    def _series_of(
+        self, record: CallRecord
+    ) -> tuple[Sequence[Counter], Histogram | None, Summary | None]:
+        calls = self._calls.labels(record.entrypoint, record.call, record.status)
         if not record.model or record.call not in _INFERENCE:
-            return
-        self._requests.labels(record.model, record.status).inc()
-        self._latency_us.labels(record.model, record.call, record.entrypoint).observe(took_s * 1e6)
+            return (calls,), None, None
         version = str(record.version)
-        self._duration.labels(record.model, version).observe(took_s)
         outcome = self._successes if record.status == "OK" else self._failures
-        outcome.labels(record.model, version).inc()
+        return (
+            (
+                calls,
+                self._requests.labels(record.model, record.status),
+                outcome.labels(record.model, version),
+            ),
+            self._latency_us.labels(record.model, record.call, record.entrypoint),
+            self._duration.labels(record.model, version),
+        )
 
     def ran(self, model: str, rows: int) -> None:
         """A model was run once."""
-        self._batch_rows.labels(model).observe(rows)
+        rows_of = self._rows_of.get(model)
+        if rows_of is None:
+            rows_of = self._rows_of[model] = self._batch_rows.labels(model)
+        rows_of.observe(rows)
 
     def watch_queue(self, queued: Callable[[], int]) -> None:
         """Ask ``queued``, whenever it is read, how many runs are in the pool or wait for it."""

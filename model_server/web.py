@@ -16,7 +16,7 @@ import orjson
 from aiohttp import web
 
 from model_server import metrics
-from model_server.call_record import CallRecord, Observer, recorded, request_id
+from model_server.call_record import CallRecord, Observer, recorded
 from model_server.errors import (
     InvalidRequest,
     InvalidRows,
@@ -130,7 +130,7 @@ def _observing(observer: Observer) -> Any:
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get(_ID_HEADER)
-        record = CallRecord("REST", _call(request), request_id(given), status="CANCELLED")
+        record = CallRecord("REST", _call(request), given, status="CANCELLED")
         with recorded(record, observer):
             response = await handler(request)
             record.status = _status_name(response.status)
