@@ -111,6 +111,9 @@ class ServerSettings(Strict):
     model_config_file: Path | None = Field(
         None, description="instead of `models`: a TF Serving model config file (text proto)"
     )
+    model_python: str = Field(
+        "", description="interpreter with TensorFlow for SavedModels' processes; its own if empty"
+    )
     poll: DurationMs = Field(2_000, ge=0, description="time between two looks for new versions")
     grace: DurationMs = Field(10_000, ge=0, description="time that calls get when it stops")
     tls: TlsSettings | None = Field(None, description="the server's identity; plain text if none")
@@ -179,6 +182,7 @@ def options(settings: ServerSettings) -> ServerOptions:
         max_concurrent_rpcs=settings.limits.concurrent_calls,
         threads=settings.limits.threads,
         grace_s=settings.grace / 1_000,
+        model_python=settings.model_python,
         log_format=settings.log.format,
         log_calls=settings.log.calls,
     )

@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=defaults.threads,
         help="large batches worked on at once (%(default)s)")  # fmt: skip
     add("--metrics-port", type=int, help="port of HTTP for Prometheus alone (default: none)")
+    add("--model-python", default=defaults.model_python,
+        help="interpreter that SavedModels run in (default: this one)")  # fmt: skip
     add("--log-format", choices=("text", "json"), default="text",
         help="of the log on stderr (%(default)s)")  # fmt: skip
     add("--log-calls", action="store_true", help="log every call")

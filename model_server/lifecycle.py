@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from model_server import repository
+from model_server import repository, warmup_requests
 from model_server.backends.base import Model
 from model_server.batching import BatchingOptions
 from model_server.errors import ModelError, ModelServerError, RepositoryError
@@ -277,6 +277,7 @@ def _load_warm(load: LoadModel, folder: Path) -> Model:
     model = load(folder, _LOADING_THREADS)
     try:
         model.warm_up()
+        warmup_requests.replay(model, folder)
     except BaseException:
         model.close()
         raise

@@ -36,6 +36,7 @@ class ServerOptions:
         max_concurrent_rpcs: Calls at work at once; more are refused with RESOURCE_EXHAUSTED.
         grace_s: Seconds that calls in flight get when the server stops.
         threads: Large batches and explanations worked on at once, each by one XGBoost thread.
+        model_python: Interpreter of the processes that SavedModels run in; this one's if empty.
         log_format: For who runs a server as a program and sets up its log: ``text`` or ``json``.
         log_calls: Whether every call is logged.
 
@@ -57,6 +58,7 @@ class ServerOptions:
     max_concurrent_rpcs: int = 256
     grace_s: float = 10.0
     threads: int = 2
+    model_python: str = ""
     log_format: LogFormat = "text"
     log_calls: bool = False
 

@@ -68,6 +68,7 @@ __all__ = [
     "TensorShapeProto",
     "add_model_service",
     "add_prediction_service",
+    "prediction_log",
 ]
 
 _ERROR_CODES_FILE = "tensorflow/tsl/protobuf/error_codes.proto"
@@ -255,3 +256,9 @@ MODEL_SERVICE = "tensorflow.serving.ModelService"
 DTYPE_NAMES: MappingProxyType[int, str] = MappingProxyType(
     {number: name for name, number in DataType.items()}
 )
+
+
+def prediction_log() -> Any:
+    """Return the class PredictionLog, of warm-up files; few servers need it and all it imports."""
+    with _bare_tensorflow():
+        return _load("tensorflow_serving.apis.prediction_log_pb2").PredictionLog

@@ -153,7 +153,7 @@ class Servables:
         servable, users = self._entries[name].loaded.pop(version)
         self.note(name, version, ServableState.UNLOADING)
         await users.wait_for_none()
-        servable.model.close()
+        await asyncio.to_thread(servable.model.close)
         self.note(name, version, ServableState.END)
 
     def retire(self) -> None:
@@ -161,6 +161,13 @@ class Servables:
         for name, entry in self._entries.items():
             for version in entry.loaded:
                 self.note(name, version, ServableState.UNLOADING)
+
+    async def close(self) -> None:
+        """Close what is loaded; the server has stopped."""
+        for entry in self._entries.values():
+            for servable, _users in entry.loaded.values():
+                await asyncio.to_thread(servable.model.close)
+            entry.loaded.clear()
 
     def loaded(self, name: str) -> tuple[int, ...]:
         """Return the versions that answer, ascending; none for an unknown model."""

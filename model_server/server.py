@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped, unused-ignore]
@@ -44,12 +45,13 @@ _HEALTH_NAMES = ("", *SERVICES)
 class ModelServer:
     """A server in three steps: ``listen``, ``load``, ``stop``. One event loop owns it."""
 
-    def __init__(self, options: ServerOptions, *, load_model: LoadModel = load_by_files) -> None:
+    def __init__(self, options: ServerOptions, *, load_model: LoadModel | None = None) -> None:
         """Keep the settings; nothing is opened yet.
 
         Args:
             options: Settings.
-            load_model: Takes a version folder and the threads per call; may block.
+            load_model: Takes a version folder and the threads per call; may block. By the files in
+                the folder if not given.
         """
         self._options = options
         self._servables = Servables()
@@ -59,7 +61,7 @@ class ModelServer:
         self._observer = Observers([self._metrics, *([CallLog()] if options.log_calls else [])])
         self._manager = Manager(
             self._servables,
-            load_model,
+            load_model or partial(load_by_files, python=options.model_python),
             on_loaded=self._metrics.loaded,
             on_refused=self._metrics.refused,
         )
@@ -190,6 +192,7 @@ class ModelServer:
             for listener in self._listeners:
                 stopping.create_task(listener.stop())
         self._executor.shutdown(wait=False, cancel_futures=True)
+        await self._servables.close()
         logger.info("event=stopped")
 
     async def _set_health(self, status: int) -> None:
@@ -219,7 +222,7 @@ class RunningServer:
         await self.server.stop()
 
 
-async def start(options: ServerOptions, *, load_model: LoadModel = load_by_files) -> RunningServer:
+async def start(options: ServerOptions, *, load_model: LoadModel | None = None) -> RunningServer:
     """Start a server in the running event loop and return once it is SERVING.
 
     Args:
@@ -248,7 +251,7 @@ def serve(
     options: ServerOptions,
     *,
     on_ready: Callable[[Ports], None] | None = None,
-    load_model: LoadModel = load_by_files,
+    load_model: LoadModel | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT, then drain. Call it from the main thread.
 
@@ -265,7 +268,7 @@ def serve(
 
 
 async def _serve(
-    options: ServerOptions, on_ready: Callable[[Ports], None] | None, load_model: LoadModel
+    options: ServerOptions, on_ready: Callable[[Ports], None] | None, load_model: LoadModel | None
 ) -> int:
     stop_asked = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -11,12 +11,13 @@ from model_server.repository import MODEL_FILES
 __all__ = ["load"]
 
 
-def load(version_dir: Path, threads: int) -> Model:
+def load(version_dir: Path, threads: int, *, python: str = "") -> Model:
     """Load a version folder by the files in it.
 
     Args:
         version_dir: Folder in the repository's layout.
         threads: Threads for one call; at least 1.
+        python: Interpreter for models that run in a process of their own; this one's if empty.
 
     Raises:
         RepositoryError: No file of a known kind, or one that is malformed.
@@ -31,7 +32,13 @@ def load(version_dir: Path, threads: int) -> Model:
         from model_server.backends import onnx
 
         return onnx.load(version_dir, threads)
+    if (version_dir / "saved_model.pb").is_file():
+        from model_server.backends.remote import RemoteModel
+
+        return RemoteModel.load(
+            "saved_model", "tensorflow_savedmodel", version_dir, threads, python
+        )
     raise RepositoryError(
-        f"{version_dir} has none of {', '.join([*MODEL_FILES, 'model.onnx'])}: "
+        f"{version_dir} has none of {', '.join([*MODEL_FILES, 'model.onnx', 'saved_model.pb'])}: "
         "save the model there under one of these names"
     )
