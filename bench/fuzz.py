@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import sys
@@ -24,6 +25,7 @@ from typing import Any
 
 import aiohttp
 import grpc
+import h2.connection
 import numpy as np
 import psutil
 
@@ -262,19 +264,49 @@ class Attack:
                 with contextlib.suppress(ConnectionError):
                     await writer.drain()
         self._note("vanish", "gone", True)
+        await self._huge_frame()
+
+    async def _huge_frame(self) -> None:
+        """Declare a gRPC message of 2 GB and send none of it."""
+        async with _connection(self._ports["port"]) as (reader, writer):
+            client = h2.connection.H2Connection()
+            client.initiate_connection()
+            path = f"/{PREDICTION_SERVICE}/Predict"
+            pseudo = {":method": "POST", ":scheme": "http", ":authority": "x", ":path": path}
+            headers = pseudo | {"content-type": "application/grpc", "te": "trailers"}
+            client.send_headers(1, list(headers.items()))
+            client.send_data(1, b"\0" + (2**31 - 1).to_bytes(4, "big"))
+            writer.write(client.data_to_send())
+            answer: dict[str, str] = {}
+            try:
+                async with asyncio.timeout(_TIMEOUT_S):
+                    while "grpc-status" not in answer and (data := await reader.read(65_536)):
+                        for event in client.receive_data(data):
+                            for name, value in getattr(event, "headers", None) or ():
+                                answer[_text(name)] = _text(value)
+            except (TimeoutError, ConnectionError) as exc:
+                answer = {"grpc-message": type(exc).__name__}
+            status = answer.get("grpc-status", "none")
+            clean = status == str(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
+            self._note("huge frame", status, clean, answer.get("grpc-message", ""))
 
     async def _slow_headers(self) -> None:
-        """Send a request's head one byte at a time, on many connections."""
+        """Send a request's head one byte at a time, on many connections, and again when cut off."""
         head = f"POST /v1/models/{MODEL}:predict HTTP/1.1\r\nX-Slow: ".encode()
-        async with contextlib.AsyncExitStack() as held:
-            writers = [
-                (await held.enter_async_context(_connection(self._ports["http_port"])))[1]
-                for _ in range(_IDLE_CONNECTIONS)
-            ]
-            for index in range(10**9):
-                for writer in writers:
-                    writer.write(head[index : index + 1] or b"x")
-                await asyncio.sleep(0.1)
+
+        async def one() -> None:
+            while True:
+                async with _connection(self._ports["http_port"]) as (_, writer):
+                    for index in itertools.count():
+                        if writer.is_closing():
+                            self._note("slow head", "cut off", True)
+                            break
+                        writer.write(head[index : index + 1] or b"x")
+                        await asyncio.sleep(0.1)
+
+        async with asyncio.TaskGroup() as slow:
+            for _ in range(_IDLE_CONNECTIONS):
+                slow.create_task(one())
 
     def results(self) -> list[Result]:
         """The headline figures."""
@@ -289,6 +321,10 @@ class Attack:
             compared("unclean", float(len(self.failures)), "answers", None),
             compared("memory", late / mebibyte, "MiB", early / mebibyte, "baseline: after a fifth"),
         ]
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _grpc_bodies(rows: np.ndarray[Any, Any]) -> list[tuple[str, bytes]]:

@@ -75,6 +75,9 @@ class LimitSettings(Strict):
 
     message_bytes: int = Field(16 * 1024 * 1024, ge=1, description="largest message, in bytes")
     concurrent_calls: int = Field(256, ge=1, description="calls at work; more are refused")
+    http_timeout: DurationMs = Field(
+        75_000, ge=0, description="time of an HTTP request's head, of its body, and between two"
+    )
     threads: int = Field(2, ge=1, description="calls in the pool of threads at once")
 
 
@@ -180,6 +183,7 @@ def options(settings: ServerSettings) -> ServerOptions:
         token=settings.token,
         max_message_bytes=settings.limits.message_bytes,
         max_concurrent_rpcs=settings.limits.concurrent_calls,
+        http_timeout_s=settings.limits.http_timeout / 1_000,
         threads=settings.limits.threads,
         grace_s=settings.grace / 1_000,
         model_python=settings.model_python,

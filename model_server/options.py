@@ -34,6 +34,8 @@ class ServerOptions:
         token: Bearer token that callers must show, but for health; none if empty.
         max_message_bytes: Largest request or response, in bytes.
         max_concurrent_rpcs: Calls at work at once; more are refused with RESOURCE_EXHAUSTED.
+        http_timeout_s: Seconds that an HTTP connection may take for a request's head, and for its
+            body, and may be idle.
         grace_s: Seconds that calls in flight get when the server stops.
         threads: Large batches and explanations worked on at once, each by one XGBoost thread.
         model_python: Interpreter of the processes that SavedModels run in; this one's if empty.
@@ -56,6 +58,7 @@ class ServerOptions:
     token: str = field(default="", repr=False)
     max_message_bytes: int = 16 * 1024 * 1024
     max_concurrent_rpcs: int = 256
+    http_timeout_s: float = 75.0
     grace_s: float = 10.0
     threads: int = 2
     model_python: str = ""
@@ -69,7 +72,7 @@ class ServerOptions:
                 raise ValueError(f"{name} must be 0 to 65535, is {getattr(self, name)}")
         if not self.models:
             raise ValueError("models must name at least one")
-        for name in ("grace_s", "poll_s"):
+        for name in ("grace_s", "poll_s", "http_timeout_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, is {getattr(self, name)}")
         for name in ("max_message_bytes", "max_concurrent_rpcs", "threads"):

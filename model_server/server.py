@@ -145,6 +145,7 @@ class ModelServer:
             self._observer,
             max_message_bytes=options.max_message_bytes,
             grace_s=options.grace_s,
+            timeout_s=options.http_timeout_s,
             token=options.token,
         )
         bound = await listener.listen(options.host, port, options.tls)
@@ -159,7 +160,10 @@ class ModelServer:
         from model_server.web import HttpServer, metrics_routes
 
         listener = HttpServer(
-            metrics_routes(self._metrics.exposed), max_message_bytes=0, grace_s=options.grace_s
+            metrics_routes(self._metrics.exposed),
+            max_message_bytes=0,
+            grace_s=options.grace_s,
+            timeout_s=options.http_timeout_s,
         )
         bound = await listener.listen(options.host, options.metrics_port)
         self._listeners.append(listener)

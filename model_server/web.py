@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -26,7 +27,7 @@ from model_server.errors import (
 )
 from model_server.security import TlsOptions, token_middleware
 
-__all__ = ["HttpServer", "dumps", "json_response", "metrics_routes", "read_json"]
+__all__ = ["HttpServer", "dumps", "json_response", "metrics_routes", "read_body", "read_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ _HTTP_STATUS = {
 }
 _STATUS_NAMES = {
     400: "INVALID_ARGUMENT",
+    408: "DEADLINE_EXCEEDED",
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
@@ -51,6 +53,8 @@ _STATUS_NAMES = {
 }
 _JSON = "application/json"
 _ID_HEADER = "X-Request-Id"
+
+PATIENCE_S = web.AppKey("patience_s", float)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -90,7 +94,20 @@ async def read_json(request: web.Request) -> Any:
     Raises:
         InvalidRequest: It is none.
     """
-    return parse_json(await request.read())
+    return parse_json(await read_body(request))
+
+
+async def read_body(request: web.Request) -> bytes:
+    """Read a request's body.
+
+    Raises:
+        HTTPRequestTimeout: It does not come in time.
+    """
+    try:
+        async with asyncio.timeout(request.app[PATIENCE_S]):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="the request's body did not come in time") from None
 
 
 def parse_json(body: bytes) -> Any:
@@ -181,6 +198,7 @@ class HttpServer:
         *,
         max_message_bytes: int,
         grace_s: float,
+        timeout_s: float,
         token: str = "",
     ) -> None:
         """Take the routes; nothing is opened yet.
@@ -190,6 +208,8 @@ class HttpServer:
             observer: Is told of every call.
             max_message_bytes: Largest body of a request.
             grace_s: Seconds that calls in flight get when the server stops.
+            timeout_s: Seconds that a connection may take for a request's head, and for its body,
+                and may be idle.
             token: Bearer token that callers must show; none if empty.
         """
         application = web.Application(
@@ -201,9 +221,15 @@ class HttpServer:
             client_max_size=max_message_bytes,
             logger=logger,
         )
+        application[PATIENCE_S] = timeout_s
         application.add_routes(routes)
+        # This is also how long a connection may take until its first request's head is there.
         self._runner = web.AppRunner(
-            application, access_log=None, handle_signals=False, shutdown_timeout=grace_s
+            application,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=grace_s,
+            keepalive_timeout=timeout_s,
         )
 
     async def listen(self, host: str, port: int, tls: TlsOptions | None = None) -> int:

@@ -14,7 +14,7 @@ from model_server.errors import InvalidRequest
 from model_server.oip import tensors
 from model_server.oip.inference import Inference, InferRequest, InferResponse
 from model_server.repository_calls import RepositoryCalls
-from model_server.web import dumps, json_response, parse_json, read_json
+from model_server.web import dumps, json_response, parse_json, read_body, read_json
 
 __all__ = ["InferenceRoutes"]
 
@@ -112,7 +112,7 @@ def _named(request: web.Request) -> tuple[str, str]:
 
 async def _split(request: web.Request) -> tuple[dict[str, Any], memoryview]:
     """Return a request's JSON and the binary data behind it."""
-    body = await request.read()
+    body = await read_body(request)
     length = len(body)
     if _HEADER in request.headers:
         text = request.headers[_HEADER]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from model_server.backends.base import Arrays, Signature, TensorSpec
 from model_server.options import ServerOptions
 from model_server.server import start
 
+BEGUN = b"Host: x\r\nContent-Length: 90\r\n\r\n{"
 COLUMNS = ("amount", "count_5m", "sum_5m", "max_5m", "age_s")
 
 
@@ -196,3 +198,33 @@ async def test_strings_bytes_and_infinity_go_both_ways(models_dir: Path) -> None
         )
         assert (status, "unequal numbers of rows" in answer["error"]) == (400, True)
     await running.stop()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"", b""),
+        (b"POST /v1/models/fraud:predict HTTP/1.1\r\nX-Slow: 1\r\n", b""),
+        (
+            b"POST /v1/models/fraud:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{",
+            b"408",
+        ),
+        (b"POST /v2/models/fraud/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{", b"408"),
+    ],
+)
+async def test_slow_requests_are_ended(serving: Any, sent: bytes, status: bytes) -> None:
+    async with serving(http_timeout_s=0.2) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.ports.http)
+
+        async def trickle() -> None:
+            writer.write(sent)
+            while b"Content-Length" not in sent:
+                writer.write(sent and b"x")
+                await asyncio.sleep(0.02)
+
+        trickling = asyncio.create_task(trickle())
+        async with asyncio.timeout(60):
+            answer = await reader.read()
+        trickling.cancel()
+        writer.close()
+    assert answer[9:12] == status
