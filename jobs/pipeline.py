@@ -16,10 +16,11 @@ from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
 from jobs import keyed, sinks, sources
-from jobs.settings import Settings
+from jobs.settings import ModelTlsSettings, Settings
 from jobs.settings_file import SettingsError
 from model_server.breaker import BreakerOptions
 from model_server.client import ClientOptions
+from model_server.endpoints import ChannelSecurity
 from model_server.errors import RepositoryError
 from model_server.repository import ModelVersion, find_version, load_features
 from udfs.buckets import DEFAULT_MAX_PARALLELISM, even_labels
@@ -225,12 +226,22 @@ def _client_options(settings: Settings) -> ClientOptions:
         deadline_ms=model.deadline,
         max_attempts=model.max_attempts,
         backoff_ms=model.backoff,
+        retry_budget=model.retry_budget,
+        hedge_ms=model.hedge,
+        security=_channel_security(model.tls),
+        token=model.token,
         breaker=BreakerOptions(
             failure_threshold=model.breaker.failures,
             open_ms=model.breaker.open_for,
             trial_calls=model.breaker.trial_calls,
         ),
     )
+
+
+def _channel_security(tls: ModelTlsSettings | None) -> ChannelSecurity:
+    if tls is None:
+        return ChannelSecurity()
+    return ChannelSecurity(True, tls.ca, tls.certificate, tls.key, tls.server_name)
 
 
 def _model(settings: Settings) -> ModelVersion:

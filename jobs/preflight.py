@@ -31,7 +31,8 @@ def check(settings: Settings, conf: Path) -> list[str]:
     """
     _check_model(settings, conf)
     _check_topics(settings, conf)
-    if settings.model.embedded or _answers(settings.model.server):
+    servers = settings.model.server.split(",")
+    if settings.model.embedded or any(_answers(server.strip()) for server in servers):
         return []
     return [
         f"no model server answers at {settings.model.server}: predictions will be the fallback "

@@ -15,7 +15,7 @@ def options(
 ) -> ServerOptions:
     """The model server's options for a job; what is given here wins over the settings."""
     model = settings.model
-    configured_host, _, configured_port = model.server.rpartition(":")
+    configured_host, _, configured_port = model.server.partition(",")[0].strip().rpartition(":")
     return ServerOptions.of_one_model(
         model.path,
         model.name,

@@ -31,18 +31,12 @@ _HOST_PORT = re.compile(r"[^\s,]+:\d{1,5}")
 
 
 _EXAMPLE = "conf/fraud.yaml"
-_FREE = ("kafka", "flink")
-"""Sections with free properties, among which secrets can be."""
+_WITH_SECRETS = ("kafka", "flink", "model")
+"""Sections in which secrets can be, among free properties or as a token."""
 
 
 def _host_ports(text: str) -> str:
     if not all(_HOST_PORT.fullmatch(part.strip()) for part in text.split(",")):
-        raise ValueError(f"{text!r} is not host:port")
-    return text
-
-
-def _host_port(text: str) -> str:
-    if not _HOST_PORT.fullmatch(text):
         raise ValueError(f"{text!r} is not host:port")
     return text
 
@@ -89,6 +83,24 @@ class BreakerSettings(Strict):
     trial_calls: int = Field(1, ge=1, description="calls let through while half-open")
 
 
+class ModelTlsSettings(Strict):
+    """How the job knows its model servers, and they it."""
+
+    ca: Path | None = Field(None, description="PEM file of who signs servers; the system's if none")
+    certificate: Path | None = Field(
+        None, description="PEM file of the job's certificate, for servers that ask for one"
+    )
+    key: Path | None = Field(None, description="PEM file of its private key")
+    server_name: str = Field(
+        "", description="name in the server's certificate, if not the address's"
+    )
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
+        if (self.certificate is None) != (self.key is None):
+            yield Mistake(("certificate",), "certificate and key belong together")
+
+
 class ModelSettings(Strict):
     """The model and how it is called."""
 
@@ -96,9 +108,12 @@ class ModelSettings(Strict):
     path: Path = Field(Path("build/models"), description="folder of <name>/<version>/ folders")
     version: int | None = Field(None, ge=1, description="pinned version; none takes the newest")
     embedded: bool = Field(False, description="score inside the operator, without a server")
-    server: Annotated[str, AfterValidator(_host_port)] = Field(
-        "${STREAMSCORE_MODEL_SERVER:-127.0.0.1:8500}", description="host:port, gRPC"
+    server: Annotated[str, AfterValidator(_host_ports)] = Field(
+        "${STREAMSCORE_MODEL_SERVER:-127.0.0.1:8500}",
+        description="host:port, gRPC; of several servers, commas between them",
     )
+    tls: ModelTlsSettings | None = Field(None, description="TLS to the server; plain text if none")
+    token: str = Field("", description="bearer token to show, as `${MODEL_TOKEN}`; none if empty")
     protocol: Literal["tfserving", "oip"] = Field(
         "tfserving",
         description="what the server speaks; `oip`: the Open Inference Protocol, as MLServer",
@@ -112,6 +127,12 @@ class ModelSettings(Strict):
     max_attempts: int = Field(3, ge=1, description="calls within one deadline")
     backoff: DurationMs = Field(10, ge=1, description="first pause before a retry; doubles")
     calls_in_flight: int = Field(4, ge=1, description="Predict calls a bucket has open at once")
+    retry_budget: float = Field(
+        0.2, ge=0, description="retries for each call, on average; 0.2 is one for five"
+    )
+    hedge: DurationMs = Field(
+        0, ge=0, description="wait after which a second server is asked too; 0 for never"
+    )
     breaker: BreakerSettings = Field(default_factory=lambda: BreakerSettings())
     rollout: Path | None = Field(
         None,
@@ -268,7 +289,7 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Settin
         Path(path),
         overrides,
         example=_EXAMPLE,
-        secrets=_FREE,
+        secrets=_WITH_SECRETS,
         complete=_with_defaults,
         # pydantic compares no sections while a value within one of them is wrong.
         across=lambda document: _cross_mistakes(_sound(document)),
@@ -304,6 +325,8 @@ def masked(settings: Settings) -> dict[str, Any]:
     document = settings.model_dump(mode="json")
     for free in (document["kafka"]["properties"], document["flink"]["options"]):
         free.update({name: settings_file.MASK for name in free if SECRET.search(name)})
+    if document["model"]["token"]:
+        document["model"]["token"] = settings_file.MASK
     return document
 
 

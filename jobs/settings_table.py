@@ -120,7 +120,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if value is None or value == () or value == {}:
+    if value in (None, "", ()) or value == {}:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()

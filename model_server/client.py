@@ -4,8 +4,9 @@ One deadline covers everything a call does: all attempts, the pauses between the
 set on the gRPC call, so the server sees it, and kept by the event loop as well, so that nothing on
 this side can outlast it. Every failure is a ``PredictError`` with a ``reason``.
 
-A call is idempotent, so an attempt that found no server is repeated while time remains. Timeouts,
-refusals and bad answers are not repeated.
+A call is idempotent, so an attempt that found no server is repeated while time remains, elsewhere
+at once if there are several servers, else after a pause. Timeouts, refusals and bad answers are not
+repeated. With ``hedge_ms`` a second server is asked too if the first is slow.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy.typing as npt
 
 from model_server.breaker import BreakerOptions, BreakerState, CircuitBreaker
 from model_server.client_protocols import Address, ModelMetadata, OpenInference, TfServing
+from model_server.endpoints import SLOW, ChannelSecurity, Endpoint, Endpoints, RetryBudget
 from model_server.errors import (
     BadResponse,
     PredictError,
@@ -53,7 +55,7 @@ class ClientOptions:
     """Settings of a PredictClient.
 
     Attributes:
-        target: Address of the server, as ``host:port``.
+        target: Address of the server, as ``host:port``; or of several, with commas between.
         protocol: What it speaks: "tfserving", or "oip" for the Open Inference Protocol, as
             MLServer, Triton and KServe do.
         model_name: Model to ask for.
@@ -68,7 +70,12 @@ class ClientOptions:
         max_attempts: Attempts for one call; at least 1.
         backoff_ms: Mean pause before the second attempt, in milliseconds; doubles with each
             further one and is spread by half of itself either way.
-        breaker: When to stop calling for a while.
+        breaker: When to stop calling a server for a while.
+        retry_budget: Retries for each call, on average; 0.2 is one for five.
+        hedge_ms: Milliseconds without an answer after which another server is asked too; 0 for
+            never. It doubles the load of slow servers.
+        security: TLS.
+        token: Bearer token to show; none if empty.
         max_message_bytes: Largest request or response, in bytes.
 
     Raises:
@@ -87,6 +94,10 @@ class ClientOptions:
     max_attempts: int = 3
     backoff_ms: float = 10.0
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
+    retry_budget: float = 0.2
+    hedge_ms: float = 0.0
+    security: ChannelSecurity = field(default_factory=ChannelSecurity)
+    token: str = field(default="", repr=False)
     protocol: Literal["tfserving", "oip"] = "tfserving"
     max_message_bytes: int = 16 * 1024 * 1024
 
@@ -100,6 +111,8 @@ class ClientOptions:
             raise ValueError(f"max_attempts must be at least 1, is {self.max_attempts}")
         if not self.backoff_ms >= 0:
             raise ValueError(f"backoff_ms must be at least 0, is {self.backoff_ms}")
+        if not self.retry_budget >= 0 or not self.hedge_ms >= 0:
+            raise ValueError("retry_budget and hedge_ms must be at least 0")
         if self.max_message_bytes <= _REQUEST_OVERHEAD_BYTES:
             raise ValueError(f"max_message_bytes must be above {_REQUEST_OVERHEAD_BYTES}")
 
@@ -147,9 +160,15 @@ class PredictClient:
         self._protocol: TfServing | OpenInference = protocol(
             Address(options.model_name, options.model_version)
         )
-        self._channel: Any = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
+        self._endpoints = Endpoints(
+            [target.strip() for target in options.target.split(",")],
+            breaker=options.breaker,
+            security=options.security,
+            channel_options=_channel_options(options.max_message_bytes),
+            clock=clock,
+        )
+        self._budget = RetryBudget(options.retry_budget)
+        self._metadata = [("authorization", f"Bearer {options.token}")] if options.token else None
 
     @property
     def options(self) -> ClientOptions:
@@ -159,7 +178,7 @@ class PredictClient:
     @property
     def breaker_state(self) -> BreakerState:
         """State of the circuit breaker, a number fit for a gauge; any thread may read it."""
-        return self._breaker.state
+        return self._breaker.state if len(self._endpoints) == 1 else self._endpoints.breaker_state
 
     async def predict(self, rows: npt.NDArray[np.float32]) -> Scores:
         """Score a batch.
@@ -221,10 +240,7 @@ class PredictClient:
 
     async def close(self) -> None:
         """Close the channel; calls in flight and later ones are ``unavailable``."""
-        self._closed = True
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
+        await self._endpoints.close()
 
     def _request(self, rows: npt.NDArray[Any], signature: str, output: str) -> Any:
         """Encode a request.
@@ -242,8 +258,10 @@ class PredictClient:
         decode: Callable[[Any], T],
         deadline_ms: float | None = None,
     ) -> T:
-        """Run a call under the breaker and tell it the outcome."""
+        """Run a call; of a single server under the breaker, several have one each."""
         deadline_ms = self._options.deadline_ms if deadline_ms is None else deadline_ms
+        if len(self._endpoints) > 1:
+            return decode(await self._within_deadline(method, request, deadline_ms))
         permit = self._breaker.acquire()
         try:
             result = decode(await self._within_deadline(method, request, deadline_ms))
@@ -266,13 +284,17 @@ class PredictClient:
             raise Timeout(f"no answer within {deadline_ms:g} ms") from exc
 
     async def _attempts(self, method: Method, request: Any, ends_at_s: float) -> Any:
+        self._budget.called()
+        tried: set[Endpoint] = set()
         for attempt in itertools.count(1):
             try:
-                return await self._attempt(method, request, ends_at_s - self._clock())
+                return await self._hedged(method, request, ends_at_s, tried)
             except Unavailable as exc:
-                pause_s = self._pause_s(attempt)
+                another = len(tried) < len(self._endpoints)
+                pause_s = 0.0 if another else self._pause_s(attempt)
                 time_left = self._clock() + pause_s < ends_at_s
-                if not (exc.retryable and attempt < self._options.max_attempts and time_left):
+                allowed = exc.retryable and attempt < self._options.max_attempts and time_left
+                if not (allowed and self._budget.take()):
                     raise
             await asyncio.sleep(pause_s)
         raise AssertionError("unreachable")
@@ -281,41 +303,51 @@ class PredictClient:
         mean_ms = self._options.backoff_ms * 2.0 ** (attempt - 1)
         return self._uniform(0.5, 1.5) * mean_ms / 1_000.0
 
-    async def _attempt(self, method: Method, request: Any, left_s: float) -> Any:
+    async def _hedged(
+        self, method: Method, request: Any, ends_at_s: float, tried: set[Endpoint]
+    ) -> Any:
+        """Make an attempt, and another one elsewhere if it is slow; the first answer counts."""
+        if not self._options.hedge_ms or len(self._endpoints) == 1:
+            return await self._attempt(method, request, ends_at_s, tried)
+        tasks = [asyncio.create_task(self._attempt(method, request, ends_at_s, tried))]
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=self._options.hedge_ms / 1_000.0)
+            if not done and self._budget.take():
+                tasks.append(asyncio.create_task(self._attempt(method, request, ends_at_s, tried)))
+            while True:
+                done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if task.exception() is None or not pending:
+                        return task.result()
+                tasks = list(pending)
+        finally:
+            for task in tasks:
+                task.cancel(SLOW)
+
+    async def _attempt(
+        self, method: Method, request: Any, ends_at_s: float, tried: set[Endpoint]
+    ) -> Any:
         """Make one gRPC call; the one place where gRPC's errors become ours."""
+        left_s = ends_at_s - self._clock()
         if left_s <= 0:
             raise Timeout("no time left for another attempt")
-        try:
-            call = method(self._open_channel())
-            return _parsed(await call(request, timeout=left_s))
-        except grpc.RpcError as exc:
-            raise from_status(exc.code().name, exc.details()) from exc
-        except (grpc.aio.UsageError, grpc.aio.InternalError, ValueError) as exc:
-            raise Unavailable(f"the channel cannot be used: {exc}") from exc
-        except asyncio.CancelledError as exc:
-            if _being_cancelled():
-                raise
-            # gRPC reports a channel closed under a call as a cancellation that nobody asked for.
-            raise Unavailable("the client was closed during the call") from exc
-
-    def _open_channel(self) -> Any:
-        """Return the channel of the running loop, opening it if there is none.
-
-        Raises:
-            Unavailable: The client is closed.
-        """
-        if self._closed:
-            raise Unavailable("the client is closed")
-        loop = asyncio.get_running_loop()
-        if self._channel is None or self._loop is not loop:
-            self._channel = grpc.aio.insecure_channel(
-                self._options.target, options=_channel_options(self._options.max_message_bytes)
-            )
-            self._loop = loop
-        return self._channel
+        with self._endpoints.attempt(ends_at_s, tried) as endpoint:
+            tried.add(endpoint)
+            try:
+                call = method(endpoint.channel)
+                return _parsed(await call(request, timeout=left_s, metadata=self._metadata))
+            except grpc.RpcError as exc:
+                raise from_status(exc.code().name, exc.details()) from exc
+            except (grpc.aio.UsageError, grpc.aio.InternalError, ValueError) as exc:
+                raise Unavailable(f"the channel cannot be used: {exc}") from exc
+            except asyncio.CancelledError as exc:
+                if _being_cancelled():
+                    raise
+                # gRPC reports a channel closed under a call as a cancellation nobody asked for.
+                raise Unavailable("the client was closed during the call") from exc
 
 
-def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
+def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from model_server.errors import StartupError
+from model_server.client import ClientOptions, PredictClient
+from model_server.endpoints import ChannelSecurity
+from model_server.errors import Rejected, StartupError, Unavailable
 from model_server.protos import PredictionServiceStub
 from model_server.security import TlsOptions
 
@@ -148,3 +151,37 @@ async def test_reflection_needs_the_token_too(serving: Any) -> None:
             async for _ in stub.ServerReflectionInfo(iter([request])):
                 pass
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_our_client_by_tls_with_certificate_and_token(
+    serving: Any, authority: trustme.CA, identity: TlsOptions, tmp_path: Path
+) -> None:
+    ca, pair = tmp_path / "ca.pem", tmp_path / "client.pem"
+    authority.cert_pem.write_to_path(ca)
+    authority.issue_cert("job").private_key_and_cert_chain_pem.write_to_path(pair)
+    tls = replace(identity, client_ca=ca)
+    known = ChannelSecurity(tls=True, ca=ca, certificate=pair, key=pair)
+    cases = [
+        (known, TOKEN, None),
+        (known, "wrong", Rejected),
+        (ChannelSecurity(tls=True, ca=ca), TOKEN, Unavailable),
+        (ChannelSecurity(tls=True), TOKEN, Unavailable),
+        (replace(known, server_name="other"), TOKEN, Unavailable),
+        (ChannelSecurity(), TOKEN, Unavailable),
+        (replace(known, ca=tmp_path / "gone.pem"), TOKEN, Unavailable),
+    ]
+    async with serving(tls=tls, token=TOKEN) as running:
+        for security, token, expected in cases:
+            target = f"127.0.0.1:{running.port}"
+            options = ClientOptions(
+                target, "fraud", deadline_ms=5_000.0, max_attempts=1, security=security, token=token
+            )
+            client = PredictClient(options)
+            try:
+                if expected is None:
+                    assert len((await client.predict(ROWS)).values) == 1
+                else:
+                    with pytest.raises(expected):
+                        await client.predict(ROWS)
+            finally:
+                await client.close()
