@@ -117,6 +117,8 @@ lock: setup
 	@$(COMPILE) conf/requirements-tensorflow.in -c conf/requirements.lock \
 		-o conf/requirements-tensorflow.lock
 	@$(COMPILE) conf/requirements-onnx.in -c conf/requirements.lock -o conf/requirements-onnx.lock
+	@$(COMPILE) conf/requirements-server.in -c conf/requirements.lock \
+		-c conf/requirements-onnx.lock -o conf/requirements-server.lock
 	@for peer in mlserver tensorflow; do \
 		$(COMPILE) conf/requirements-peer-$$peer.in -o conf/requirements-peer-$$peer.lock \
 			--no-emit-package nvidia-nccl-cu12 --no-emit-package tensorflow \

@@ -114,4 +114,8 @@ class Ports(NamedTuple):
 
     def __str__(self) -> str:
         """``port=1 http_port=2``, of those that are open."""
-        return " ".join(f"{name}={port}" for name, port in zip(_PORTS, self, strict=True) if port)
+        return " ".join(f"{name}={port}" for name, port in self.opened().items())
+
+    def opened(self) -> dict[str, int]:
+        """Return those that are open, by the names of their settings."""
+        return {name: port for name, port in zip(_PORTS, self, strict=True) if port}

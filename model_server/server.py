@@ -99,7 +99,9 @@ class ModelServer:
             await self._listen_http(options.admin_http_port, admin=True),
             await self._listen_metrics(),
         )
-        logger.info("event=listening host=%s %s", options.host, ports)
+        opened = ports.opened()
+        fields = "".join(f" {name}=%d" for name in opened)
+        logger.info(f"event=listening host=%s{fields}", options.host, *opened.values())
         self._listening.set()
         return ports
 
