@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 
 from model_server.backends.base import Arrays, Model, Signature
-from model_server.batching import Batcher, BatchingOptions, can_batch
+from model_server.batching import Batcher, can_batch
 from model_server.errors import InvalidRequest, Overloaded
 from model_server.servables import Servable
 
@@ -33,7 +33,6 @@ class Caller:
         *,
         threads: int = 1,
         max_queued: int = 1_000,
-        batching: Mapping[str, BatchingOptions] | None = None,
         on_run: Callable[[str, int], None] = lambda _model, _rows: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -43,14 +42,12 @@ class Caller:
             executor: A pool of threads.
             threads: How many it has.
             max_queued: Calls in the pool or waiting for it; more are refused.
-            batching: By the model's name, how its calls are put together; none if absent.
             on_run: Is told a model's name and the rows of each of its runs.
             clock: Seconds.
         """
         self._executor = executor
         self._threads = threads
         self._max_queued = max_queued
-        self._batching = batching or {}
         self._on_run = on_run
         self._clock = clock
         self._queued = 0
@@ -84,11 +81,11 @@ class Caller:
             InvalidRows: The values are none that the model takes.
         """
         signature = servable.signature(signature_name)
-        options = self._batching.get(servable.name)
+        options = servable.batching
         rows = _row_count(inputs)
         patience_s = math.inf if remaining_s is None else remaining_s
-        if options is not None and 0 < rows < options.max_rows and can_batch(signature):
-            batcher = self._batcher(servable, signature_name, wanted, options)
+        if 0 < rows < options.max_rows and can_batch(signature):
+            batcher = self._batcher(servable, signature_name, wanted)
             if batcher.waiting >= self._max_queued:
                 raise Overloaded(f"{batcher.waiting} calls wait: try later or elsewhere")
             deadline_s = asyncio.get_running_loop().time() + patience_s
@@ -100,13 +97,12 @@ class Caller:
         servable: Servable,
         signature_name: str,
         wanted: Sequence[str],
-        options: BatchingOptions,
     ) -> Batcher:
         batchers = servable.calls.batchers
         key = signature_name, tuple(wanted)
         if key not in batchers:
             run = partial(self._run_at_once, servable, signature_name, tuple(wanted))
-            batchers[key] = Batcher(run, options, at_once=self._threads)
+            batchers[key] = Batcher(run, servable.batching, at_once=self._threads)
         return batchers[key]
 
     async def _run_at_once(

@@ -144,7 +144,7 @@ class Manager:
         self._busy = asyncio.Lock()  # one change at a time
 
     async def configure(self, configs: Iterable[ModelConfig]) -> None:
-        """Serve these models from now on, and withdraw others.
+        """Serve these models from now on, and then withdraw others; these stay if one fails.
 
         Raises:
             RepositoryError: A model has no folder or version to serve.
@@ -152,9 +152,8 @@ class Manager:
         """
         wanted = {config.name: config for config in configs}
         async with self._busy:
-            for name in self._configs.keys() - wanted.keys():
-                await self._drop(name)
-            self._configs = wanted
+            gone = self._configs.keys() - wanted.keys()
+            self._configs |= wanted
             for config in wanted.values():
                 self._servables.declare(config.name, config.labels)
             failures: list[ModelServerError] = []
@@ -165,6 +164,8 @@ class Manager:
                     failures.append(exc)
             if failures:
                 raise failures[0]
+            for name in gone:  # last: what takes their place answers by now
+                await self._drop(name)
 
     async def load(self, config: ModelConfig) -> None:
         """Serve one more model, or reload it as this config says.
@@ -262,7 +263,7 @@ class Manager:
             logger.error("event=load_failed model=%s version=%d message=%s", name, version, error)
             return error
         self._broken.pop((name, version), None)
-        self._servables.publish(Servable(name, version, model))
+        self._servables.publish(Servable(name, version, model, config.batching))
         took_s = self._clock() - begun_s
         self._on_loaded(name, took_s)
         logger.info("event=loaded model=%s version=%d took_ms=%.0f", name, version, took_s * 1e3)

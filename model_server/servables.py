@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from model_server.backends.base import Model, Signature
-from model_server.batching import Batcher
+from model_server.batching import Batcher, BatchingOptions
 from model_server.call_record import current
 from model_server.errors import (
     InvalidRequest,
@@ -64,11 +64,20 @@ class CallState:
 
 @dataclass(frozen=True)
 class Servable:
-    """One loaded version of a model."""
+    """One loaded version of a model.
+
+    Attributes:
+        name: The model's.
+        version: Its number.
+        model: What answers.
+        batching: How calls are put together.
+        calls: The caller's own.
+    """
 
     name: str
     version: int
     model: Model
+    batching: BatchingOptions = field(default_factory=BatchingOptions)
     calls: CallState = field(default_factory=CallState, compare=False, repr=False)
 
     def signature(self, name: str) -> Signature:

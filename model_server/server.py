@@ -72,7 +72,6 @@ class ModelServer:
             self._executor,
             threads=options.threads,
             max_queued=options.max_concurrent_rpcs,
-            batching={config.name: config.batching for config in options.models},
             on_run=self._metrics.ran,
         )
         self._metrics.watch_queue(lambda: self._caller.queued)

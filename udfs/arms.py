@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from model_server.breaker import BreakerState
 from model_server.client import ClientOptions, PredictClient, Scores
 from model_server.errors import PredictError
 from udfs.batch import FeatureBatch
@@ -109,10 +110,21 @@ class Arms:
         arms = (active.stable, active.canary)
         return [(arms[group], part) for group, part in batch.split(chosen).items()]
 
-    def copies(self, batch: FeatureBatch) -> tuple[Arm, FeatureBatch] | None:
-        """The shadow and the rows it gets copies of, if any."""
+    def copies(self, batch: FeatureBatch, at_work: int) -> tuple[Arm, FeatureBatch] | None:
+        """The shadow and the rows it gets copies of, if any.
+
+        One that does not answer gets no copies while its circuit breaker is open, and one at a time
+        until it is closed: what it cannot answer would only be written down as that, for nothing.
+
+        Args:
+            batch: What is scored.
+            at_work: Copies that are not answered yet.
+        """
         active = self._active
         if active.shadow is None or active.rollout is None:
+            return None
+        state = active.shadow.client.breaker_state
+        if state is BreakerState.OPEN or (state is BreakerState.HALF_OPEN and at_work):
             return None
         rows = np.flatnonzero(active.rollout.in_shadow(batch.keys))
         return (active.shadow, batch.select(rows)) if len(rows) else None
@@ -193,6 +205,8 @@ class Arms:
         if address is not None:
             server = address.server or options.target
             options = replace(options, target=server, model_version=address.version)
+        if name == "shadow":  # nobody waits for it: nothing is worth a second call
+            options = replace(options, max_attempts=1, hedge_ms=0.0)
         if old is not None and old.client.options == options:
             return replace(old, name=name)
         return Arm(name, PredictClient(options), options.deadline_ms)

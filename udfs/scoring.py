@@ -25,7 +25,7 @@ from pyflink.datastream import RuntimeContext
 from pyflink.datastream.state import MapStateDescriptor
 from pyflink.datastream.timerservice import TimerService
 
-from model_server.backends.xgboost import XGBoostModel
+from model_server.backends import load_table
 from model_server.client import ClientOptions
 from model_server.errors import InvalidRows, PredictError
 from udfs.arms import Arm, Arms
@@ -153,7 +153,7 @@ class EmbeddedScoring:
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Load the model once and warm it up."""
-        self._model = XGBoostModel.load(self._version_dir)
+        self._model = load_table(self._version_dir)
         self._model.warm_up()
         self._output.warm_up()
         self._version = int(self._version_dir.name)
@@ -177,7 +177,7 @@ class EmbeddedScoring:
 
     def _explain(self, matrix: Matrix, verdict: Verdict) -> FloatArray | None:
         rows = self._output.rows_to_explain(verdict)
-        if not rows:
+        if not rows or not self._model.explains:
             return None
         try:
             return self._model.explain(matrix[rows])
@@ -417,7 +417,8 @@ class ServedScoring:
 
     def _copy(self, batch: FeatureBatch) -> None:
         """Send the shadow its copies, if there is one and it keeps up."""
-        found = self._arms.copies(batch) if len(self._copies) < self.COPIES else None
+        at_work = len(self._copies)
+        found = self._arms.copies(batch, at_work) if at_work < self.COPIES else None
         if found is not None:
             task = self._loop.create_task(self._answer_of_shadow(*found))
             self._copies.add(task)

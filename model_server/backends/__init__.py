@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from model_server.backends.base import Model
+from model_server.backends.tabular import Tabular
 from model_server.errors import RepositoryError
 from model_server.repository import MODEL_FILES
 
-__all__ = ["load"]
+__all__ = ["load", "load_table"]
 
 
 def load(version_dir: Path, threads: int, *, python: str = "") -> Model:
@@ -38,7 +39,32 @@ def load(version_dir: Path, threads: int, *, python: str = "") -> Model:
         return RemoteModel.load(
             "saved_model", "tensorflow_savedmodel", version_dir, threads, python
         )
-    raise RepositoryError(
-        f"{version_dir} has none of {', '.join([*MODEL_FILES, 'model.onnx', 'saved_model.pb'])}: "
+    raise _unknown(version_dir, "saved_model.pb")
+
+
+def load_table(version_dir: Path) -> Tabular:
+    """Load a model of columns with one score per row into this process, as an operator does.
+
+    Args:
+        version_dir: Folder in the repository's layout, with a ``features.json``.
+
+    Raises:
+        RepositoryError: No file of a kind that can be embedded, or one that is malformed.
+        ModelError: The model cannot be used.
+    """
+    if any((version_dir / name).is_file() for name in MODEL_FILES):
+        from model_server.backends.xgboost import XGBoostModel
+
+        return XGBoostModel.load(version_dir)
+    if (version_dir / "model.onnx").is_file():
+        from model_server.backends.onnx import OnnxTable
+
+        return OnnxTable.load(version_dir)
+    raise _unknown(version_dir)
+
+
+def _unknown(version_dir: Path, *others: str) -> RepositoryError:
+    return RepositoryError(
+        f"{version_dir} has none of {', '.join([*MODEL_FILES, 'model.onnx', *others])}: "
         "save the model there under one of these names"
     )

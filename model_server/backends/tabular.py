@@ -74,6 +74,11 @@ class Tabular(ABC):
         self._signatures = _signatures(len(features.features), explains, classifies)
 
     @property
+    def explains(self) -> bool:
+        """Whether ``explain`` can be called."""
+        return EXPLAIN_SIGNATURE in self._signatures
+
+    @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the input's columns, in order."""
         return self._features.names

@@ -28,9 +28,12 @@ import psutil
 import pytest
 import xgboost
 from pyflink.common import Row
+from skl2onnx import to_onnx
+from sklearn.linear_model import LogisticRegression
 
 from model_server.client import ClientOptions
 from tests.support.held import HeldScoring, Switch
+from tests.support.models import write_features
 from tests.support.servers import ModelServerProcess
 from tests.support.waiting import wait_until
 from udfs.batch import FeatureBatch, LabelBatch
@@ -856,6 +859,31 @@ class TestScoring:
         for alert in alerts:
             assert alert["event"]["id"] == alert["prediction"]["event_id"]
             assert len(alert["reasons"]) == 3
+
+    def test_an_onnx_model_is_embedded_as_well(self, tmp_path: Path, output: Output) -> None:
+        columns = list(SCHEMA.columns)
+        rows = np.random.default_rng(2).random((300, len(columns))).astype(np.float32) * 20
+        model = LogisticRegression().fit(rows, rows[:, 0] > 5)
+        folder = tmp_path / "9"
+        folder.mkdir()
+        graph = to_onnx(model, rows[:1], options={"zipmap": False})
+        (folder / "model.onnx").write_bytes(graph.SerializeToString())
+        write_features(folder, tuple(columns), impute=0.0)
+        scored = plain(Subtask(EmbeddedScoring(folder, "fraud", output)).run_all(scorable()))
+        predictions = {p["event_id"]: p for row in scored for _, p in row[0]}
+        matrix = {
+            event_id: values
+            for _, batch in scorable()
+            if len(batch)
+            for event_id, values in zip(batch.ids, output.model_input(batch), strict=True)
+        }
+        assert predictions.keys() == matrix.keys()
+        expected = model.predict_proba(np.array(list(matrix.values())))[:, 1]
+        found = [predictions[event_id]["score"] for event_id in matrix]
+        assert np.abs(np.array(found) - expected).max() < 1e-6
+        assert {p["model"]["version"] for p in predictions.values()} == {9}
+        alerts = [a for row in scored for _, a in row[1]]
+        assert alerts and all(alert["reasons"] == [] for alert in alerts)
 
     def test_refused_records_leave_once(self, embedded: EmbeddedScoring) -> None:
         stream = scorable()

@@ -218,9 +218,9 @@ async def test_a_withdrawn_version_is_not_kept_by_its_batches() -> None:
     servables.declare("m", {})
     model = Slow()
     gone = weakref.ref(model)
-    servables.publish(Servable("m", 1, model))
+    servables.publish(Servable("m", 1, model, BatchingOptions(max_rows=8)))
     with ThreadPoolExecutor(1) as pool:
-        caller = Caller(pool, batching={"m": BatchingOptions(max_rows=8)})
+        caller = Caller(pool)
         with servables.use("m") as servable:
             await caller.run(servable, "serving_default", of(1), ["x"])
         await servables.withdraw("m", 1)

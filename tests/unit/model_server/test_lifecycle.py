@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from model_server.backends import load as load_by_files
+from model_server.batching import BatchingOptions
 from model_server.errors import ModelError, RepositoryError
 from model_server.lifecycle import Manager, ModelConfig, VersionPolicy
 from model_server.protos import PredictionServiceStub
@@ -192,3 +193,27 @@ async def test_twenty_switches_under_load_lose_no_call(
     for seen in answers:
         assert seen == sorted(seen)
         assert not broken & set(seen)
+
+
+async def test_a_model_that_takes_anothers_place_is_there_before_that_goes(
+    models_dir: Path, write_version: Callable[..., Path]
+) -> None:
+    servables = Servables()
+    answered: list[tuple[int, ...]] = []
+
+    def load(folder: Path, threads: int) -> Any:
+        answered.append(servables.loaded("fraud"))
+        return load_by_files(folder, threads)
+
+    manager = Manager(servables, load)
+    await manager.configure([ModelConfig("fraud", models_dir)])
+    write_version(models_dir / "other" / "1")
+    batching = BatchingOptions(max_rows=8)
+    await manager.configure([ModelConfig("other", models_dir, batching=batching)])
+    assert answered == [(), (10,)]
+    assert servables.names == ("other",)
+    with servables.use("other") as servable:
+        assert servable.batching == batching
+    with pytest.raises(RepositoryError):
+        await manager.configure([ModelConfig("missing", models_dir)])
+    assert servables.loaded("other") == (1,)
