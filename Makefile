@@ -63,7 +63,12 @@ $(DONE)/extra-onnx: $(DONE)/packages conf/requirements-onnx.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-onnx.lock
 	@touch $@
 
-$(DONE)/extra-%: ; @echo "no extra named $*: there are onnx and tensorflow" >&2; exit 2
+$(DONE)/extra-tracing: $(DONE)/packages conf/requirements-tracing.lock
+	@echo "installing OpenTelemetry"
+	@$(INSTALL) --require-hashes -r conf/requirements-tracing.lock
+	@touch $@
+
+$(DONE)/extra-%: ; @echo "no extra named $*: there are onnx, tensorflow, tracing" >&2; exit 2
 
 $(DONE)/dev: $(DONE)/project conf/requirements-dev.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-dev.lock
@@ -117,6 +122,8 @@ lock: setup
 	@$(COMPILE) conf/requirements-tensorflow.in -c conf/requirements.lock \
 		-o conf/requirements-tensorflow.lock
 	@$(COMPILE) conf/requirements-onnx.in -c conf/requirements.lock -o conf/requirements-onnx.lock
+	@$(COMPILE) conf/requirements-tracing.in -c conf/requirements.lock \
+		-o conf/requirements-tracing.lock
 	@$(COMPILE) conf/requirements-server.in -c conf/requirements.lock \
 		-c conf/requirements-onnx.lock -o conf/requirements-server.lock
 	@for peer in mlserver tensorflow; do \

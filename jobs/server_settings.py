@@ -124,6 +124,9 @@ class ServerSettings(Strict):
         "", description="bearer token that callers must show, as `${MODEL_TOKEN}`; none if empty"
     )
     limits: LimitSettings = Field(default_factory=lambda: LimitSettings(), description="limits")
+    tracing_endpoint: str = Field(
+        "", description="OTLP address for OpenTelemetry's spans, as `http://collector:4317`"
+    )
     log: LogSettings = Field(default_factory=lambda: LogSettings(), description="the log")
 
     def mistakes(self) -> Iterator[Mistake]:
@@ -187,6 +190,7 @@ def options(settings: ServerSettings) -> ServerOptions:
         threads=settings.limits.threads,
         grace_s=settings.grace / 1_000,
         model_python=settings.model_python,
+        tracing_endpoint=settings.tracing_endpoint,
         log_format=settings.log.format,
         log_calls=settings.log.calls,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ class CallRecord:
         entrypoint: ``GRPC`` or ``REST``, as TensorFlow Serving calls them.
         call: As ``Predict`` or ``ModelInfer``; over HTTP the last part of the path, as ``predict``.
         given_id: The caller's ``x-request-id``, if it gave one; see ``request_id``.
+        metadata: The call's, or its headers.
         model: Who answers; empty before it is found.
         version: Its version.
         status: gRPC's name of the status; an HTTP status that has none is ``HTTP_405`` or so.
@@ -41,6 +42,7 @@ class CallRecord:
     entrypoint: str
     call: str
     given_id: str | None = None
+    metadata: Iterable[tuple[str, Any]] = ()
     model: str = ""
     version: int = 0
     status: str = "OK"
@@ -120,8 +122,9 @@ def observed_rpc(
     call = method.rpartition("/")[2]
 
     async def observed(request: Any, context: Any) -> Any:
-        given = next((v for k, v in context.invocation_metadata() if k == "x-request-id"), None)
-        with recorded(CallRecord("GRPC", call, given), observer) as record:
+        metadata = context.invocation_metadata()
+        given = next((value for key, value in metadata if key == "x-request-id"), None)
+        with recorded(CallRecord("GRPC", call, given, metadata), observer) as record:
             record.status = "CANCELLED"  # whoever is not here at the end is gone
             try:
                 response = await answer(request, context)

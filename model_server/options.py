@@ -39,6 +39,7 @@ class ServerOptions:
         grace_s: Seconds that calls in flight get when the server stops.
         threads: Large batches and explanations worked on at once, each by one XGBoost thread.
         model_python: Interpreter of the processes that SavedModels run in; this one's if empty.
+        tracing_endpoint: OTLP address over gRPC that spans are sent to; empty for no tracing.
         log_format: For who runs a server as a program and sets up its log: ``text`` or ``json``.
         log_calls: Whether every call is logged.
 
@@ -62,6 +63,7 @@ class ServerOptions:
     grace_s: float = 10.0
     threads: int = 2
     model_python: str = ""
+    tracing_endpoint: str = ""
     log_format: LogFormat = "text"
     log_calls: bool = False
 

@@ -30,6 +30,7 @@ from model_server.oip.inference import Inference
 from model_server.options import Ports, ServerOptions
 from model_server.repository_calls import RepositoryCalls
 from model_server.servables import Servables
+from model_server.tracing import start_tracing
 
 if TYPE_CHECKING:
     from model_server.web import HttpServer
@@ -52,13 +53,25 @@ class ModelServer:
             options: Settings.
             load_model: Takes a version folder and the threads per call; may block. By the files in
                 the folder if not given.
+
+        Raises:
+            StartupError: Tracing is asked for and not installed.
         """
         self._options = options
         self._servables = Servables()
         for config in options.models:
             self._servables.declare(config.name, config.labels)
         self._metrics = ServerMetrics(self._servables)
-        self._observer = Observers([self._metrics, *([CallLog()] if options.log_calls else [])])
+        self._tracing = (
+            start_tracing(options.tracing_endpoint) if options.tracing_endpoint else None
+        )
+        self._observer = Observers(
+            [
+                self._metrics,
+                *([CallLog()] if options.log_calls else []),
+                *([self._tracing] if self._tracing else []),
+            ]
+        )
         self._manager = Manager(
             self._servables,
             load_model or partial(load_by_files, python=options.model_python),
@@ -198,6 +211,8 @@ class ModelServer:
                 stopping.create_task(listener.stop())
         self._executor.shutdown(wait=False, cancel_futures=True)
         await self._servables.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         logger.info("event=stopped")
 
     async def _set_health(self, status: int) -> None:

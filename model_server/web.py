@@ -147,7 +147,9 @@ def _observing(observer: Observer) -> Any:
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get(_ID_HEADER)
-        record = CallRecord("REST", _call(request), given, status="CANCELLED")
+        record = CallRecord(
+            "REST", _call(request), given, request.headers.items(), status="CANCELLED"
+        )
         with recorded(record, observer):
             response = await handler(request)
             record.status = _status_name(response.status)
