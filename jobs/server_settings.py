@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field
 
 from jobs import settings_file
 from jobs.settings_file import SettingsError
@@ -25,10 +25,11 @@ _EXAMPLE = "conf/server.yaml"
 _VERSIONS = re.compile(r"all|latest(:[1-9][0-9]{0,3})?")
 
 
-def _policy_text(text: str) -> str:
-    if not _VERSIONS.fullmatch(text):
-        raise ValueError(f"{text!r} is none of all, latest, latest:N or a list of versions")
-    return text
+def _policy_of(value: object) -> object:
+    whole = isinstance(value, list | tuple) and value and all(type(v) is int for v in value)
+    if not (whole or (isinstance(value, str) and _VERSIONS.fullmatch(value))):
+        raise ValueError(f"{value!r} is none of all, latest, latest:N or a list of versions")
+    return value
 
 
 class BatchingSettings(Strict):
@@ -46,7 +47,7 @@ class ServedModel(Strict):
     name: str = Field(description="what clients ask for")
     models_dir: Path = Field(Path("build/models"), description="root of its repository")
     folder: str = Field("", description="its folder there; the name if empty")
-    versions: Annotated[str, AfterValidator(_policy_text)] | tuple[int, ...] = Field(
+    versions: Annotated[str | tuple[int, ...], BeforeValidator(_policy_of)] = Field(
         "latest", description="`latest`, `latest:N`, `all`, or a list of versions"
     )
     labels: dict[str, int] = Field(
@@ -146,7 +147,7 @@ def is_server_file(path: Path) -> bool:
         SettingsError: It is missing or no mapping in YAML.
     """
     document = settings_file.read(path, example=_EXAMPLE)
-    return "models" in document or "model_config_file" in document
+    return not {"event", "features", "key"} & document.keys()
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> ServerSettings:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from jobs.settings_table import is_duration, model_of
-from udfs.spec import Mistake, format_duration
+from udfs.spec import UNITS_NEEDED, Mistake, format_duration
 
 __all__ = [
     "MASK",
@@ -87,7 +87,7 @@ def load(
     mistakes = list(_literal_secrets(document, secrets))
     document = _expand(complete(document), mistakes)
     try:
-        settings = root.model_validate(document)
+        settings = root.model_validate(document, context={UNITS_NEEDED: True})
     except ValidationError as exc:
         found = [Mistake(error["loc"], _message(error, root)) for error in exc.errors()]
         mistakes += [*found, *(m for m in across(document) if m not in found)]

@@ -12,7 +12,7 @@ import annotated_types
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from udfs.spec import format_duration, parse_duration_ms
+from udfs.spec import duration_setting, format_duration
 
 __all__ = ["Setting", "is_duration", "markdown", "model_of", "rows"]
 
@@ -106,7 +106,7 @@ def _limits(metadata: tuple[Any, ...], show: Any) -> list[str]:
 
 
 def _parses_duration(metadata: tuple[Any, ...]) -> bool:
-    return any(isinstance(m, BeforeValidator) and m.func is parse_duration_ms for m in metadata)
+    return any(isinstance(m, BeforeValidator) and m.func is duration_setting for m in metadata)
 
 
 def is_duration(field: FieldInfo | None) -> bool:

@@ -17,7 +17,8 @@ _EXIT_USAGE = 2
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m model_server",
-        description="Serve a model over TensorFlow Serving's gRPC API.",
+        description="Serve one model over TensorFlow Serving's API and the Open Inference "
+        "Protocol. `streamscore serve` serves several, with more settings.",
     )
     add = parser.add_argument
     defaults = ServerOptions

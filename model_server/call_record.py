@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -20,7 +21,8 @@ __all__ = [
     "recorded",
 ]
 
-_MAX_ID_CHARS = 128
+_GIVEN_ID = re.compile(r"[\w.:/+=@|-]{1,128}", re.ASCII)
+"""No spaces or quotes, or a caller could write fields of its own into our log."""
 _STATUS_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -36,6 +38,7 @@ class CallRecord:
         model: Who answers; empty before it is found.
         version: Its version.
         status: gRPC's name of the status; an HTTP status that has none is ``HTTP_405`` or so.
+        reason: What the caller was told of a refusal.
         begun_s: ``time.perf_counter`` at its begin.
     """
 
@@ -46,6 +49,7 @@ class CallRecord:
     model: str = ""
     version: int = 0
     status: str = "OK"
+    reason: str = ""
     begun_s: float = field(default_factory=time.perf_counter)
     _made_id: str = ""
 
@@ -53,7 +57,7 @@ class CallRecord:
     def request_id(self) -> str:
         """The caller's id, if it can stand in a log, or else one of our own."""
         given = self.given_id
-        if given and len(given) <= _MAX_ID_CHARS and given.isprintable():
+        if given and _GIVEN_ID.fullmatch(given):
             return given
         if not self._made_id:  # only now: most calls are never logged
             self._made_id = uuid.uuid4().hex
@@ -125,16 +129,23 @@ def observed_rpc(
         metadata = context.invocation_metadata()
         given = next((value for key, value in metadata if key == "x-request-id"), None)
         with recorded(CallRecord("GRPC", call, given, metadata), observer) as record:
+            if given is not None:
+                context.set_trailing_metadata((("x-request-id", record.request_id),))
             record.status = "CANCELLED"  # whoever is not here at the end is gone
             try:
                 response = await answer(request, context)
             except grpc.aio.AbortError:
                 record.status = _STATUS_NAMES.get(_code(context), "UNKNOWN")
+                record.reason = _text(context.details())
                 raise
             record.status = "OK"
             return response
 
     return observed
+
+
+def _text(details: Any) -> str:
+    return details.decode(errors="replace") if isinstance(details, bytes) else str(details or "")
 
 
 def _code(context: Any) -> Any:

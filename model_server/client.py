@@ -17,7 +17,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import grpc  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from model_server.breaker import BreakerOptions, BreakerState, CircuitBreaker
 from model_server.client_protocols import Address, ModelMetadata, OpenInference, TfServing
-from model_server.endpoints import SLOW, ChannelSecurity, Endpoint, Endpoints, RetryBudget
+from model_server.endpoints import ChannelSecurity, Endpoint, Endpoints, Fate, RetryBudget
 from model_server.errors import (
     BadResponse,
     PredictError,
@@ -130,6 +130,25 @@ class Scores:
     values: Floats
     model_name: str
     model_version: int
+
+
+@dataclass
+class _Call(Generic[T]):
+    """One call with all its attempts.
+
+    Attributes:
+        method: Makes a call of a channel.
+        request: What is sent.
+        decode: Takes an answer apart, or refuses it.
+        ends_at_s: Its deadline by the client's clock.
+        tried: Where it has been.
+    """
+
+    method: Method
+    request: Any
+    decode: Callable[[Any], T]
+    ends_at_s: float
+    tried: set[Endpoint] = field(default_factory=set)
 
 
 class PredictClient:
@@ -261,10 +280,10 @@ class PredictClient:
         """Run a call; of a single server under the breaker, several have one each."""
         deadline_ms = self._options.deadline_ms if deadline_ms is None else deadline_ms
         if len(self._endpoints) > 1:
-            return decode(await self._within_deadline(method, request, deadline_ms))
+            return await self._within_deadline(method, request, decode, deadline_ms)
         permit = self._breaker.acquire()
         try:
-            result = decode(await self._within_deadline(method, request, deadline_ms))
+            result = await self._within_deadline(method, request, decode, deadline_ms)
         except PredictError as exc:
             (permit.fail if exc.counts_as_failure else permit.succeed)()
             raise
@@ -274,25 +293,26 @@ class PredictClient:
         permit.succeed()
         return result
 
-    async def _within_deadline(self, method: Method, request: Any, deadline_ms: float) -> Any:
+    async def _within_deadline(
+        self, method: Method, request: Any, decode: Callable[[Any], T], deadline_ms: float
+    ) -> T:
         deadline_s = deadline_ms / 1_000.0
-        ends_at_s = self._clock() + deadline_s
+        call = _Call(method, request, decode, self._clock() + deadline_s)
         try:
             async with asyncio.timeout(deadline_s):
-                return await self._attempts(method, request, ends_at_s)
+                return await self._attempts(call)
         except TimeoutError as exc:
             raise Timeout(f"no answer within {deadline_ms:g} ms") from exc
 
-    async def _attempts(self, method: Method, request: Any, ends_at_s: float) -> Any:
+    async def _attempts(self, call: _Call[T]) -> T:
         self._budget.called()
-        tried: set[Endpoint] = set()
         for attempt in itertools.count(1):
             try:
-                return await self._hedged(method, request, ends_at_s, tried)
+                return await self._hedged(call)
             except Unavailable as exc:
-                another = len(tried) < len(self._endpoints)
+                another = self._endpoints.has_another(call.tried)
                 pause_s = 0.0 if another else self._pause_s(attempt)
-                time_left = self._clock() + pause_s < ends_at_s
+                time_left = self._clock() + pause_s < call.ends_at_s
                 allowed = exc.retryable and attempt < self._options.max_attempts and time_left
                 if not (allowed and self._budget.take()):
                     raise
@@ -303,39 +323,39 @@ class PredictClient:
         mean_ms = self._options.backoff_ms * 2.0 ** (attempt - 1)
         return self._uniform(0.5, 1.5) * mean_ms / 1_000.0
 
-    async def _hedged(
-        self, method: Method, request: Any, ends_at_s: float, tried: set[Endpoint]
-    ) -> Any:
+    async def _hedged(self, call: _Call[T]) -> T:
         """Make an attempt, and another one elsewhere if it is slow; the first answer counts."""
         if not self._options.hedge_ms or len(self._endpoints) == 1:
-            return await self._attempt(method, request, ends_at_s, tried)
-        tasks = [asyncio.create_task(self._attempt(method, request, ends_at_s, tried))]
+            return await self._attempt(call, Fate())
+        fate = Fate()
+        first = asyncio.create_task(self._attempt(call, fate))
+        tasks = {first}
         try:
-            done, _ = await asyncio.wait(tasks, timeout=self._options.hedge_ms / 1_000.0)
-            if not done and self._budget.take():
-                tasks.append(asyncio.create_task(self._attempt(method, request, ends_at_s, tried)))
+            await asyncio.wait(tasks, timeout=self._options.hedge_ms / 1_000.0)
+            another = self._endpoints.has_another(call.tried)
+            if not first.done() and another and self._budget.take():
+                tasks.add(asyncio.create_task(self._attempt(call, Fate())))
             while True:
                 done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     if task.exception() is None or not pending:
+                        fate.was_slow = first in pending
                         return task.result()
-                tasks = list(pending)
+                tasks = pending
         finally:
             for task in tasks:
-                task.cancel(SLOW)
+                task.cancel()
 
-    async def _attempt(
-        self, method: Method, request: Any, ends_at_s: float, tried: set[Endpoint]
-    ) -> Any:
+    async def _attempt(self, call: _Call[T], fate: Fate) -> T:
         """Make one gRPC call; the one place where gRPC's errors become ours."""
-        left_s = ends_at_s - self._clock()
+        left_s = call.ends_at_s - self._clock()
         if left_s <= 0:
             raise Timeout("no time left for another attempt")
-        with self._endpoints.attempt(ends_at_s, tried) as endpoint:
-            tried.add(endpoint)
+        with self._endpoints.attempt(call.ends_at_s, call.tried, fate) as endpoint:
+            call.tried.add(endpoint)
             try:
-                call = method(endpoint.channel)
-                return _parsed(await call(request, timeout=left_s, metadata=self._metadata))
+                method = call.method(endpoint.channel)
+                response = await method(call.request, timeout=left_s, metadata=self._metadata)
             except grpc.RpcError as exc:
                 raise from_status(exc.code().name, exc.details()) from exc
             except (grpc.aio.UsageError, grpc.aio.InternalError, ValueError) as exc:
@@ -345,6 +365,7 @@ class PredictClient:
                     raise
                 # gRPC reports a channel closed under a call as a cancellation nobody asked for.
                 raise Unavailable("the client was closed during the call") from exc
+            return call.decode(_parsed(response))
 
 
 def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:

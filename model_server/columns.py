@@ -12,14 +12,13 @@ __all__ = ["joined", "takes_columns"]
 
 
 def takes_columns(servable: Servable, signature: Signature, names: Collection[str]) -> bool:
-    """Whether the names of a request's tensors are those of the model's columns."""
+    """Whether the names of a request's tensors are meant as columns: several, or a known one."""
     model = servable.model
     return (
         isinstance(model, Tabular)
         and signature.method == "predict"
         and INPUT_NAME not in names
-        and bool(names)
-        and set(names) <= set(model.feature_names)
+        and (len(names) > 1 or not set(names).isdisjoint(model.feature_names))
     )
 
 

@@ -20,11 +20,21 @@ import grpc  # type: ignore[import-untyped, unused-ignore]
 from model_server.breaker import BreakerOptions, BreakerState, CircuitBreaker, Permit
 from model_server.errors import CircuitOpen, PredictError, Unavailable
 
-__all__ = ["SLOW", "ChannelSecurity", "Endpoint", "Endpoints", "RetryBudget"]
+__all__ = ["ChannelSecurity", "Endpoint", "Endpoints", "Fate", "RetryBudget"]
 
 
-SLOW = "another endpoint was faster"
-"""What an attempt is cancelled with."""
+@dataclass
+class Fate:
+    """What became of an attempt that was cancelled.
+
+    Attributes:
+        was_slow: A later attempt was answered before it.
+    """
+
+    was_slow: bool = False
+
+
+NO_FATE = Fate()
 
 
 @dataclass(frozen=True)
@@ -124,37 +134,47 @@ class Endpoints:
         """How many there are."""
         return len(self._endpoints)
 
+    def has_another(self, tried: Collection[Endpoint]) -> bool:
+        """Whether there is one where a call has not been and that is not left alone."""
+        return any(
+            endpoint not in tried and endpoint.breaker.state is not BreakerState.OPEN
+            for endpoint in self._endpoints
+        )
+
     @property
     def breaker_state(self) -> BreakerState:
         """The healthiest one's; any thread may read it."""
         return min(endpoint.breaker.state for endpoint in self._endpoints)
 
     @contextmanager
-    def attempt(self, ends_at_s: float, tried: Collection[Endpoint] = ()) -> Iterator[Endpoint]:
+    def attempt(
+        self, ends_at_s: float, tried: Collection[Endpoint] = (), fate: Fate = NO_FATE
+    ) -> Iterator[Endpoint]:
         """Choose where an attempt goes, and learn from what it raises.
 
-        To be cancelled counts against the endpoint if the time was over, or with ``SLOW``.
+        To be cancelled counts against the endpoint if the time was over or another was faster.
 
         Args:
             ends_at_s: The call's deadline by the clock.
             tried: Where this call has been already: taken only if there is no other.
+            fate: Says of an attempt that is cancelled whether it was slow.
 
         Raises:
             CircuitOpen: Every one is left alone.
             Unavailable: The client is closed, or no channel can be opened.
         """
         endpoint, permit = self._choose(tried)
-        self._open(endpoint)
         endpoint.open_calls += 1
         try:
+            self._open(endpoint)
             yield endpoint
         except PredictError as exc:
             if permit is not None:
                 (permit.fail if exc.counts_as_failure else permit.succeed)()
             raise
-        except BaseException as exc:
+        except BaseException:
             if permit is not None:
-                slow = exc.args == (SLOW,) or self._clock() >= ends_at_s
+                slow = fate.was_slow or self._clock() >= ends_at_s
                 (permit.fail if slow else permit.abandon)()
             raise
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import grpc  # type: ignore[import-untyped, unused-ignore]
@@ -103,10 +104,19 @@ class GrpcServer:
             else:
                 bound = int(self._server.add_secure_port(address, credentials))
         except RuntimeError as exc:
-            raise StartupError(f"cannot listen on {address}: is the port taken?") from exc
+            raise StartupError(f"cannot listen on {address}: {_why_not(host, port)}") from exc
         await self._server.start()
         return bound
 
     async def stop(self) -> None:
         """Take nothing new, give calls in flight their time, and close."""
         await self._server.stop(self._grace_s)
+
+
+def _why_not(host: str, port: int) -> str:
+    """Return the system's reason, which gRPC only writes to stderr."""
+    try:
+        with socket.create_server((host, port)):
+            return "gRPC cannot use it"
+    except OSError as exc:
+        return exc.strerror or str(exc)

@@ -140,6 +140,7 @@ class Manager:
         self._on_refused = on_refused
         self._clock = clock
         self._configs: dict[str, ModelConfig] = {}
+        self._lost_labels: dict[str, object] = {}
         self._broken: dict[tuple[str, int], object] = {}
         self._busy = asyncio.Lock()  # one change at a time
 
@@ -232,12 +233,30 @@ class Manager:
         for version in reversed(wanted):  # the newest first: it is what most ask for
             if version not in self._servables.loaded(config.name):
                 failure = await self._load(config, version) or failure
+        if not self._servables.loaded(config.name) and config.policy.kind == "latest":
+            for version in sorted(set(present) - set(wanted), reverse=True):
+                if await self._load(config, version) is None:  # better an old one than none
+                    break
         loaded = self._servables.loaded(config.name)
         if not loaded and failure is not None:
             raise failure
+        self._check_labels(config)
         if any(version in wanted for version in loaded):
             old = [version for version in loaded if version not in wanted]
             await asyncio.gather(*(self._withdraw(config.name, version) for version in old))
+
+    def _check_labels(self, config: ModelConfig) -> None:
+        """Say once for each state of affairs which labels lead nowhere."""
+        loaded = self._servables.loaded(config.name)
+        lost = {name: v for name, v in config.labels.items() if v not in loaded}
+        if lost and self._lost_labels.get(config.name) != (lost, loaded):
+            logger.warning(
+                "event=labels_without_version model=%s labels=%s served=%s",
+                config.name,
+                lost,
+                list(loaded),
+            )
+        self._lost_labels[config.name] = lost, loaded
 
     async def _load(self, config: ModelConfig, version: int) -> ModelServerError | None:
         """Load, warm up and publish one version; return why not."""

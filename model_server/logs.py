@@ -25,6 +25,11 @@ _TEXT = "time=%(asctime)s level=%(levelname)s %(message)s"
 _FIELD = re.compile(r"(\w+)=(%[^\s%]*[a-zA-Z]|\S+)")
 _OWN = frozenset({"time", "level", "logger", "request_id", "text", "error"})
 
+_PROBES = frozenset(
+    {"live", "ready", "metrics", "ServerLive", "ServerReady", "ModelReady", "Check"}
+)
+"""What is asked every few seconds, and says nothing of the calls."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -88,19 +93,23 @@ def configure(form: LogFormat = "text", level: int = logging.INFO) -> None:
 
 
 class CallLog:
-    """Logs every call; an ``Observer``."""
+    """Logs every call but probes; an ``Observer``."""
 
     def begun(self, record: CallRecord) -> None:
         """See ``Observer``."""
 
     def ended(self, record: CallRecord, took_s: float) -> None:
         """See ``Observer``."""
+        if record.call in _PROBES:
+            return
         logger.info(
-            "event=call entrypoint=%s call=%s model=%s version=%d status=%s took_ms=%.3f",
+            "event=call entrypoint=%s call=%s model=%s version=%d status=%s took_ms=%.3f "
+            "message=%s",
             record.entrypoint,
             record.call,
             record.model,
             record.version,
             record.status,
-            took_s * 1e3,
+            round(took_s * 1e3, 3),
+            record.reason,
         )

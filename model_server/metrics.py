@@ -31,7 +31,8 @@ PATHS = ("/metrics", "/monitoring/prometheus/metrics")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # TensorFlow Serving's own: 10 us times powers of 1.8, up to 20 minutes.
-_LATENCY_US = tuple(10.0 * 1.8**power for power in range(33))
+_LATENCY_US = tuple(float(f"{10.0 * 1.8**power:.6g}") for power in range(33))
+_REFUSED = "REFUSED"
 _BATCH_ROWS = tuple(float(2**power) for power in range(15))
 _INFERENCE = frozenset(
     {"Predict", "Classify", "Regress", "MultiInference", "ModelInfer"}
@@ -65,10 +66,11 @@ class _Versions(Collector):
             "1 for the state that a version of a model is in",
             labels=["model", "version", "state"],
         )
-        for name, version, state in self._servables.states():
-            for possible in ServableState:
-                value = float(possible is state)
-                family.add_metric([name, str(version), possible.value], value)
+        for name, version, status in self._servables.all_statuses():
+            refused = status.state is ServableState.END and bool(status.error)
+            now = _REFUSED if refused else status.state.value
+            for state in (*(state.value for state in ServableState), _REFUSED):
+                family.add_metric([name, str(version), state], float(state == now))
         yield family
 
 

@@ -73,7 +73,7 @@ class TlsOptions:
 
 
 def _is_right(header: str, token: str) -> bool:
-    given = header.removeprefix(_SCHEME).encode()
+    given = header.removeprefix(_SCHEME).encode(errors="surrogateescape")
     return header.startswith(_SCHEME) and hmac.compare_digest(given, token.encode())
 
 

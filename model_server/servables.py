@@ -197,9 +197,12 @@ class Servables:
             ServableNotReady: It is still loading.
             InvalidRequest: The model has no such label.
         """
+        record = current.get()
+        if record is not None and name in self._entries:  # also of a call that is refused
+            record.model = name
         servable, users = self._find(name, version, label)
-        if (record := current.get()) is not None:
-            record.model, record.version = servable.name, servable.version
+        if record is not None:
+            record.version = servable.version
         with users:
             yield servable
 
@@ -223,11 +226,11 @@ class Servables:
             raise ServableNotReady(f"model {name} is still loading")
         raise _not_found(name, version)
 
-    def states(self) -> Iterator[tuple[str, int, ServableState]]:
-        """Yield every known version with its state."""
+    def all_statuses(self) -> Iterator[tuple[str, int, VersionStatus]]:
+        """Yield every known version with its status."""
         for name, entry in self._entries.items():
             for version, status in entry.statuses.items():
-                yield name, version, status.state
+                yield name, version, status
 
     def statuses(
         self, name: str, version: int | None = None, label: str = ""

@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import logging
 import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -205,6 +206,8 @@ class ModelServer:
         if self._polling is not None:
             self._polling.cancel()
         self._servables.retire()
+        if (remote := sys.modules.get("model_server.backends.remote")) is not None:
+            remote.end_loads()
         await self._health.enter_graceful_shutdown()
         async with asyncio.TaskGroup() as stopping:
             for listener in self._listeners:
@@ -277,8 +280,7 @@ def serve(
 
     Args:
         options: Settings.
-        on_ready: Called once with the ports when the server is SERVING; not when a signal came
-            while it was loading, which it obeys as soon as the model is loaded.
+        on_ready: Called once with the ports when the server is SERVING.
         load_model: Loads a version folder; by the files in it if not given.
 
     Returns:
@@ -294,13 +296,20 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_asked.set)
+    starting = asyncio.create_task(start(options, load_model=load_model))
+    stopping = asyncio.create_task(stop_asked.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
     try:
-        running = await start(options, load_model=load_model)
+        running = await starting
     except ModelServerError as exc:
         logger.error("event=start_failed reason=%s message=%s", type(exc).__name__, exc)
         return 1
+    except asyncio.CancelledError:  # a signal came while it was loading
+        return 0
     if on_ready is not None and not stop_asked.is_set():
         on_ready(running.ports)
-    await stop_asked.wait()
+    await stopping
     await running.stop()
     return 0

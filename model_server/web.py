@@ -53,6 +53,7 @@ _STATUS_NAMES = {
 }
 _JSON = "application/json"
 _ID_HEADER = "X-Request-Id"
+_REASON = "refusal"
 
 PATIENCE_S = web.AppKey("patience_s", float)
 
@@ -131,14 +132,16 @@ async def _answering(request: web.Request, handler: Handler) -> web.StreamRespon
     try:
         return await handler(request)
     except RequestRefused as exc:
-        return _error(_HTTP_STATUS[exc.status_name], str(exc))
+        status, reason = int(_HTTP_STATUS[exc.status_name]), str(exc)
     except (InvalidRows, TensorError) as exc:
-        return _error(HTTPStatus.BAD_REQUEST, str(exc))
+        status, reason = int(HTTPStatus.BAD_REQUEST), str(exc)
     except web.HTTPException as exc:
-        return _error(exc.status, exc.text or exc.reason)
+        status, reason = exc.status, exc.text or exc.reason
     except Exception:
         logger.exception("event=call_failed path=%s", request.path)
         return _error(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error, see the server's log")
+    request[_REASON] = reason
+    return _error(status, reason)
 
 
 def _observing(observer: Observer) -> Any:
@@ -153,8 +156,8 @@ def _observing(observer: Observer) -> Any:
         with recorded(record, observer):
             response = await handler(request)
             record.status = _status_name(response.status)
-        if given:
-            response.headers[_ID_HEADER] = record.request_id
+            record.reason = request.get(_REASON, "")
+        response.headers[_ID_HEADER] = record.request_id
         return response
 
     return observe
@@ -251,7 +254,7 @@ class HttpServer:
             await web.TCPSite(self._runner, host, port, ssl_context=context).start()
         except OSError as exc:
             await self._runner.cleanup()
-            raise StartupError(f"cannot listen on {host}:{port}: is the port taken?") from exc
+            raise StartupError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
         address = self._runner.addresses[0]
         return int(address[1])
 

@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -65,8 +66,22 @@ def format_duration(duration_ms: int) -> str:
     return f"{duration_ms}ms"
 
 
+def duration_setting(value: object, info: ValidationInfo) -> int:
+    """``parse_duration_ms``; in a file a number other than 0 needs its unit.
+
+    One reader means seconds by ``poll: 2`` and another milliseconds.
+    """
+    is_bare = isinstance(value, int | float) and value != 0
+    if is_bare and not isinstance(value, bool) and (info.context or {}).get(UNITS_NEEDED):
+        raise ValueError(f"{value!r} has no unit; write {value}s or {value}ms")
+    return parse_duration_ms(value)
+
+
+UNITS_NEEDED = "units_needed"
+"""Key of the validation context: whether durations must have a unit."""
+
 DurationMs = Annotated[
-    int, BeforeValidator(parse_duration_ms), PlainSerializer(format_duration, return_type=str)
+    int, BeforeValidator(duration_setting), PlainSerializer(format_duration, return_type=str)
 ]
 
 

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +27,7 @@ from model_server.backends.base import PREDICT_SIGNATURE, Arrays, Signature, Ten
 from model_server.backends.frames import pack, unpack
 from model_server.errors import InvalidRows, ModelError, ServableNotReady
 
-__all__ = ["RemoteModel"]
+__all__ = ["RemoteModel", "end_loads"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,18 @@ _PACKAGE = Path(__file__).parents[1]
 _STDERR = 2
 _WORKERS = "model_server.backends.workers"
 _START_S = 120.0
+_LOAD_S = 600.0
+_CALL_S = 60.0
+_END_S = 1.0
+"""From the end of a process' connections to its own."""
 _STOP_S = 5.0
 _POLL_S = 0.02
+
+
+def end_loads() -> None:
+    """Kill the processes that load a model now: the server ends, and waits for those who wait."""
+    for worker in list(_loading):
+        worker.kill()
 
 
 class _Worker:
@@ -54,13 +65,20 @@ class _Worker:
         # Another interpreter finds this package here, and nothing else of ours.
         (Path(self._folder.name) / _PACKAGE.name).symlink_to(_PACKAGE)
         arguments = [str(version_dir.resolve()), str(threads), self._address]
-        self._process = subprocess.Popen(
-            [python, "-m", f"{_WORKERS}.{module}", *arguments],
-            cwd=self._folder.name,
-            env=_environment(python),
-            stdin=subprocess.PIPE,
-            stdout=_STDERR,
-        )
+        # Not resolved: a virtual environment's interpreter is a link.
+        program = os.path.abspath(python) if os.sep in python else python
+        try:
+            self._process = subprocess.Popen(
+                [program, "-m", f"{_WORKERS}.{module}", *arguments],
+                cwd=self._folder.name,
+                env=_environment(python),
+                stdin=subprocess.PIPE,
+                stdout=_STDERR,
+            )
+        except OSError as exc:
+            self._folder.cleanup()
+            raise ModelError(f"cannot start {program}: {exc.strerror}") from exc
+        _loading.add(self)
         try:
             first = self._connect_first()
             head, _ = unpack(self._received(first))
@@ -69,6 +87,8 @@ class _Worker:
         except BaseException:
             self.stop()
             raise
+        finally:
+            _loading.discard(self)
         self.signatures = {name: _signature(said) for name, said in head["signatures"].items()}
         self._idle.put(first)
 
@@ -86,6 +106,8 @@ class _Worker:
 
     def _received(self, connection: Connection) -> bytes:
         try:
+            if not connection.poll(_LOAD_S):
+                raise ModelError(f"the model is not loaded after {_LOAD_S:g} s")
             return connection.recv_bytes()
         except (EOFError, OSError):
             raise ModelError(
@@ -106,12 +128,27 @@ class _Worker:
             connection = Client(self._address, "AF_UNIX")
         try:
             connection.send_bytes(request)
+            if not connection.poll(_CALL_S):
+                self._process.kill()  # it hangs, and holds threads that other models need
+                raise EOFError
             answer = connection.recv_bytes()
         except BaseException:
             connection.close()
             raise
         self._idle.put(connection)
         return answer
+
+    def has_ended(self) -> bool:
+        """Whether the process is gone, and not only a connection to it."""
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End the process at once; who waits for it gets an error."""
+        self._process.kill()
 
     def stop(self) -> None:
         """End the process."""
@@ -122,9 +159,13 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        while not self._idle.empty():
-            self._idle.get_nowait().close()
+        with suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().close()
         self._folder.cleanup()
+
+
+_loading: set[_Worker] = set()
 
 
 class RemoteModel:
@@ -189,6 +230,8 @@ class RemoteModel:
         try:
             head, outputs = unpack(worker.call(request))
         except (EOFError, OSError) as exc:
+            if not worker.has_ended():  # as when this process has no file descriptor left
+                raise ServableNotReady(f"the model's process cannot be asked: {exc}") from exc
             self._start_again(worker)
             raise ServableNotReady("the model's process ended during the call") from exc
         if "invalid" in head:
@@ -206,12 +249,13 @@ class RemoteModel:
         threading.Thread(target=self._replace, args=(dead,), daemon=True).start()
 
     def _replace(self, dead: _Worker) -> None:
-        dead.stop()
+        with suppress(OSError):
+            dead.stop()
         delay_s = 0.1
         while not self._closed:
             try:
                 worker = _Worker(*self._start)
-            except ModelError as exc:
+            except Exception as exc:  # as when memory is short, which is when processes die
                 logger.error("event=model_process_failed message=%s", exc)
                 time.sleep(delay_s)
                 delay_s = min(2 * delay_s, 30.0)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -141,9 +142,10 @@ class Tabular(ABC):
             InvalidRequest: A column is none of the model, holds no numbers, or they have unequal
                 numbers of rows.
         """
-        unknown = sorted(columns.keys() - set(self.feature_names))
-        if unknown:
-            raise InvalidRequest(f"the model has no column {', '.join(unknown)}")
+        for name in sorted(columns.keys() - set(self.feature_names)):
+            near = get_close_matches(name, self.feature_names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"its first is {self.feature_names[0]}"
+            raise InvalidRequest(f"the model has no column {name}: {hint}")
         rows = {array.size for array in columns.values()}
         if len(rows) != 1 or any(not _is_column(array) for array in columns.values()):
             raise InvalidRequest("columns must be numbers of shape (n,) or (n, 1), all of one n")

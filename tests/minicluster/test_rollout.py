@@ -102,7 +102,7 @@ def bench(
     ):
         overrides = {
             "model.server": f"127.0.0.1:{stable.port}",
-            "model.deadline": 1_000,
+            "model.deadline": "1s",
             "model.rollout": str(path),
             "topics.shadow": f"{own['name']}-shadow",
             "batch.buckets": 1,

@@ -41,6 +41,8 @@ def compile_booster(booster: xgboost.Booster) -> Compiled | None:
     if not trees or depth > MAX_DEPTH:
         return None
     forest = _padded(trees, max(depth, 1), _base_margin(learner), compile_paths(trees))
+    if forest.features.max() >= booster.num_features():  # the loops would read beyond the rows
+        return None
     return Compiled(forest, _sample(booster, forest))
 
 
@@ -136,7 +138,10 @@ def compile_paths(trees: list[dict[str, Any]]) -> Paths | None:
     roots = np.zeros(len(trees) + 1, np.int32)
     for number, tree in enumerate(trees):
         draft.append(tree, 0, {}, int(roots[number]))
-        roots[number + 1] = roots[number] + len(tree["left_children"])
+        roots[number + 1] = (
+            draft.count
+        )  # not of all its nodes: pruning leaves some that none leads to
+    draft.trim()
     before, share = np.array(draft.shares).T
     if not (share > 0.0).all():
         return None
@@ -156,6 +161,7 @@ class _Draft:
     """All trees' nodes as lists, appended depth first; their names are those of ``Paths``.
 
     Attributes:
+        count: Nodes that are appended.
         shares: Share of the training weight that follows the earlier splits on the column of a
             node's incoming split, and the share that follows this one as well.
     """
@@ -167,7 +173,13 @@ class _Draft:
         self.children = [(0, 0)] * nodes
         self.earlier = [0] * nodes
         self.shares = [(1.0, 1.0)] * nodes
-        self._next = 0
+        self.count = 0
+
+    def trim(self) -> None:
+        """Forget the room that no node took."""
+        for nodes in (self.columns, self.values, self.missing_right, self.children, self.earlier):
+            del nodes[self.count :]
+        del self.shares[self.count :]
 
     def append(
         self, tree: dict[str, Any], source: int, seen: dict[int, tuple[int, float]], root: int
@@ -181,8 +193,8 @@ class _Draft:
                 share of the training weight that follows all the path's splits on it.
             root: Where the tree's root went.
         """
-        target = self._next
-        self._next += 1
+        target = self.count
+        self.count += 1
         if source == 0:
             self.earlier[target] = root
         self.values[target] = tree["split_conditions"][source]
@@ -197,7 +209,7 @@ class _Draft:
         places = []
         for child in (left, right):
             below = share * weight[child] / weight[source] if weight[source] else 0.0
-            at = self._next
+            at = self.count
             self.earlier[at] = before
             self.shares[at] = share, below
             places.append(self.append(tree, child, seen | {column: (at, below)}, root))

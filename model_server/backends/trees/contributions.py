@@ -78,7 +78,18 @@ class Paths:
     _fixed: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Look up once where the arrays lie."""
+        """Look up once where the arrays lie.
+
+        Raises:
+            ValueError: A node leads out of its tree: the loops would write there.
+        """
+        sizes = np.diff(self.roots)
+        begins, ends = np.repeat(self.roots[:-1], sizes), np.repeat(self.roots[1:], sizes)
+        inner = self.columns >= 0
+        inside = (self.children >= begins[:, None]) & (self.children < ends[:, None])
+        known = (self.earlier >= begins) & (self.earlier < ends)
+        if len(begins) != len(self.columns) or not (inside[inner].all() and known.all()):
+            raise ValueError("the nodes of the trees do not hang together")
         trees = (self.roots, self.columns, self.values, self.missing_right)
         arrays = (*trees, self.children, self.earlier, self.steps, _WEIGHTS)
         object.__setattr__(self, "_fixed", (*map(address, arrays), len(self.roots) - 1))

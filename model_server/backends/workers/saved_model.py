@@ -60,9 +60,16 @@ class SavedModel:
 
     def run(self, signature_name: str, inputs: Arrays, wanted: Sequence[str]) -> Arrays:
         """See ``backends.base.Model``."""
-        tensors = {name: self._tf.constant(array) for name, array in inputs.items()}
+        function = self._functions[signature_name]
+        specs = function.structured_input_signature[1]
+        tensors = {
+            name: self._tf.cast(array, specs[name].dtype)  # bfloat16 comes as float32
+            if specs[name].dtype == self._tf.bfloat16
+            else self._tf.constant(array)
+            for name, array in inputs.items()
+        }
         try:
-            outputs = self._functions[signature_name](**tensors)
+            outputs = function(**tensors)
         except self._tf.errors.InvalidArgumentError as exc:
             raise InvalidRows(f"the model cannot take these values: {exc.message}") from exc
         return {name: _array(outputs[name]) for name in wanted}
@@ -102,8 +109,9 @@ def _spec(name: str, spec: Any) -> TensorSpec:
 def _array(tensor: Any) -> Any:
     if tensor.dtype.name == "bfloat16":
         return tensor.numpy().astype(np.float32)
-    array = np.asarray(tensor.numpy())
-    return array.astype(object) if array.dtype.kind in "SU" else array
+    value = tensor.numpy()
+    # Not by way of NumPy's strings, which lose zero bytes at the end.
+    return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
 
 
 if __name__ == "__main__":

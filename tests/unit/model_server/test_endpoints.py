@@ -14,7 +14,7 @@ import pytest
 from model_server.breaker import BreakerOptions, BreakerState
 from model_server.client import ClientOptions, PredictClient
 from model_server.endpoints import ChannelSecurity, Endpoint, Endpoints, RetryBudget
-from model_server.errors import CircuitOpen, Rejected, Timeout, Unavailable
+from model_server.errors import BadResponse, CircuitOpen, Rejected, Timeout, Unavailable
 
 ROWS = np.zeros((2, 5), np.float32)
 FAILURES = 3
@@ -88,6 +88,45 @@ async def test_a_hedged_call_does_not_wait_for_a_server_that_hangs(
         for _ in range(40):
             await client.predict(ROWS)
     assert counts[0] == 40
+
+
+async def test_a_hung_server_is_left_alone_by_hedged_calls_too(two: Any, black_hole: int) -> None:
+    ports, _ = two
+    async with client_of(black_hole, ports[0], hedge_ms=20.0) as client:
+        for _ in range(60):
+            await client.predict(ROWS)
+        hung = client._endpoints._endpoints[0]
+        assert hung.breaker.state is BreakerState.OPEN
+
+
+async def test_bad_answers_count_against_the_server(faking: Any, answer: Any) -> None:
+    async def good(request: Any, context: Any) -> Any:
+        return answer([0.5, 0.5])
+
+    async def bad(request: Any, context: Any) -> Any:
+        return answer([7.0, 7.0])
+
+    refused = 0
+    async with faking(good) as one, faking(bad) as other, client_of(one.port, other.port) as client:
+        for _ in range(60):
+            try:
+                await client.predict(ROWS)
+            except BadResponse:
+                refused += 1
+    assert refused == FAILURES
+
+
+async def test_without_another_healthy_server_there_is_a_pause_and_no_hedge(two: Any) -> None:
+    ports, counts = two
+    async with client_of(ports[0], ports[1], hedge_ms=1.0) as client:
+        first, second = client._endpoints._endpoints
+        for _ in range(FAILURES):
+            second.breaker.acquire().fail()
+        assert not client._endpoints.has_another({first})
+        assert client._endpoints.has_another(set())
+        for _ in range(20):
+            await client.predict(ROWS)
+    assert counts == {0: 20}
 
 
 async def test_if_all_are_sick_nobody_is_asked(dead_port: int) -> None:

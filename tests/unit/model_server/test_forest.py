@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +84,33 @@ def test_a_base_score_of_its_own_counts() -> None:
     assert forest is not None
     rows = np.zeros((1, COLUMNS), np.float32)
     assert forest.predict(rows)[0] == pytest.approx(expected(booster, rows)[0], abs=1e-6)
+
+
+def test_pruned_trees_are_compiled() -> None:
+    """Pruning leaves nodes in the file that no other leads to."""
+    booster = train(4, 200, tree_method="exact", max_depth=8, gamma=0.05, learning_rate=0.3)
+    learner = json.loads(bytes(booster.save_raw(raw_format="json")))["learner"]
+    trees = learner["gradient_booster"]["model"]["trees"]
+    kept = sum(len(tree["left_children"]) for tree in trees)
+    forest = compile_forest(booster)
+    assert forest is not None and forest.paths is not None
+    assert len(forest.paths.columns) < kept
+    rows = np.random.default_rng(0).normal(size=(50, COLUMNS)).astype(np.float32)
+    assert np.abs(forest.predict(rows) - expected(booster, rows)).max() < TOLERANCE
+    theirs = booster.predict(
+        xgboost.DMatrix(rows, missing=np.nan), pred_contribs=True, validate_features=False
+    )[:, :-1]
+    assert np.abs(forest.paths.contributions(rows) - theirs).max() < 1e-3
+
+
+@pytest.mark.parametrize(("array", "value"), [("children", 10**6), ("earlier", -1)])
+def test_nodes_that_lead_out_of_their_tree_are_refused(array: str, value: int) -> None:
+    forest = compile_forest(train(1, 5))
+    assert forest is not None and forest.paths is not None
+    wrong = getattr(forest.paths, array).copy()
+    wrong[forest.paths.columns.argmax()] = value
+    with pytest.raises(ValueError, match="hang together"):
+        replace(forest.paths, **{array: wrong})
 
 
 @pytest.mark.parametrize(

@@ -126,10 +126,39 @@ async def test_first_load_says_what_is_wrong(models_dir: Path) -> None:
     manager, _, config = managed(models_dir, VersionPolicy("specific", versions=(9,)))
     with pytest.raises(RepositoryError, match=r"no version \[9\]: it has \[2, 10\]"):
         await manager.configure([config])
-    (models_dir / "fraud" / "10" / "model.ubj").write_bytes(b"garbage")
+    for version in ("2", "10"):
+        (models_dir / "fraud" / version / "model.ubj").write_bytes(b"garbage")
     manager, _, config = managed(models_dir)
     with pytest.raises(ModelError, match="not an XGBoost model"):
         await manager.configure([config])
+
+
+async def test_an_older_version_answers_if_the_newest_is_broken_at_the_start(
+    models_dir: Path,
+) -> None:
+    file = models_dir / "fraud" / "10" / "model.ubj"
+    whole = file.read_bytes()
+    file.write_bytes(b"garbage")
+    manager, servables, config = managed(models_dir)
+    await manager.configure([config])
+    await manager.poll()
+    assert servables.loaded("fraud") == (2,)
+    assert "not an XGBoost model" in servables.statuses("fraud", 10)[10].error
+    file.write_bytes(whole)
+    await manager.poll()
+    assert servables.loaded("fraud") == (10,)
+
+
+async def test_labels_that_lead_nowhere_are_logged_once(
+    models_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    servables = Servables()
+    manager = Manager(servables, load_by_files)
+    labels = {"stable": 10, "canary": 77}
+    await manager.configure([ModelConfig("fraud", models_dir, labels=labels)])
+    await manager.poll()
+    (line,) = [r.getMessage() for r in caplog.records if "labels_without" in r.getMessage()]
+    assert "labels={'canary': 77} served=[10]" in line
 
 
 async def test_models_are_added_removed_and_loaded_by_name(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from dataclasses import replace
 from pathlib import Path
@@ -185,3 +186,11 @@ async def test_our_client_by_tls_with_certificate_and_token(
                         await client.predict(ROWS)
             finally:
                 await client.close()
+
+
+async def test_a_header_that_is_no_text_is_refused_like_any_other(serving: Any) -> None:
+    async with serving(token=TOKEN) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.ports.http)
+        writer.write(b"GET /v2 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"401"
+        writer.close()

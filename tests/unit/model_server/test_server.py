@@ -176,14 +176,15 @@ async def test_too_many_calls_are_refused_not_queued(models_dir: Path) -> None:
 
 async def test_taken_port_is_a_startup_error(models_dir: Path, serving: Any) -> None:
     async with serving() as running:
-        with pytest.raises(StartupError, match="taken"):
+        with pytest.raises(StartupError, match="Address already in use"):
             await start(ServerOptions.of_one_model(models_dir, "fraud", port=running.port))
 
 
 async def test_missing_and_broken_models_stop_the_start(models_dir: Path) -> None:
     with pytest.raises(RepositoryError, match="other"):
         await start(ServerOptions.of_one_model(models_dir, "other"))
-    (models_dir / "fraud" / "10" / "model.ubj").write_bytes(b"garbage")
+    for version in ("2", "10"):
+        (models_dir / "fraud" / version / "model.ubj").write_bytes(b"garbage")
     with pytest.raises(ModelError, match="not an XGBoost model"):
         await start(ServerOptions.of_one_model(models_dir, "fraud"))
 
