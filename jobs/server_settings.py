@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from jobs import settings_file
 from jobs.settings_file import SettingsError
@@ -16,12 +16,14 @@ from model_server.batching import BatchingOptions
 from model_server.errors import ModelServerError
 from model_server.lifecycle import ModelConfig, VersionPolicy
 from model_server.options import ServerOptions
+from model_server.repository import is_name
 from model_server.security import TlsOptions
 from udfs.spec import DurationMs, Mistake, Strict
 
 __all__ = ["ServerSettings", "as_yaml", "is_server_file", "load", "options", "reference"]
 
 _EXAMPLE = "conf/server.yaml"
+_PORTS = ("port", "http_port", "admin_port", "admin_http_port", "metrics_port")
 _VERSIONS = re.compile(r"all|latest(:[1-9][0-9]{0,3})?")
 
 
@@ -41,10 +43,16 @@ class BatchingSettings(Strict):
     )
 
 
+def _name(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(f"{text!r} must be letters, digits, '.', '_' or '-', not first '.' or '-'")
+    return text
+
+
 class ServedModel(Strict):
     """A model."""
 
-    name: str = Field(description="what clients ask for")
+    name: Annotated[str, AfterValidator(_name)] = Field(description="what clients ask for")
     models_dir: Path = Field(Path("build/models"), description="root of its repository")
     folder: str = Field("", description="its folder there; the name if empty")
     versions: Annotated[str | tuple[int, ...], BeforeValidator(_policy_of)] = Field(
@@ -138,6 +146,13 @@ class ServerSettings(Strict):
         for index, name in enumerate(names):
             if name in names[:index]:
                 yield Mistake(("models", index, "name"), f"{name!r} is there twice")
+        ports = {name: getattr(self, name) for name in _PORTS}
+        taken: dict[int, str] = {}
+        for name, port in ports.items():
+            if port and port in taken:
+                yield Mistake((name,), f"{port} is {taken[port]} too")
+            elif port:
+                taken[port] = name
 
 
 def is_server_file(path: Path) -> bool:

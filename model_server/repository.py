@@ -35,6 +35,7 @@ __all__ = [
     "ModelVersion",
     "file_in",
     "find_version",
+    "is_name",
     "list_versions",
     "load_features",
     "model_file",
@@ -95,6 +96,11 @@ class FeatureList:
         return tuple(feature.name for feature in self.features)
 
 
+def is_name(text: str) -> bool:
+    """Whether a model may be called so: its name is also that of a folder."""
+    return bool(_NAME.fullmatch(text))
+
+
 def list_versions(models_dir: Path, name: str) -> list[int]:
     """Return the versions of a model, ascending.
 
@@ -141,7 +147,7 @@ def find_version(models_dir: Path, name: str, version: int | None = None) -> Mod
 
 
 def _model_dir(models_dir: Path, name: str) -> Path:
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise RepositoryError(
             f"model name {name!r} is not allowed: use letters, digits, '_', '-' and '.', "
             "and do not start with '.' or '-'"

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TlsOptions", "TokenInterceptor", "token_middleware"]
 
-_OPEN_METHODS = ("/grpc.health.v1.Health/",)
+_OPEN_METHODS = (
+    "/grpc.health.v1.Health/",
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+)
 _OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")
 _SCHEME = "Bearer "
 

@@ -93,6 +93,9 @@ def test_versions(tmp_path: Path, versions: str, policy: VersionPolicy) -> None:
         ({"models": [MODEL | {"versions": "newest"}]}, "none of all, latest"),
         ({"prot": 1}, "did you mean 'port'"),
         ({"port": 70_000}, "port"),
+        ({"port": 8500, "http_port": 8500}, "http_port: 8500 is port too"),
+        ({"models": [MODEL | {"name": "a b"}]}, r"models\[0\].name: 'a b' must be letters"),
+        ({"poll": 2}, "poll: 2 has no unit; write 2s or 2ms"),
         ({"token": "geheim"}, "a secret in the file"),
     ],
 )

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from model_server.client import ClientOptions, PredictClient
 from model_server.endpoints import ChannelSecurity
 from model_server.errors import Rejected, StartupError, Unavailable
+from model_server.oip.messages import message, stub
 from model_server.protos import PredictionServiceStub
 from model_server.security import TlsOptions
 
@@ -194,3 +195,14 @@ async def test_a_header_that_is_no_text_is_refused_like_any_other(serving: Any) 
         writer.write(b"GET /v2 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\r\n\r\n")
         assert (await reader.readline()).split()[1] == b"401"
         writer.close()
+
+
+async def test_health_needs_no_token_by_either_protocol(serving: Any) -> None:
+    async with serving(token=TOKEN) as running:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+            assert (await stub(channel, "ServerLive")(message("ServerLiveRequest")())).live
+            assert (await stub(channel, "ServerReady")(message("ServerReadyRequest")())).ready
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stub(channel, "ServerMetadata")(message("ServerMetadataRequest")())
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{running.ports.http}") as web:
+            assert (await web.get("/v2/health/ready")).status == 200
