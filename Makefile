@@ -68,7 +68,12 @@ $(DONE)/extra-tracing: $(DONE)/packages conf/requirements-tracing.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-tracing.lock
 	@touch $@
 
-$(DONE)/extra-%: ; @echo "no extra named $*: there are onnx, tensorflow, tracing" >&2; exit 2
+$(DONE)/extra-s3: $(DONE)/packages conf/requirements-s3.lock
+	@echo "installing s3fs"
+	@$(INSTALL) --require-hashes -r conf/requirements-s3.lock
+	@touch $@
+
+$(DONE)/extra-%: ; @echo "no extra named $*: there are onnx, s3, tensorflow, tracing" >&2; exit 2
 
 $(DONE)/dev: $(DONE)/project conf/requirements-dev.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-dev.lock
@@ -124,6 +129,7 @@ lock: setup
 	@$(COMPILE) conf/requirements-onnx.in -c conf/requirements.lock -o conf/requirements-onnx.lock
 	@$(COMPILE) conf/requirements-tracing.in -c conf/requirements.lock \
 		-o conf/requirements-tracing.lock
+	@$(COMPILE) conf/requirements-s3.in -c conf/requirements.lock -o conf/requirements-s3.lock
 	@$(COMPILE) conf/requirements-server.in -c conf/requirements.lock \
 		-c conf/requirements-onnx.lock -o conf/requirements-server.lock
 	@for peer in mlserver tensorflow; do \

@@ -15,6 +15,7 @@ from jobs.settings_table import Setting, markdown, rows
 from model_server.batching import BatchingOptions
 from model_server.errors import ModelServerError
 from model_server.lifecycle import ModelConfig, VersionPolicy
+from model_server.mirror import is_url
 from model_server.options import ServerOptions
 from model_server.repository import is_name
 from model_server.security import TlsOptions
@@ -43,6 +44,10 @@ class BatchingSettings(Strict):
     )
 
 
+def _models_dir(value: object) -> object:
+    return value if not isinstance(value, str) or is_url(value) else Path(value)
+
+
 def _name(text: str) -> str:
     if not is_name(text):
         raise ValueError(f"{text!r} must be letters, digits, '.', '_' or '-', not first '.' or '-'")
@@ -53,7 +58,9 @@ class ServedModel(Strict):
     """A model."""
 
     name: Annotated[str, AfterValidator(_name)] = Field(description="what clients ask for")
-    models_dir: Path = Field(Path("build/models"), description="root of its repository")
+    models_dir: Annotated[Path | str, BeforeValidator(_models_dir)] = Field(
+        Path("build/models"), description="root of its repository: a folder, or `s3://bucket/…`"
+    )
     folder: str = Field("", description="its folder there; the name if empty")
     versions: Annotated[str | tuple[int, ...], BeforeValidator(_policy_of)] = Field(
         "latest", description="`latest`, `latest:N`, `all`, or a list of versions"

@@ -8,10 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model_server import logs
+from model_server.mirror import is_url
 from model_server.options import ServerOptions
 from model_server.server import serve
 
 _EXIT_USAGE = 2
+
+
+def _models_dir(text: str) -> Path | str:
+    return text if is_url(text) else Path(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,7 +27,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     defaults = ServerOptions
-    add("--models-dir", type=Path, required=True, help="root of the model repository")
+    add("--models-dir", type=_models_dir, required=True,
+        help="root of the model repository, a folder or as s3://bucket/models")  # fmt: skip
     add("--model-name", required=True, help="folder in it, and the name clients ask for")
     add("--model-version", type=int, help="version to serve (default: the newest)")
     add("--poll-s", type=float, default=defaults.poll_s,

@@ -23,6 +23,7 @@ from model_server import repository, warmup_requests
 from model_server.backends.base import Model
 from model_server.batching import BatchingOptions
 from model_server.errors import ModelError, ModelServerError, RepositoryError
+from model_server.mirror import is_url, mirror
 from model_server.servables import Servable, Servables, ServableState
 
 __all__ = ["LoadModel", "Manager", "ModelConfig", "VersionPolicy"]
@@ -80,7 +81,7 @@ class ModelConfig:
 
     Attributes:
         name: What clients ask for.
-        models_dir: Root of its repository.
+        models_dir: Root of its repository; a text such as ``s3://bucket/models`` for one elsewhere.
         folder: Its folder there; the name if empty.
         policy: Which of its versions are served.
         labels: Version by label, as {"stable": 3, "canary": 4}.
@@ -89,7 +90,7 @@ class ModelConfig:
     """
 
     name: str
-    models_dir: Path
+    models_dir: Path | str
     folder: str = ""
     policy: VersionPolicy = field(default_factory=VersionPolicy)
     labels: Mapping[str, int] = field(default_factory=dict)
@@ -102,15 +103,21 @@ class ModelConfig:
         Raises:
             RepositoryError: The name is not allowed or there is no such folder.
         """
-        return repository.list_versions(self.models_dir, self.folder or self.name)
+        folder = self.folder or self.name
+        if is_url(self.models_dir):
+            return mirror(str(self.models_dir)).list_versions(folder)
+        return repository.list_versions(Path(self.models_dir), folder)
 
     def find(self, version: int) -> Path:
-        """Return the folder of a version.
+        """Return the folder of a version; of a repository elsewhere it is copied here first.
 
         Raises:
             RepositoryError: There is none, or it leads outside the repository.
         """
-        return repository.find_version(self.models_dir, self.folder or self.name, version).path
+        folder = self.folder or self.name
+        if is_url(self.models_dir):
+            return mirror(str(self.models_dir)).fetch(folder, version)
+        return repository.find_version(Path(self.models_dir), folder, version).path
 
 
 class Manager:
@@ -263,7 +270,7 @@ class Manager:
         name, begun_s = config.name, self._clock()
         seen: object = None
         try:
-            folder = config.find(version)
+            folder = await asyncio.to_thread(config.find, version)
             seen = await asyncio.to_thread(_fingerprint, folder)
             if (name, version) in self._broken and self._broken[name, version] == seen:
                 return None
@@ -305,7 +312,7 @@ def _load_warm(load: LoadModel, folder: Path) -> Model:
 
 
 def _nothing_to_serve(config: ModelConfig, present: Sequence[int]) -> str:
-    folder = config.models_dir / (config.folder or config.name)
+    folder = f"{config.models_dir}/{config.folder or config.name}"
     if not present:
         return f"{folder} has no version folder: name one by a number, as 1"
     return f"{folder} has no version {list(config.policy.versions)}: it has {list(present)}"

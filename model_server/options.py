@@ -83,12 +83,12 @@ class ServerOptions:
 
     @classmethod
     def of_one_model(
-        cls, models_dir: Path, name: str, version: int | None = None, **others: Any
+        cls, models_dir: Path | str, name: str, version: int | None = None, **others: Any
     ) -> Self:
         """Serve one model: a given version of it, or always the newest.
 
         Args:
-            models_dir: Root of the model repository.
+            models_dir: Root of the model repository; a text such as ``s3://…`` for one elsewhere.
             name: The model's folder there, and the name that clients ask for.
             version: Version to serve; the newest when None.
             others: Further settings.

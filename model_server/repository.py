@@ -36,6 +36,7 @@ __all__ = [
     "file_in",
     "find_version",
     "is_name",
+    "is_version",
     "list_versions",
     "load_features",
     "model_file",
@@ -94,6 +95,11 @@ class FeatureList:
     def names(self) -> tuple[str, ...]:
         """Names in column order."""
         return tuple(feature.name for feature in self.features)
+
+
+def is_version(text: str) -> bool:
+    """Whether a folder's name is a version's."""
+    return bool(_VERSION.fullmatch(text))
 
 
 def is_name(text: str) -> bool:

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_server.errors import ModelError
+from model_server.mirror import cache_dir
 
 __all__ = ["Kernels", "Run", "address", "kernels"]
 
@@ -127,8 +128,7 @@ def _key() -> str:
 
 def _folders() -> Iterator[Path]:
     yield _SOURCE.parent / "__pycache__"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    yield (Path(cache) if cache else Path.home() / ".cache") / "streamscore"
+    yield cache_dir()
 
 
 def _read(path: Path) -> bytes | None:
