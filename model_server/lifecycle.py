@@ -242,7 +242,8 @@ class Manager:
                 failure = await self._load(config, version) or failure
         if not self._servables.loaded(config.name) and config.policy.kind == "latest":
             for version in sorted(set(present) - set(wanted), reverse=True):
-                if await self._load(config, version) is None:  # better an old one than none
+                await self._load(config, version)
+                if self._servables.loaded(config.name):  # better an old one than none
                     break
         loaded = self._servables.loaded(config.name)
         if not loaded and failure is not None:

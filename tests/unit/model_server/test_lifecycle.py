@@ -134,12 +134,18 @@ async def test_first_load_says_what_is_wrong(models_dir: Path) -> None:
 
 
 async def test_an_older_version_answers_if_the_newest_is_broken_at_the_start(
-    models_dir: Path,
+    models_dir: Path, write_version: Callable[..., Path]
 ) -> None:
     file = models_dir / "fraud" / "10" / "model.ubj"
     whole = file.read_bytes()
     file.write_bytes(b"garbage")
+    middle = write_version(models_dir / "fraud" / "7")
+    (middle / "model.ubj").write_bytes(b"garbage")
     manager, servables, config = managed(models_dir)
+    for _ in range(2):  # the second time it knows which are broken
+        await manager.configure([config])
+        assert servables.loaded("fraud") == (2,)
+        await manager.unload("fraud")
     await manager.configure([config])
     await manager.poll()
     assert servables.loaded("fraud") == (2,)
