@@ -184,9 +184,7 @@ class Manager:
         """
         async with self._busy:
             self._servables.declare(config.name, config.labels)
-            self._broken = {
-                key: seen for key, seen in self._broken.items() if key[0] != config.name
-            }
+            self._forget_broken(config.name)
             try:
                 await self._align(config)
             finally:
@@ -222,8 +220,13 @@ class Manager:
 
     async def _drop(self, name: str) -> None:
         await asyncio.gather(*(self._withdraw(name, v) for v in self._servables.loaded(name)))
+        self._forget_broken(name)
         if self._configs.pop(name, None) is not None:
             self._servables.forget(name)
+
+    def _forget_broken(self, name: str) -> None:
+        """Try a model's broken versions anew when they are asked for again."""
+        self._broken = {key: seen for key, seen in self._broken.items() if key[0] != name}
 
     async def _align(self, config: ModelConfig) -> None:
         """Load what is asked for and not there, then withdraw what is not asked for.

@@ -142,7 +142,7 @@ async def test_an_older_version_answers_if_the_newest_is_broken_at_the_start(
     middle = write_version(models_dir / "fraud" / "7")
     (middle / "model.ubj").write_bytes(b"garbage")
     manager, servables, config = managed(models_dir)
-    for _ in range(2):  # the second time it knows which are broken
+    for _ in range(2):
         await manager.configure([config])
         assert servables.loaded("fraud") == (2,)
         await manager.unload("fraud")
