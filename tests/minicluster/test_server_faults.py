@@ -99,9 +99,9 @@ def bench(
     port = free_port()
     overrides = {
         "model.server": f"127.0.0.1:{port}",
-        "model.deadline": DEADLINE_MS,
+        "model.deadline": f"{DEADLINE_MS}ms",
         "model.fallback_score": 0.125,
-        "model.breaker": {"failures": FAILURES, "open_for": OPEN_MS, "trial_calls": 1},
+        "model.breaker": {"failures": FAILURES, "open_for": f"{OPEN_MS}ms", "trial_calls": 1},
         "alerts.threshold": 0.0,
         "batch.buckets": 1,
     }
