@@ -382,6 +382,20 @@ def say(text: str) -> None:
 # -- the command line ---------------------------------------------------------------------------
 
 
+def command_line(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A bench's parser without options; its help begins with the module's docstring.
+
+    Args:
+        name: Of the module in bench/.
+        description: The docstring, shown as it is written.
+    """
+    return argparse.ArgumentParser(
+        prog=f"python -m bench.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def add_common_options(add: Callable[..., Any]) -> None:
     """The options both benchmarks have, so that ``make bench BENCH_ARGS=...`` fits both."""
     add("--quick", action="store_true",

@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 
 from bench import common
-from bench.common import BENCH, Result, compared, say
+from bench.common import BENCH, Result, command_line, compared, say
 from bench.lab import Child
 from bench.serving import COLUMNS, MODEL, write_model
 from model_server.oip import tensors as oip
@@ -56,11 +56,7 @@ _NAMES = ("../bench", "..", "%2e%2e", "bench/../bench", "\x00", "a" * 10_000, ""
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(
-        prog="python -m bench.fuzz",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = command_line("fuzz", __doc__)
     add = found.add_argument
     add("--requests", type=int, default=100_000, help="mutated requests at least (%(default)s)")
     add("--seconds", type=float, default=0.0, help="go on for so long at least (%(default)s)")

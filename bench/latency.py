@@ -41,6 +41,7 @@ from bench.common import (
     BenchError,
     Result,
     add_common_options,
+    command_line,
     compared,
     console,
     finish,
@@ -113,11 +114,7 @@ class Phase:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        prog="python -m bench.latency",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    result = command_line("latency", __doc__)
     add = result.add_argument
     add_common_options(add)
     add("--rates", nargs="+", type=int, help="records/s (default: 1000 5000 10000 20000)")
@@ -253,19 +250,19 @@ def _meet(
     topics: Mapping[str, str],
 ) -> None:
     """Let a job meet each rate, until one is not held."""
-    sent = _prime(at, job, topics)
+    sent = prime(at, job, topics)
     for n, phase in enumerate(phases):
         say(f"{phase.name}: {options.warm_s:g} s of warm-up, {options.seconds:g} s measured")
-        phase.load = _generate(at, options, phase, topics["events"], sent)
+        phase.load = generate(at, options, phase, topics["events"], sent)
         sent += phase.load["sent"]
-        phase.done_after_s = _wait_for(at, job, topics["predictions"], sent)
+        phase.done_after_s = wait_for(at, job, topics["predictions"], sent)
         if phase.done_after_s is None or phase.done_after_s > DONE_WITHIN_S:
             for later in phases[n + 1 :]:
                 later.note = f"not tried: {phase.rate:,}/s was not held"
             return
 
 
-def _prime(at: Lab, job: Child, topics: Mapping[str, str]) -> int:
+def prime(at: Lab, job: Child, topics: Mapping[str, str]) -> int:
     """Send the job its first records and wait until it has scored them; returns how many.
 
     A job runs before its Python does: at a constant rate it would begin with a backlog.
@@ -273,14 +270,19 @@ def _prime(at: Lab, job: Child, topics: Mapping[str, str]) -> int:
     say("waiting for the first predictions")
     first = repeated(at.frame, 0, _PRIMING_RECORDS, _PRIMING_TAG)
     at.topics.write(topics["events"], first, "priming", _PRIMING_RECORDS)
-    if _wait_for(at, job, topics["predictions"], _PRIMING_RECORDS, _PRIMING_S) is None:
+    if wait_for(at, job, topics["predictions"], _PRIMING_RECORDS, _PRIMING_S) is None:
         raise BenchError(f"the first predictions did not come within {_PRIMING_S:.0f} s")
     return _PRIMING_RECORDS
 
 
-def _generate(
+def generate(
     at: Lab, options: argparse.Namespace, phase: Phase, topic: str, first: int
 ) -> dict[str, Any]:
+    """Send a phase's records at its rate; returns the load generator's report.
+
+    Raises:
+        BenchError: the broker did not take all of them.
+    """
     arguments = {
         "--bootstrap": at.bootstrap,
         "--topic": topic,
@@ -302,7 +304,7 @@ def _generate(
     return report
 
 
-def _wait_for(
+def wait_for(
     at: Lab, job: Child, topic: str, records: int, stall_s: float = _STALL_S
 ) -> float | None:
     """Seconds until so many predictions are there; none if it takes too long.

@@ -34,7 +34,7 @@ import psutil
 import xgboost
 
 from bench import common
-from bench.common import BENCH, BenchError, Result, compared, say
+from bench.common import BENCH, BenchError, Result, command_line, compared, say
 from bench.lab import installed_environment
 from jobs.environment import BUILD, ROOT, NotReadyError
 from jobs.stack import free_port
@@ -73,11 +73,7 @@ class Server:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(
-        prog="python -m bench.serving",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = command_line("serving", __doc__)
     add = found.add_argument
     add("--quick", action="store_true",
         help="a smoke test; its figures mean nothing and go to a file of their own")  # fmt: skip

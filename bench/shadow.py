@@ -29,6 +29,7 @@ from bench import latency
 from bench.common import (
     BenchError,
     add_common_options,
+    command_line,
     compared,
     finish,
     guarded,
@@ -47,11 +48,7 @@ _NAMES = ("without", "hung_shadow")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(
-        prog="python -m bench.shadow",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = command_line("shadow", __doc__)
     add = found.add_argument
     add_common_options(add)
     add("--rate", type=int, default=1_000, help="records/s (%(default)s)")
@@ -116,11 +113,11 @@ def _measure(at: Lab, options: argparse.Namespace) -> tuple[dict[str, array[int]
             "model.rollout": str(path),
         }
         job = exits.enter_context(at.start_ours("ours", overrides))
-        sent = latency._prime(at, job, topics)
+        sent = latency.prime(at, job, topics)
         switcher = exits.enter_context(_switching(path, exits.enter_context(_hung()), options))
         say(f"{options.warm_s:g} s of warm-up, {options.seconds:g} s measured")
-        phase.load = latency._generate(at, options, phase, events, sent)
-        if latency._wait_for(at, job, topics["predictions"], sent + phase.load["sent"]) is None:
+        phase.load = latency.generate(at, options, phase, events, sent)
+        if latency.wait_for(at, job, topics["predictions"], sent + phase.load["sent"]) is None:
             raise BenchError("the job does not keep up with the rate")
     return _read(at, topics["predictions"], switcher)
 

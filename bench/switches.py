@@ -25,7 +25,7 @@ import grpc
 import numpy as np
 
 from bench import common
-from bench.common import BENCH, BenchError, compared, percentiles, say
+from bench.common import BENCH, BenchError, command_line, compared, percentiles, say
 from bench.lab import Child
 from bench.serving import COLUMNS, MODEL, write_model
 from model_server.protos import PredictionServiceStub, PredictRequest
@@ -55,11 +55,7 @@ class Call:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(
-        prog="python -m bench.switches",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = command_line("switches", __doc__)
     found.add_argument("--switches", type=int, default=20, help="how many (%(default)s)")
     return found
 

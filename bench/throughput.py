@@ -38,6 +38,7 @@ from bench.common import (
     Result,
     Sample,
     add_common_options,
+    command_line,
     compared,
     finish,
     growth_rate,
@@ -119,11 +120,7 @@ class Outcome:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        prog="python -m bench.throughput",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    result = command_line("throughput", __doc__)
     add = result.add_argument
     add_common_options(add)
     add("--records", type=int, help="backlog in records (default: 2,000,000)")

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model_server.errors import RepositoryError
-from model_server.repository import is_name, is_version
+from model_server.repository import check_name, is_version
 
 __all__ = ["Mirror", "cache_dir", "is_url", "mirror"]
 
@@ -76,8 +76,7 @@ class Mirror:
         Raises:
             RepositoryError: The name is not allowed, there is no such folder, or nobody answers.
         """
-        if not is_name(name):
-            raise RepositoryError(f"model name {name!r} is not allowed")
+        check_name(name)
         entries = self._asked(name, lambda folder: self._files.ls(folder, detail=False))
         found = (PurePosixPath(entry).name for entry in entries)
         return sorted(int(entry) for entry in found if is_version(entry))

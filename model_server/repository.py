@@ -33,6 +33,7 @@ __all__ = [
     "Feature",
     "FeatureList",
     "ModelVersion",
+    "check_name",
     "file_in",
     "find_version",
     "is_name",
@@ -152,12 +153,21 @@ def find_version(models_dir: Path, name: str, version: int | None = None) -> Mod
     return ModelVersion(name=name, version=chosen, path=path)
 
 
-def _model_dir(models_dir: Path, name: str) -> Path:
+def check_name(name: str) -> None:
+    """Refuse a name that a model may not have.
+
+    Raises:
+        RepositoryError: It is one.
+    """
     if not is_name(name):
         raise RepositoryError(
             f"model name {name!r} is not allowed: use letters, digits, '_', '-' and '.', "
             "and do not start with '.' or '-'"
         )
+
+
+def _model_dir(models_dir: Path, name: str) -> Path:
+    check_name(name)
     return _inside(models_dir, models_dir / name)
 
 

@@ -32,10 +32,11 @@ class Tracing:
 
     def begun(self, record: CallRecord) -> None:
         """See ``Observer``."""
-        carrier = {key: value for key, value in record.metadata if key.lower() in _CARRIED}
+        headers = ((key.lower(), value) for key, value in record.metadata)
+        carrier = {key: value for key, value in headers if key in _CARRIED}
         self._spans[id(record)] = self._tracer.start_span(
             record.call,
-            context=self._context.extract({key.lower(): value for key, value in carrier.items()}),
+            context=self._context.extract(carrier),
             kind=self._kind,
         )
 

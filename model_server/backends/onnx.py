@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from model_server import repository
+from model_server import repository, warmup
 from model_server.backends.base import (
     PREDICT_SIGNATURE,
     Arrays,
@@ -157,7 +157,9 @@ class OnnxModel:
         """
         outputs = [spec.name for spec in self._session.signature.outputs]
         for rows in (1, INLINE_ROWS):
-            inputs = {spec.name: _zeros(spec, rows) for spec in self._session.signature.inputs}
+            inputs = {
+                spec.name: warmup.zeros(spec, rows) for spec in self._session.signature.inputs
+            }
             try:
                 self._session.run(inputs, outputs)
             except InvalidRows:
@@ -180,13 +182,6 @@ class OnnxModel:
 
     def close(self) -> None:
         """The session's memory goes with the object."""
-
-
-def _zeros(spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
-    sizes = [rows if size is None else size for size in spec.shape or ()]
-    if spec.dtype.kind == "O":
-        return np.full(sizes, b"", dtype=object)
-    return np.zeros(sizes, spec.dtype)
 
 
 def _as_sent(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from model_server import warmup
 from model_server.backends.base import PREDICT_SIGNATURE, Arrays, Signature, TensorSpec
 from model_server.backends.frames import pack, unpack
 from model_server.errors import InvalidRows, ModelError, ServableNotReady
@@ -129,7 +130,7 @@ class _Worker:
         try:
             connection.send_bytes(request)
             if not connection.poll(_CALL_S):
-                self._process.kill()  # it hangs, and holds threads that other models need
+                self.kill()  # it hangs, and holds threads that other models need
                 raise EOFError
             answer = connection.recv_bytes()
         except BaseException:
@@ -205,9 +206,9 @@ class RemoteModel:
         signature = self.signatures[PREDICT_SIGNATURE]
         if any(spec.shape is None for spec in signature.inputs):
             return
-        zeros = {spec.name: _zeros(spec) for spec in signature.inputs}
+        inputs = {spec.name: warmup.zeros(spec, 1) for spec in signature.inputs}
         try:
-            self.run(PREDICT_SIGNATURE, zeros, [spec.name for spec in signature.outputs])
+            self.run(PREDICT_SIGNATURE, inputs, [spec.name for spec in signature.outputs])
         except (InvalidRows, ModelError) as exc:
             logger.info("event=warm_up_skipped message=%s", exc)
 
@@ -289,10 +290,3 @@ def _signature(said: Mapping[str, Any]) -> Signature:
         )
 
     return Signature(specs("inputs"), specs("outputs"), said["method"])
-
-
-def _zeros(spec: TensorSpec) -> Any:
-    shape = tuple(1 if size is None else size for size in spec.shape or ())
-    if spec.dtype.kind != "O":
-        return np.zeros(shape, spec.dtype)
-    return np.full(shape, b"", object)
