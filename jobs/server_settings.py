@@ -19,7 +19,7 @@ from model_server.mirror import is_url
 from model_server.options import ServerOptions
 from model_server.repository import is_name
 from model_server.security import TlsOptions
-from udfs.spec import DurationMs, Mistake, Strict
+from udfs.settings_types import DurationMs, Mistake, Strict
 
 __all__ = ["ServerSettings", "as_yaml", "is_server_file", "load", "options", "reference"]
 

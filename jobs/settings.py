@@ -16,16 +16,10 @@ from jobs import settings_file
 from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.buckets import DEFAULT_MAX_PARALLELISM
-from udfs.spec import (
-    DurationMs,
-    EventSpec,
-    FeatureSpec,
-    LabelSpec,
-    Mistake,
-    Schema,
-    Strict,
-    as_python,
-)
+from udfs.event_spec import EventSpec, LabelSpec
+from udfs.feature_spec import FeatureSpec
+from udfs.settings_types import DurationMs, Mistake, Strict, as_python
+from udfs.spec import Schema
 
 _HOST_PORT = re.compile(r"[^\s,]+:\d{1,5}")
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import orjson
 
 from udfs import kernels
-from udfs.spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
+from udfs.event_spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from udfs.events import Events, FloatArray, IntArray
-from udfs.spec import ExpressionFeature
+from udfs.feature_spec import ExpressionFeature
 
 EARTH_RADIUS_KM = 6_371.0088
 """Mean radius of the Earth (IUGG, R1)."""

@@ -16,6 +16,7 @@ import orjson
 import pandas as pd
 
 from udfs.batch import LabelBatch
+from udfs.event_spec import FieldSpec
 from udfs.events import (
     KAFKA_TIME_MS,
     OFFSET,
@@ -28,7 +29,7 @@ from udfs.events import (
 )
 from udfs.expressions import evaluate
 from udfs.keyed import Identities, KeyedStage, StageState
-from udfs.spec import FieldSpec, Schema
+from udfs.spec import Schema
 
 CHUNK_ROWS = 2_048
 """Rows per call of a stage; the features do not depend on it."""

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from udfs import kernels
 from udfs.events import FloatArray, IntArray
-from udfs.spec import WindowFeature
+from udfs.feature_spec import WindowFeature
 
 # Version, values, words per entry, zero (entries stay aligned); place in the order of arrival.
 _HEADER = struct.Struct("<BBHIq")

@@ -26,7 +26,7 @@ from model_server.metrics import ServerMetrics
 from model_server.servables import Servables
 from udfs.events import Decoded, Decoder
 from udfs.keyed import IntArray, KeyedStage
-from udfs.spec import format_duration
+from udfs.settings_types import format_duration
 from udfs.windows import entry_bytes
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

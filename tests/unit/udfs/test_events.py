@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udfs import kernels
+from udfs.event_spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
 from udfs.events import (
     MAX_KEY_BYTES,
     BatchFormatError,
@@ -20,7 +21,6 @@ from udfs.events import (
     Events,
     split_batch,
 )
-from udfs.spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
 
 KAFKA_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000

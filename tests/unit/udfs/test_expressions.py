@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from udfs.events import Events
 from udfs.expressions import EARTH_RADIUS_KM, distance_km, evaluate
-from udfs.spec import ExpressionFeature
+from udfs.feature_spec import ExpressionFeature
 
 
 def make_events(

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udfs import kernels
+from udfs.event_spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
+from udfs.feature_spec import FeatureSpec, WindowFeature
 from udfs.keyed import Identities, KeyedStage, StageState
-from udfs.spec import EventSpec, FeatureSpec, FieldSpec, LabelSpec, Schema, TimeSpec, WindowFeature
+from udfs.spec import Schema
 from udfs.windows import Entries, Histories, StateFormatError, WindowPlan, entry_bytes
 
 WINDOWS_MS = (5, 20, 100)

@@ -14,18 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from udfs.event_spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
 from udfs.events import KAFKA_TIME_MS, Events
+from udfs.feature_spec import ExpressionFeature, FeatureSpec, WindowFeature
 from udfs.offline import HistoryError, OfflineFeatures, features_of, history_of, labels_of
-from udfs.spec import (
-    EventSpec,
-    ExpressionFeature,
-    FeatureSpec,
-    FieldSpec,
-    LabelSpec,
-    Schema,
-    TimeSpec,
-    WindowFeature,
-)
+from udfs.spec import Schema
 
 WINDOWS_MS = (5, 100)
 DELAY_MS = 10

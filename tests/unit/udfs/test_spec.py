@@ -9,18 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from udfs.spec import (
-    EventSpec,
-    ExpressionFeature,
-    FeatureSpec,
-    FieldSpec,
-    Schema,
-    TimeSpec,
-    WindowFeature,
-    as_python,
-    format_duration,
-    parse_duration_ms,
-)
+from udfs.event_spec import EventSpec, FieldSpec, TimeSpec
+from udfs.feature_spec import ExpressionFeature, FeatureSpec, WindowFeature
+from udfs.settings_types import as_python, format_duration, parse_duration_ms
+from udfs.spec import Schema
 
 DAY_MS = 86_400_000
 

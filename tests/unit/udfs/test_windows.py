@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from udfs.feature_spec import WindowFeature
 from udfs.kernels import CONFLICT, DUPLICATE, NEW
-from udfs.spec import WindowFeature
 from udfs.windows import Entries, Histories, StateFormatError, WindowPlan, entry_bytes
 
 SPANS = [(5, 0), (30, 0), (30, 10), (1_000, 0), (1, 3), (1 << 40, 0)]
