@@ -190,12 +190,12 @@ class Window:
 def windows_of(schema: Schema, key: str, stream: str) -> list[Window]:
     """The windows that are kept by that key over ``events`` or ``labels``."""
     windows = []
-    for spec in schema.features.of_key(key):
+    for spec in schema.features.of_stage(key):
         names = iter(spec.columns)
         if spec.stream == stream:
-            for length_ms in spec.windows:
+            for window in spec.windows:
                 columns = [(aggregate, next(names)) for aggregate in spec.aggregates]
-                windows.append(Window(length_ms, spec.delay, columns))
+                windows.append(Window(window.reach_ms, spec.delay, columns))
     return windows
 
 
@@ -205,7 +205,8 @@ def value_field(schema: Schema, key: str) -> str:
     Raises:
         ValueError: there are several; this job keeps one.
     """
-    values = {w.value for w in schema.features.of_key(key) if w.stream == "events" and w.value}
+    windows = schema.features.of_stage(key)
+    values = {str(w.value) for w in windows if w.stream == "events" and w.value}
     if len(values) != 1:
         raise ValueError(f"this job aggregates one field per key, {key} has {sorted(values)}")
     return values.pop()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,11 +89,42 @@ def load(
     try:
         settings = root.model_validate(document, context={UNITS_NEEDED: True})
     except ValidationError as exc:
-        found = [Mistake(error["loc"], _message(error, root)) for error in exc.errors()]
+        found = [Mistake(e["loc"], _message(e, root)) for e in _without_echoes(exc.errors())]
         mistakes += [*found, *(m for m in across(document) if m not in found)]
     if mistakes:
-        raise SettingsError(_listed(mistakes, str(path)))
+        lines = _lines(path)
+        for dotted in overrides or {}:
+            lines = {at: n for at, n in lines.items() if not _dotted(at).startswith(dotted)}
+        raise SettingsError(_listed(mistakes, str(path), lines))
     return settings
+
+
+def _without_echoes(errors: Sequence[Any]) -> list[Any]:
+    """Without the complaint that a list is too short because its entries were refused."""
+    paths = [error["loc"] for error in errors]
+    return [
+        e
+        for e in errors
+        if e["type"] != "too_short" or not any(p[:-1][: len(e["loc"])] == e["loc"] for p in paths)
+    ]
+
+
+def _lines(path: Path) -> dict[tuple[int | str, ...], int]:
+    """The line of each setting in a file that is YAML."""
+    lines: dict[tuple[int | str, ...], int] = {}
+
+    def visit(node: yaml.Node | None, at: tuple[int | str, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                lines[*at, key.value] = key.start_mark.line + 1
+                visit(value, (*at, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            for n, value in enumerate(node.value):
+                lines[*at, n] = value.start_mark.line + 1
+                visit(value, (*at, n))
+
+    visit(yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader), ())
+    return lines
 
 
 def as_yaml(document: Mapping[str, Any]) -> str:
@@ -175,12 +206,19 @@ def checked(field: FieldInfo, value: Any) -> Any:
     return TypeAdapter(annotation).validate_python(value)
 
 
-def _listed(mistakes: list[Mistake], source: str) -> str:
-    """The text of an error: every mistake on a line of its own."""
+def _listed(
+    mistakes: list[Mistake], source: str, lines: Mapping[tuple[int | str, ...], int]
+) -> str:
+    """The text of an error: every mistake on a line of its own, with its line in the file."""
     unset = {m.path for m in mistakes if m.message.startswith("set the environment variable")}
     shown = [m for m in mistakes if m.path not in unset or "environment variable" in m.message]
     rows = [f"{source}: {len(shown)} setting{'s' * (len(shown) > 1)} refused"]
-    return "\n".join(rows + [f"  {_dotted(m.path) or '(whole file)'}: {m.message}" for m in shown])
+    for path, message in shown:
+        row = f"  {_dotted(path) or '(whole file)'}: {message}"
+        while path and path not in lines:  # what is absent is told by what it is absent from
+            path = path[:-1]
+        rows.append(f"{row} (line {lines[path]})" if path else row)
+    return "\n".join(rows)
 
 
 def _dotted(path: tuple[int | str, ...]) -> str:

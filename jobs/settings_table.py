@@ -69,7 +69,12 @@ _TYPE_NAMES: dict[Any, str] = {
 }
 
 
-_PLURALS = {"section": "sections", "duration": "durations", "text": "texts"}
+_PLURALS = {
+    "section": "sections",
+    "duration or section": "durations or sections",
+    "duration": "durations",
+    "text": "texts",
+}
 
 
 def _type_name(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
@@ -89,8 +94,9 @@ def _type_name(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         return f"list of {_PLURALS.get(inner, inner)}"
     if origin is dict:
         return "names and their text"
-    if model_of(annotation):
-        return "section"
+    if section := model_of(annotation):
+        shorthand = getattr(section, "shorthand", None)
+        return f"{shorthand} or section" if shorthand else "section"
     return ", ".join([_TYPE_NAMES[annotation], *_limits(metadata, "{:g}".format)])
 
 

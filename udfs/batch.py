@@ -21,10 +21,11 @@ class FeatureBatch:
         raw: The records' bytes.
         positions: Partition, offset, Kafka time in ms; int64 (n, 3).
         times: Event times in epoch ms; int64 (n,).
-        entities: The key values that later stages need, by field name.
-        values: The numeric fields that later stages aggregate, by field name.
+        entities: The entities of later stages, by the stage's name.
+        values: The series that later stages keep, and the fields that formulas read, by name.
         features: The features so far, float64 (n, columns); NaN is missing.
         order: Place in each stage's order of arrival, int64 (n, stages so far).
+        late: Which events came too late for exact features, bool (n,).
         dead_letters: Key and JSON text of records refused on the way.
         duplicates: Key and JSON text of records dropped as duplicates.
     """
@@ -38,6 +39,7 @@ class FeatureBatch:
     values: dict[str, FloatArray]
     features: FloatArray
     order: IntArray
+    late: npt.NDArray[np.bool_]
     dead_letters: list[tuple[str, bytes]] = field(default_factory=list)
     duplicates: list[tuple[str, bytes]] = field(default_factory=list)
 
@@ -62,6 +64,7 @@ class FeatureBatch:
             values={k: np.empty(0) for k in values},
             features=np.empty((0, 0)),
             order=np.empty((0, 0), np.int64),
+            late=np.zeros(0, np.bool_),
         )
 
     def select(self, rows: Sequence[int] | npt.NDArray[np.intp]) -> FeatureBatch:
@@ -78,9 +81,12 @@ class FeatureBatch:
             values={k: v[at] for k, v in self.values.items()},
             features=self.features[at],
             order=self.order[at],
+            late=self.late[at],
         )
 
-    def with_stage(self, features: FloatArray, first: int) -> FeatureBatch:
+    def with_stage(
+        self, features: FloatArray, late: npt.NDArray[np.bool_], first: int
+    ) -> FeatureBatch:
         """The same events with a stage's features and its order of arrival appended."""
         n = len(self)
         place = np.arange(first, first + n, dtype=np.int64).reshape(n, 1)
@@ -88,6 +94,7 @@ class FeatureBatch:
             self,
             features=np.concatenate([self.features, features], axis=1),
             order=np.concatenate([self.order, place], axis=1),
+            late=self.late | late,
         )
 
     def split(self, groups: Sequence[int]) -> dict[int, FeatureBatch]:
@@ -123,6 +130,7 @@ class FeatureBatch:
             values={k: np.concatenate([b.values[k] for b in batches]) for k in first.values},
             features=np.concatenate([batch.features for batch in batches]),
             order=np.concatenate([batch.order for batch in batches]),
+            late=np.concatenate([batch.late for batch in batches]),
             dead_letters=[record for batch in batches for record in batch.dead_letters],
             duplicates=[record for batch in batches for record in batch.duplicates],
         )

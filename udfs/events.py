@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from udfs import kernels
+from udfs import frames as framing
 from udfs.event_spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
 
 FloatArray = npt.NDArray[np.float64]
@@ -119,7 +119,7 @@ def split_batch(joined: str) -> tuple[list[bytes], IntArray]:
         BatchFormatError: it is no such text.
     """
     data = _as_bytes(joined)
-    frames, broken_at = kernels.frames(np.frombuffer(data, np.uint8))
+    frames, broken_at = framing.frames(np.frombuffer(data, np.uint8))
     if broken_at >= 0:
         raise BatchFormatError(
             f"malformed batch: no whole record at byte {broken_at:,} of {len(data):,}"

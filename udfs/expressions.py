@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
-from functools import lru_cache
-from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from udfs.events import Events, FloatArray, IntArray
+from udfs.clock import DAY_MS, HOUR_MS, local_ms
+from udfs.events import Events, FloatArray
 from udfs.feature_spec import ExpressionFeature
+from udfs.formulas import Kind, parse
+from udfs.series import columns_of
 
 EARTH_RADIUS_KM = 6_371.0088
 """Mean radius of the Earth (IUGG, R1)."""
-
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
 
 
 def distance_km(
@@ -32,23 +29,6 @@ def distance_km(
     return result
 
 
-@lru_cache(maxsize=4_096)
-def _offset_ms(zone: str, minute: int) -> int:
-    """A zone's offset from UTC: since 1973 every zone has changed it on a whole minute.
-
-    Not on a quarter hour: Newfoundland's clocks changed at 00:01 until 2011.
-    """
-    moment = datetime.fromtimestamp(minute * 60, UTC).astimezone(ZoneInfo(zone))
-    offset = moment.utcoffset()
-    return round(offset.total_seconds() * 1_000) if offset else 0
-
-
-def _local_ms(times: IntArray, zone: str) -> IntArray:
-    if zone == "UTC":
-        return times
-    return times + np.array([_offset_ms(zone, t // 60_000) for t in times.tolist()], np.int64)
-
-
 def _value(spec: ExpressionFeature, events: Events) -> FloatArray:
     return events.numbers[spec.fields[0]]
 
@@ -58,12 +38,12 @@ def _distance(spec: ExpressionFeature, events: Events) -> FloatArray:
 
 
 def _hour(spec: ExpressionFeature, events: Events) -> FloatArray:
-    return (_local_ms(events.times, spec.timezone) % DAY_MS // HOUR_MS).astype(np.float64)
+    return (local_ms(events.times, spec.timezone) % DAY_MS // HOUR_MS).astype(np.float64)
 
 
 def _weekday(spec: ExpressionFeature, events: Events) -> FloatArray:
     """Monday is 0; the epoch began on a Thursday."""
-    return ((_local_ms(events.times, spec.timezone) // DAY_MS + 3) % 7).astype(np.float64)
+    return ((local_ms(events.times, spec.timezone) // DAY_MS + 3) % 7).astype(np.float64)
 
 
 def _one_hot(spec: ExpressionFeature, events: Events) -> FloatArray:
@@ -74,12 +54,25 @@ def _one_hot(spec: ExpressionFeature, events: Events) -> FloatArray:
     return result
 
 
+def _formula(spec: ExpressionFeature, events: Events) -> FloatArray:
+    assert spec.formula is not None
+    columns = columns_of(events)
+    kinds: dict[str, Kind] = {
+        **dict.fromkeys(events.numbers, "number"),
+        **dict.fromkeys(events.texts, "text"),
+    }
+    values = parse(spec.formula, kinds).numbers(columns, len(events))
+    values[np.isinf(values)] = np.nan
+    return values
+
+
 _COMPUTE: dict[str, Callable[[ExpressionFeature, Events], FloatArray]] = {
     "value": _value,
     "distance_km": _distance,
     "hour_of_day": _hour,
     "day_of_week": _weekday,
     "one_hot": _one_hot,
+    "formula": _formula,
 }
 
 

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from itertools import product
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
-from udfs.settings_types import DurationMs, Mistake, Strict, doubles, format_duration
+from udfs.aggregates import DECAYED, Reads, parse_aggregate
+from udfs.settings_types import DurationMs, Mistake, Strict, doubles
+from udfs.window_spec import Window, is_timezone
 
-_FIELDS_READ = {"value": 1, "distance_km": 4, "one_hot": 1, "hour_of_day": 0, "day_of_week": 0}
+KEY_SEPARATOR = "\x1f"
+"""Stands between the values of a key of several fields; no key field holds control characters."""
 
-
-def _is_timezone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a region, like Europe
-        return False
-    return True
+_FIELDS_READ = {
+    "value": 1,
+    "distance_km": 4,
+    "one_hot": 1,
+    "hour_of_day": 0,
+    "day_of_week": 0,
+    "formula": 0,
+}
 
 
 class ExpressionFeature(Strict):
     """A feature of one event alone."""
 
     name: str = Field(description="the feature's name; one_hot appends _<category>")
-    type: Literal["value", "distance_km", "hour_of_day", "day_of_week", "one_hot"] = Field(
-        description="value: the field itself; distance_km: great circle between two points"
+    type: Literal["value", "distance_km", "hour_of_day", "day_of_week", "one_hot", "formula"] = (
+        Field(description="value: the field itself; distance_km: great circle between two points")
     )
     fields: tuple[str, ...] = Field(
         (), description="the fields it reads; distance_km: lat, lon, lat, lon in degrees"
     )
     categories: tuple[str, ...] = Field(
         (), description="one_hot: a column each; an unknown category is 0 in all of them"
+    )
+    formula: str | None = Field(
+        None, description="formula: computed from the event's fields, e.g. amount > 100"
     )
     timezone: str = Field("UTC", description="hour_of_day, day_of_week: IANA time zone")
 
@@ -46,7 +53,10 @@ class ExpressionFeature(Strict):
         if (self.type == "one_hot") != bool(self.categories):
             verb = "needs" if self.type == "one_hot" else "has no"
             yield Mistake(("categories",), f"type {self.type} {verb} categories")
-        if not _is_timezone(self.timezone):
+        if (self.type == "formula") != (self.formula is not None):
+            verb = "needs" if self.type == "formula" else "has no"
+            yield Mistake(("formula",), f"type {self.type} {verb} formula")
+        if not is_timezone(self.timezone):
             message = f"no time zone {self.timezone!r}; write one like UTC or Europe/Paris"
             yield Mistake(("timezone",), message)
 
@@ -58,46 +68,99 @@ class ExpressionFeature(Strict):
         return (self.name,)
 
 
-Aggregate = Literal["count", "sum", "mean", "ratio_to_mean"]
+Fields = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
+    PlainSerializer(lambda fields: fields[0] if len(fields) == 1 else list(fields)),
+]
+"""One field or several; one may be written alone."""
 
 
 class WindowFeature(Strict):
-    """Exact sliding windows per key: each event sees ``(t - delay - window, t - delay]``."""
+    """Aggregates of a key's events over windows that end with the event that is scored."""
 
     prefix: str = Field(description="start of the names: <prefix>_<aggregate>_<window>")
-    key: str = Field(description="field that the windows are kept by")
+    key: Fields = Field(description="field, or list of fields, that the windows are kept by")
     stream: Literal["events", "labels"] = Field("events", description="what is aggregated")
-    value: str | None = Field(None, description="numeric field aggregated; count needs none")
-    windows: tuple[DurationMs, ...] = Field(min_length=1, description="window lengths")
-    delay: DurationMs = Field(0, description="how long before the event the windows end")
-    aggregates: tuple[Aggregate, ...] = Field(
-        min_length=1, description="ratio_to_mean: the event's own value over the window's mean"
+    value: str | tuple[str, str] | None = Field(
+        None,
+        description="what is aggregated: a field, a formula, or [latitude, longitude]; none counts",
     )
+    where: str | None = Field(
+        None, description="formula; only events for which it holds, e.g. type == 'CNP'"
+    )
+    windows: tuple[Window, ...] = Field(
+        min_length=1, description="lengths of sliding windows, as 5m, or other kinds"
+    )
+    delay: DurationMs = Field(0, description="how long before the event the windows end")
+    aggregates: tuple[str, ...] = Field(
+        min_length=1, description="see the table of aggregates, e.g. count, mean, std, p95, lag1"
+    )
+
+    @property
+    def stage(self) -> str:
+        """The name of the stage that keeps its windows: the fields, joined by ``+``."""
+        return "+".join(self.key)
 
     def mistakes(self) -> Iterator[Mistake]:
         """See the base class."""
-        if min(self.windows) <= 0:
-            yield Mistake(("windows",), f"windows of {self.prefix!r} must be longer than 0")
-        if self.value is None and set(self.aggregates) != {"count"}:
-            message = f"{self.prefix!r} aggregates a value: name the field in value"
-            yield Mistake(("value",), message)
-        if self.stream == "labels" and "ratio_to_mean" in self.aggregates:
-            message = f"{self.prefix!r}: an event has no label to divide; drop ratio_to_mean"
-            yield Mistake(("aggregates",), message)
+        if not self.key or doubles(self.key):
+            yield Mistake(("key",), "name a field, or a list of different fields")
+        unfit = ""
+        for n, name in enumerate(self.aggregates):
+            try:
+                aggregate = parse_aggregate(name).aggregate
+            except ValueError as exc:
+                yield Mistake(("aggregates", n), str(exc))
+                continue
+            unfit = unfit or self._unfit(name, aggregate.reads)
+            if self.stream == "labels" and aggregate.of_own:
+                message = f"{self.prefix!r}: an event has no label of its own; drop {name}"
+                yield Mistake(("aggregates", n), message)
+            if aggregate.code not in DECAYED and any(w.half_life for w in self.windows):
+                message = f"a half_life window has count, sum and mean, not {name}"
+                yield Mistake(("aggregates", n), message)
+        if unfit:
+            yield Mistake(("value",), unfit)
+        if self.delay and any(w.kind == "session" for w in self.windows):
+            yield Mistake(("delay",), "a session window ends with the event: it has no delay")
+        if twice := doubles(w.label for w in self.windows):
+            yield Mistake(("windows",), f"windows of one name: {', '.join(twice)}")
+
+    def _unfit(self, name: str, reads: Reads) -> str:
+        """Why an aggregate cannot read the value, as far as its form tells."""
+        if reads == "anything":
+            return ""
+        if reads == "point":
+            is_point = isinstance(self.value, tuple)
+            return "" if is_point else f"{name} needs value: [latitude, longitude]"
+        if isinstance(self.value, tuple):
+            return f"{name} cannot aggregate a point: name one field in value"
+        if self.value is None:
+            return f"{self.prefix!r} aggregates a value, for {name}: name the field in value"
+        return ""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the columns, window by window and aggregate by aggregate."""
         return tuple(
-            f"{self.prefix}_{aggregate}_{format_duration(window)}"
-            for window in self.windows
-            for aggregate in self.aggregates
+            f"{self.prefix}_{aggregate}_{window.label}"
+            for window, aggregate in product(self.windows, self.aggregates)
         )
 
     @property
     def horizon_ms(self) -> int:
         """How far back before an event the windows look, in ms."""
-        return max(self.windows) + self.delay
+        return max(w.reach_ms for w in self.windows) + self.delay
+
+
+class FormulaFeature(Strict):
+    """A feature computed from other features, e.g. the ratio of two."""
+
+    name: str = Field(description="the feature's name")
+    formula: str = Field(
+        description="from the features before it and the event's numeric fields, e.g. a / b"
+    )
 
 
 class FeatureSpec(Strict):
@@ -107,21 +170,25 @@ class FeatureSpec(Strict):
         (), description="features of one event alone"
     )
     windows: tuple[WindowFeature, ...] = Field((), description="features over a key's history")
+    formulas: tuple[FormulaFeature, ...] = Field((), description="features of features")
+
+    @property
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """The key fields of each keyed stage, by its name, in the order of their first use."""
+        return {w.stage: w.key for w in self.windows}
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every feature name: the expressions', then each key's, in stage order."""
-        named = [c for e in self.expressions for c in e.columns]
-        return tuple(named + [c for key in self.keys for w in self.of_key(key) for c in w.columns])
+        """Every feature name: the expressions', each stage's, the formulas'."""
+        return (
+            *(c for e in self.expressions for c in e.columns),
+            *(c for s in self.stages for w in self.of_stage(s) for c in w.columns),
+            *(f.name for f in self.formulas),
+        )
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The distinct keys in the order of their first use; one keyed stage each."""
-        return tuple(dict.fromkeys(w.key for w in self.windows))
-
-    def of_key(self, key: str) -> tuple[WindowFeature, ...]:
-        """The window features kept by that key."""
-        return tuple(w for w in self.windows if w.key == key)
+    def of_stage(self, stage: str) -> tuple[WindowFeature, ...]:
+        """The window features of a stage."""
+        return tuple(w for w in self.windows if w.stage == stage)
 
     def mistakes(self) -> Iterator[Mistake]:
         """See the base class."""

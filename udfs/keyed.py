@@ -9,15 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
-from udfs import kernels
-from udfs.events import FloatArray, IntArray
+from udfs import log_kernels as kernels
+from udfs.compiled import Floats
+from udfs.events import Events, FloatArray, IntArray
+from udfs.feature_spec import KEY_SEPARATOR
+from udfs.formulas import parse
+from udfs.histories import Entries, Histories, Layouts, as_matrix
+from udfs.series import Series, SeriesReader
 from udfs.spec import Schema
-from udfs.windows import Entries, Histories, WindowPlan, as_matrix
+from udfs.window_plan import WindowPlan, series_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,8 @@ class Observed:
         kept: Indices of the rows that are not duplicates, in order.
         duplicates: Indices of the rows whose id and content were seen before.
         conflicts: Indices of the rows whose id was seen with another content.
+        late: Which of the kept rows are later than the allowed lateness, bool (kept rows,): their
+            features may lack what has been forgotten.
         entries: What was added to the histories, an entry per kept row.
     """
 
@@ -69,6 +77,7 @@ class Observed:
     kept: npt.NDArray[np.intp]
     duplicates: list[int]
     conflicts: list[int]
+    late: npt.NDArray[np.bool_]
     entries: Entries
 
 
@@ -80,22 +89,24 @@ class StageState:
     labels: Histories
 
 
+Stream = Literal["events", "labels"]
+
+
 class KeyedStage:
     """All window features of one key.
 
     Args:
         schema: The job's schema.
-        key: One of ``schema.stages``; the first also finds duplicates.
+        name: One of ``schema.stages``; the first also finds duplicates.
     """
 
-    def __init__(self, schema: Schema, key: str) -> None:
-        windows = schema.features.of_key(key)
-        self.key = key
-        self.dedupes = key == schema.key
+    def __init__(self, schema: Schema, name: str) -> None:
+        windows = schema.features.of_stage(name)
+        self.name = name
+        self.dedupes = name == schema.key
         self.columns = tuple(c for w in windows for c in w.columns)
-        self._dedupe_within_ms = schema.event.dedupe_within if self.dedupes else 0
-        self._events = _plan(schema, key, "events")
-        self._labels = _plan(schema, key, "labels")
+        self._events = _plan(schema, name, "events")
+        self._labels = _plan(schema, name, "labels")
         measured = self._events.columns + self._labels.columns
         self._order = np.array([measured.index(c) for c in self.columns], np.intp)
 
@@ -105,31 +116,40 @@ class KeyedStage:
         return bool(self._labels.columns)
 
     @property
-    def event_values(self) -> tuple[str, ...]:
-        """The numeric event fields this stage aggregates."""
-        return self._events.values
+    def series(self) -> tuple[Series, ...]:
+        """The series of events that this stage keeps."""
+        return self._events.series
+
+    @property
+    def series_names(self) -> dict[Stream, list[str]]:
+        """The names of the series of each stream."""
+        plans: dict[Stream, WindowPlan] = {"events": self._events, "labels": self._labels}
+        return {stream: [s.name for s in plan.series] for stream, plan in plans.items()}
 
     def new_state(
         self,
-        read: Callable[[str, str], bytes | None] = lambda _stream, _entity: None,
+        read: Callable[[Stream, str], bytes | None] = lambda _stream, _entity: None,
         max_entries: int = 1 << 62,
+        layouts: dict[Stream, Layouts] | None = None,
     ) -> StageState:
         """Histories for a bucket.
 
         Args:
             read: Gives the packed history of a stream and an entity, or none.
             max_entries: How many entries of each stream stay unpacked.
+            layouts: How packed histories may lie; none if all are as today.
         """
+        known = layouts or {}
         return StageState(
-            Histories(len(self._events.values), lambda e: read("events", e), max_entries),
-            Histories(len(self._labels.values), lambda e: read("labels", e), max_entries),
+            Histories(self._events, lambda e: read("events", e), max_entries, known.get("events")),
+            Histories(self._labels, lambda e: read("labels", e), max_entries, known.get("labels")),
         )
 
     def warm_up(self) -> None:
         """Compile the loops, or load them from Numba's cache: the first call takes seconds."""
         zero, one = np.zeros(1, np.int64), np.ones(1)
         state, nobody = self.new_state(), [""]
-        self.observe(state, nobody, zero, {v: one for v in self.event_values}, Identities.none(1))
+        self.observe(state, nobody, zero, {s.name: one for s in self.series}, Identities.none(1))
         self.learn(state, nobody, zero, one, Identities.none(1))
 
     def observe(
@@ -148,30 +168,32 @@ class KeyedStage:
             state: The bucket's histories.
             entities: The key's value of each event, n of them.
             times: Event times, epoch ms, int64 (n,).
-            values: The aggregated fields, float64 (n,) each.
+            values: The stage's series by name, float64 (n,) each.
             identities: Compared with those seen, on the first stage only.
         """
         entries = Entries(
             state.events.slots(entities),
             times,
-            as_matrix([values[v] for v in self._events.values], len(times)),
+            as_matrix([values[s.name] for s in self.series], len(times)),
             identities.ids,
             identities.checks,
         )
-        features, verdicts = state.events.observe(entries, self._events, self._dedupe_within_ms)
-        kept = np.flatnonzero(verdicts == kernels.NEW)
+        features, verdicts = state.events.observe(entries)
+        late = verdicts == kernels.LATE
+        kept = np.flatnonzero((verdicts == kernels.NEW) | late)
         if len(kept) < len(times):
             features, times, entries = features[kept], times[kept], entries.select(kept)
             entities = [entities[i] for i in kept.tolist()]
         if self.reads_labels:
             slots = state.labels.slots(entities)
-            measured = state.labels.measure(slots, times, self._labels)
+            measured = state.labels.measure(slots, times)
             features = np.concatenate([features, measured], axis=1)[:, self._order]
         return Observed(
             features,
             kept,
             np.flatnonzero(verdicts == kernels.DUPLICATE).tolist(),
             np.flatnonzero(verdicts == kernels.CONFLICT).tolist(),
+            late[kept],
             entries,
         )
 
@@ -182,7 +204,7 @@ class KeyedStage:
             state: The bucket's histories.
             entries: As ``observe`` gave them.
         """
-        state.events.observe(entries, self._events)
+        state.events.add_again(entries)
 
     def learn(
         self,
@@ -202,7 +224,7 @@ class KeyedStage:
         entries = Entries(
             state.labels.slots(entities),
             times,
-            np.repeat(values[:, None], state.labels.values, axis=1),
+            np.repeat(values[:, None], len(self._labels.series), axis=1),
             identities.ids,
             identities.checks,
         )
@@ -210,6 +232,98 @@ class KeyedStage:
         return int(np.count_nonzero(verdicts == kernels.DUPLICATE))
 
 
-def _plan(schema: Schema, key: str, stream: str) -> WindowPlan:
-    windows = tuple(w for w in schema.features.of_key(key) if w.stream == stream)
-    return WindowPlan(windows, schema.horizon_ms(key, stream))
+def _plan(schema: Schema, name: str, stream: Stream) -> WindowPlan:
+    windows = tuple(w for w in schema.features.of_stage(name) if w.stream == stream)
+    series = tuple(dict.fromkeys(s for w in windows for s in series_of(w)))
+    dedupes = name == schema.key and stream == "events"
+    return WindowPlan(
+        windows,
+        series,
+        SeriesReader(schema.event, series).nullable
+        if stream == "events"
+        else [False] * len(series),
+        frozenset(f.name for f in schema.event.fields if not f.is_numeric),
+        identified=dedupes or stream == "labels",
+        horizon_ms=schema.horizon_ms(name, stream),
+        lateness_ms=schema.event.time.allowed_lateness,
+        dedupe_ms=schema.event.dedupe_within if dedupes else 0,
+    )
+
+
+class StageInputs:
+    """What the stages need of events, taken from them once.
+
+    Attributes:
+        stages: All stages but the first.
+        names: What ``values`` gives.
+
+    Args:
+        schema: The job's schema.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._later = {stage: schema.fields_of(stage) for stage in schema.stages[1:]}
+        series = dict.fromkeys(s for name in schema.stages for s in KeyedStage(schema, name).series)
+        self._reader = SeriesReader(schema.event, tuple(series))
+        self._fields = FormulaColumns(schema).fields
+        self.stages = tuple(self._later)
+        self.names = (*self._fields, *(s.name for s in self._reader.series))
+
+    def entities(self, events: Events) -> dict[str, list[str]]:
+        """The entity of each event in each stage but the first, by the stage's name."""
+        return {
+            stage: _joined([events.texts[f] for f in fields])
+            for stage, fields in self._later.items()
+        }
+
+    def values(self, events: Events) -> dict[str, FloatArray]:
+        """All series, and the fields that formulas read, by name; float64 (n,) each."""
+        fields = {name: events.numbers[name] for name in self._fields}
+        return fields | self._reader.read(events)
+
+
+def _joined(columns: list[list[str]]) -> list[str]:
+    if len(columns) == 1:
+        return columns[0]
+    return [*map(KEY_SEPARATOR.join, zip(*columns, strict=True))]
+
+
+class FormulaColumns:
+    """The features that are computed from other features, when all stages are done.
+
+    Args:
+        schema: The job's schema.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._columns = schema.stage_columns
+        kinds = schema.formula_kinds
+        self._formulas = []
+        for feature in schema.features.formulas:
+            self._formulas.append((feature.name, parse(feature.formula, kinds)))
+            kinds = {**kinds, feature.name: "number"}
+        made = {*self._columns, *(name for name, _ in self._formulas)}
+        read = dict.fromkeys(n for _, formula in self._formulas for n in formula.names)
+        self.fields = tuple(name for name in read if name not in made)
+
+    def append(self, features: Floats, values: dict[str, FloatArray]) -> Floats:
+        """The features with the formulas' columns after them.
+
+        Args:
+            features: float64 (n, stage columns).
+            values: The event fields that formulas read, by name.
+
+        Returns:
+            float64 (n, columns); infinite results are missing, NaN.
+        """
+        if not self._formulas:
+            return features
+        known = dict(zip(self._columns, features.T, strict=True))
+        columns = {**values, **known}
+        made = []
+        for name, formula in self._formulas:
+            column = formula.numbers(columns, len(features))
+            column[np.isinf(column)] = np.nan
+            columns[name] = column
+            made.append(column)
+        return np.concatenate([features, np.stack(made, axis=1)], axis=1)

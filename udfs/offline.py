@@ -28,7 +28,7 @@ from udfs.events import (
     Reject,
 )
 from udfs.expressions import evaluate
-from udfs.keyed import Identities, KeyedStage, StageState
+from udfs.keyed import FormulaColumns, Identities, KeyedStage, StageInputs, StageState
 from udfs.spec import Schema
 
 CHUNK_ROWS = 2_048
@@ -100,7 +100,7 @@ def history_of(schema: Schema, frame: pd.DataFrame, progress: Progress = silent)
         HistoryError: the column of a required field is absent, or the job would accept no row.
     """
     names = _present(schema, frame)
-    decoder = Decoder.for_events(schema.event, schema.stages)
+    decoder = Decoder.for_events(schema.event, schema.key_fields)
     decoded = Decoded()
     for start in range(0, len(frame), _DECODE_ROWS):
         raw = _records(schema, frame.iloc[start : start + _DECODE_ROWS], names)
@@ -215,12 +215,13 @@ def features_of(
     if labels is not None:
         _learn(schema, stages, states, labels)
     order = np.argsort(events.times, kind="stable")
+    inputs, formulas = StageInputs(schema), FormulaColumns(schema)
     parts = [OfflineFeatures(np.empty((0, len(schema.columns))), order[:0], 0, 0)]
     for start in range(0, len(order), chunk_rows):
-        chunk = _Chunk(schema, events, order[start : start + chunk_rows])
+        chunk = _Chunk(schema, inputs, events, order[start : start + chunk_rows])
         for stage, state in zip(stages, states, strict=True):
             chunk.observe(stage, state)
-        parts.append(chunk.result)
+        parts.append(chunk.result(formulas))
         progress("Computing features", min(1.0, (start + chunk_rows) / len(order)))
     return _joined(parts)
 
@@ -258,34 +259,44 @@ def _learn(
 class _Chunk:
     """Some events on their way through the stages, as a ``FeatureBatch`` is in the live job."""
 
-    def __init__(self, schema: Schema, events: Events, rows: npt.NDArray[np.intp]) -> None:
+    def __init__(
+        self, schema: Schema, inputs: StageInputs, events: Events, rows: npt.NDArray[np.intp]
+    ) -> None:
         self._rows = rows
         self._duplicates = self._conflicts = 0
         self._id = schema.event.id
         self._events = _select(events, rows)
+        first = {schema.key: self._events.texts[schema.key]}
+        self._entities = first | inputs.entities(self._events)
+        self._values = inputs.values(self._events)
         self._features = evaluate(schema.features.expressions, self._events)
 
     def observe(self, stage: KeyedStage, state: StageState) -> None:
         """Append a stage's features; duplicates leave."""
-        events = self._events
         observed = stage.observe(
             state,
-            events.texts[stage.key],
-            events.times,
-            {name: events.numbers[name] for name in stage.event_values},
+            self._entities[stage.name],
+            self._events.times,
+            self._values,
             self._identities(stage),
         )
-        if len(observed.kept) < len(events):
-            self._rows = self._rows[observed.kept]
-            self._features = self._features[observed.kept]
-            self._events = _select(events, observed.kept)
+        if len(observed.kept) < len(self._events):
+            self._keep(observed.kept)
         self._features = np.concatenate([self._features, observed.features], axis=1)
         self._duplicates += len(observed.duplicates)
         self._conflicts += len(observed.conflicts)
 
-    @property
-    def result(self) -> OfflineFeatures:
-        return OfflineFeatures(self._features, self._rows, self._duplicates, self._conflicts)
+    def _keep(self, kept: npt.NDArray[np.intp]) -> None:
+        at = kept.tolist()
+        self._rows, self._features = self._rows[kept], self._features[kept]
+        self._events = _select(self._events, kept)
+        self._entities = {k: [column[i] for i in at] for k, column in self._entities.items()}
+        self._values = {k: column[kept] for k, column in self._values.items()}
+
+    def result(self, formulas: FormulaColumns) -> OfflineFeatures:
+        """The features with those of the formulas."""
+        features = formulas.append(self._features, self._values)
+        return OfflineFeatures(features, self._rows, self._duplicates, self._conflicts)
 
     def _identities(self, stage: KeyedStage) -> Identities:
         if not stage.dedupes:

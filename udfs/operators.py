@@ -8,7 +8,7 @@ buffer that a checkpoint could miss.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from zlib import crc32
 
@@ -21,7 +21,7 @@ from udfs.batch import FeatureBatch, LabelBatch
 from udfs.buckets import sql_buckets
 from udfs.events import Decoder, Events, Reject, split_batch
 from udfs.expressions import evaluate
-from udfs.keyed import Identities, KeyedStage
+from udfs.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
 from udfs.records import dead_letter, duplicate
 from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 from udfs.scoring import Scoring
@@ -82,8 +82,7 @@ class _KeyedOperator(KeyedProcessFunction):
         self._cached_entries = cached_entries
         self._journal_events = journal_events
         later = schema.stages[schema.stages.index(key) + 1 :]
-        self._next_key = later[0] if later else None
-        self._later_keys = later
+        self._next_stage = later[0] if later else None
         assert (scoring is None) == bool(later), "the last stage scores, no other"
         self._scoring = scoring
 
@@ -101,7 +100,9 @@ class _KeyedOperator(KeyedProcessFunction):
             self._journal_events,
         )
         self._stage.warm_up()
+        self._formulas = FormulaColumns(self._schema)
         if self._scoring is not None:
+            self._late_counter = runtime_context.get_metrics_group().counter("late")
             self._scoring.open(runtime_context)
         calm_garbage_collector()
         share_interpreter_fairly()
@@ -122,6 +123,10 @@ class _KeyedOperator(KeyedProcessFunction):
         if batch.is_empty:
             return ()
         if self._scoring is not None:
+            if len(batch):
+                self._late_counter.inc(int(np.count_nonzero(batch.late)))
+                features = self._formulas.append(batch.features, batch.values)
+                batch = replace(batch, features=features)
             return self._scoring.take(bucket, batch, ctx.timer_service())
         return self._route(batch)
 
@@ -130,8 +135,8 @@ class _KeyedOperator(KeyedProcessFunction):
         if len(self._routing.labels) == 1:
             yield Row(self._routing.labels[0], batch)
             return
-        assert self._next_key is not None
-        groups = [self._routing.of(entity) for entity in batch.entities[self._next_key]]
+        assert self._next_stage is not None
+        groups = [self._routing.of(entity) for entity in batch.entities[self._next_stage]]
         for group, part in batch.split(groups).items():
             yield Row(group if len(part) else self._routing.labels[0], part)
 
@@ -146,15 +151,13 @@ class FirstStage(_KeyedOperator):
     def open(self, runtime_context: RuntimeContext) -> None:
         """See the base class."""
         super().open(runtime_context)
-        self._decoder = Decoder.for_events(self._schema.event, self._schema.stages)
+        self._decoder = Decoder.for_events(self._schema.event, self._schema.key_fields)
         split_batch("")
         metrics = runtime_context.get_metrics_group()
         self._events_counter = metrics.counter("events")
         self._duplicates_counter = metrics.counter("duplicates")
         self._dead_letters_counter = metrics.counter("dead_letters")
-        later = [KeyedStage(self._schema, key) for key in self._later_keys]
-        stages = (self._stage, *later)
-        self._carried = tuple(dict.fromkeys(v for stage in stages for v in stage.event_values))
+        self._inputs = StageInputs(self._schema)
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Row]:
         """One micro-batch of raw records."""
@@ -187,12 +190,12 @@ class FirstStage(_KeyedOperator):
             self._states.of(bucket),
             batch.keys,
             batch.times,
-            {name: batch.values[name] for name in self._stage.event_values},
+            batch.values,
             Identities.of_events(batch.ids, batch.raw),
         )
         kept = batch if len(observed.kept) == len(batch) else batch.select(observed.kept)
         first = self._states.add(bucket, kept.keys, observed.entries)
-        kept = kept.with_stage(observed.features, first)
+        kept = kept.with_stage(observed.features, observed.late, first)
         rejects = rejects + [_conflict(batch, row) for row in observed.conflicts]
         kept.dead_letters.extend(self._dead_letters(rejects))
         kept.duplicates.extend(
@@ -209,15 +212,16 @@ class FirstStage(_KeyedOperator):
             raw=events.raw,
             positions=events.positions,
             times=events.times,
-            entities={key: events.texts[key] for key in self._later_keys},
-            values={name: events.numbers[name] for name in self._carried},
+            entities=self._inputs.entities(events),
+            values=self._inputs.values(events),
             features=evaluate(self._schema.features.expressions, events),
             order=np.empty((len(events), 0), dtype=np.int64),
+            late=np.zeros(len(events), np.bool_),
         )
 
     def _refused(self, rejects: list[Reject]) -> FeatureBatch:
         self._count(0, 0, len(rejects))
-        empty = FeatureBatch.empty(self._later_keys, self._carried)
+        empty = FeatureBatch.empty(self._inputs.stages, self._inputs.names)
         empty.dead_letters.extend(self._dead_letters(rejects))
         return empty
 
@@ -268,11 +272,11 @@ class NextStage(_KeyedOperator):
             self._states.of(bucket),
             entities,
             batch.times,
-            {name: batch.values[name] for name in self._stage.event_values},
+            batch.values,
             Identities.none(len(batch)),
         )
         first = self._states.add(bucket, entities, observed.entries)
-        return batch.with_stage(observed.features, first)
+        return batch.with_stage(observed.features, observed.late, first)
 
     def _learn(self, bucket: int, labels: LabelBatch) -> None:
         repeats = self._stage.learn(

@@ -110,7 +110,10 @@ class RecordWriter:
         whole = np.concatenate([position, times, batch.order, position], axis=1)
         texts = [""] * (2 * len(batch))
         texts[::2], texts[1::2] = between_quotes(batch.ids), between_quotes(batch.keys)
-        return self._template(verdict).fill(floats, whole, texts)
+        records = self._template(verdict).fill(floats, whole, texts)
+        for row in np.flatnonzero(batch.late).tolist():
+            records[row] = records[row][:-1] + b',"late":true}'
+        return records
 
     def _template(self, verdict: Verdict) -> Template:
         kind = verdict.model_name, verdict.model_version, verdict.fallback_reason, verdict.arm

@@ -74,6 +74,7 @@ class Output:
             values={},
             features=np.zeros((1, columns)),
             order=np.zeros((1, len(self.writer.stages)), np.int64),
+            late=np.zeros(1, np.bool_),
         )
         self.rows(batch, self.fallback(batch, "", "warm_up"), None)
 

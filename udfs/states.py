@@ -13,6 +13,7 @@ Map state of a bucket, strings to bytes::
     l<entity>   the history of its labels, always up to date
     j<number>   a segment of the journal
     #           the next place in the order of arrival; the journal's first and next number
+    @           the series of each layout that histories and segments have been written with
 """
 
 from __future__ import annotations
@@ -27,15 +28,17 @@ import numpy as np
 import orjson
 
 from udfs.events import IntArray
-from udfs.keyed import KeyedStage, StageState
-from udfs.windows import Entries, StateFormatError
+from udfs.histories import Entries, Layouts, StateFormatError
+from udfs.keyed import KeyedStage, StageState, Stream
 
 __all__ = ["BucketStates"]
 
 _COUNTERS = "#"
 _COUNTERS_LAYOUT = struct.Struct("<qqq")
-_SEGMENT_LAYOUT = struct.Struct("<BBHIq")  # version, values, zero, events, place of the first one
-_VERSION = 1
+_LAYOUTS = "@"
+_SEGMENT_LAYOUT = struct.Struct("<BBHIq")  # version, with ids?, layout, events, place of the first
+_VERSION = 2
+_OLD_VERSION = 1  # had the number of values in place of "with ids?", always ids, and no layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,8 @@ class BucketStates:
         found.journal.append(_Segment(first, entries.slots))
         found.journal_events += n
         found.next_place = first + n
-        changed = {f"j{number}": _pack_segment(first, entities, entries)}
+        segment = _pack_segment(found, first, entities, entries, self._stage.dedupes)
+        changed = {f"j{number}": segment}
         changed |= self._retire(found, self._journal_events)
         if not found.journal:  # this very batch's histories are among those written
             del changed[f"j{number}"]
@@ -158,7 +162,8 @@ class BucketStates:
         return {f"e{e}": p for e, p in zip(names, packed, strict=True)}
 
     def _restored(self) -> _Bucket:
-        bucket = _Bucket(self._stage.new_state(self._read, self._cached_entries))
+        layouts = self._layouts()
+        bucket = _Bucket(self._stage.new_state(self._read, self._cached_entries, layouts))
         counters = self._state.get(_COUNTERS)
         if counters is None:
             return bucket
@@ -175,10 +180,21 @@ class BucketStates:
                 self._add_again(bucket, packed)
         return bucket
 
+    def _layouts(self) -> dict[Stream, Layouts]:
+        """The layouts that are stored, and today's; stored too if it is new."""
+        packed = self._state.get(_LAYOUTS)
+        stored: dict[str, list[list[str]]] = {} if packed is None else orjson.loads(packed)
+        names = self._stage.series_names
+        layouts = {stream: Layouts(names[stream], stored.get(stream, ())) for stream in names}
+        known = {stream: [list(s) for s in layout.all] for stream, layout in layouts.items()}
+        if known != stored:
+            self._state.put(_LAYOUTS, orjson.dumps(known))
+        return layouts
+
     def _add_again(self, bucket: _Bucket, packed: bytes) -> None:
         """Add a segment's events to the histories that were written before they came."""
         histories = bucket.histories.events
-        first, entities, entries = _unpack_segment(packed, histories.values)
+        first, entities, entries = _unpack_segment(packed, histories.layouts)
         entries = replace(entries, slots=histories.slots(entities))
         places = np.arange(first, first + len(entities))
         missing = histories.written_until(entries.slots) <= places
@@ -191,32 +207,44 @@ class BucketStates:
         return packed
 
 
-def _pack_segment(first: int, entities: Sequence[str], entries: Entries) -> bytes:
-    columns = entries.times, entries.ids, entries.checks, np.ascontiguousarray(entries.values)
+def _pack_segment(
+    bucket: _Bucket, first: int, entities: Sequence[str], entries: Entries, identified: bool
+) -> bytes:
+    layout = bucket.histories.events.layouts.today
+    columns = [entries.times]
+    if identified:
+        columns += [entries.ids, entries.checks]
     return b"".join(
         [
-            _SEGMENT_LAYOUT.pack(_VERSION, entries.values.shape[1], 0, len(entities), first),
+            _SEGMENT_LAYOUT.pack(_VERSION, identified, layout, len(entities), first),
             *(column.tobytes() for column in columns),
+            np.ascontiguousarray(entries.values).tobytes(),
             orjson.dumps(entities),
         ]
     )
 
 
-def _unpack_segment(packed: bytes, values: int) -> tuple[int, list[str], Entries]:
+def _unpack_segment(packed: bytes, layouts: Layouts) -> tuple[int, list[str], Entries]:
     """First place, entities and entries, whose slots are not set.
 
     Raises:
-        StateFormatError: it is of another layout.
+        StateFormatError: it is of another release's layout.
     """
-    version, own_values, _, n, first = _SEGMENT_LAYOUT.unpack_from(packed)
-    if (version, own_values) != (_VERSION, values):
+    version, identified, layout, n, first = _SEGMENT_LAYOUT.unpack_from(packed)
+    if version == _OLD_VERSION and identified == len(layouts.all[0]):
+        layout, identified = 0, True
+    elif version != _VERSION or layout >= len(layouts.all):
         raise StateFormatError(
             "a stored journal has another layout (windows over other values, or another release): "
             "start without this state, or with the settings that wrote it"
         )
-    at = _SEGMENT_LAYOUT.size
-    times, ids, checks = np.frombuffer(packed, np.int64, 3 * n, at).reshape(3, n)
-    at += 24 * n
-    matrix = np.frombuffer(packed, np.float64, n * values, at).reshape(n, values)
-    entities = orjson.loads(packed[at + 8 * n * values :])
-    return first, entities, Entries(np.zeros(n, np.int64), times, matrix, ids, checks)
+    at, fixed = _SEGMENT_LAYOUT.size, 3 if identified else 1
+    columns = np.frombuffer(packed, np.int64, fixed * n, at).reshape(fixed, n)
+    times = columns[0]
+    ids, checks = (columns[1], columns[2]) if identified else (np.zeros(n, np.int64),) * 2
+    at += 8 * fixed * n
+    series = len(layouts.all[layout])
+    values = np.frombuffer(packed, np.float64, n * series, at).reshape(n, series)
+    entities = orjson.loads(packed[at + 8 * n * series :])
+    today = layouts.values_of(layout, values)
+    return first, entities, Entries(np.zeros(n, np.int64), times, today, ids, checks)

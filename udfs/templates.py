@@ -17,8 +17,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from udfs.compiled import Bytes, Ints
 from udfs.events import FloatArray, IntArray
-from udfs.kernels import Bytes, Ints
 
 FLOAT, WHOLE, TEXT = 0, 1, 2
 """Where the value of a slot comes from."""

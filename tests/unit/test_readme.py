@@ -24,10 +24,10 @@ from jobs.exit_codes import ExitCode
 from model_server.errors import Reason
 from model_server.metrics import ServerMetrics
 from model_server.servables import Servables
+from udfs import aggregates
 from udfs.events import Decoded, Decoder
 from udfs.keyed import IntArray, KeyedStage
 from udfs.settings_types import format_duration
-from udfs.windows import entry_bytes
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -212,6 +212,12 @@ def test_the_settings_reference_is_the_code_s() -> None:
         pytest.fail(f"the settings have changed; in the project's folder run:{REGENERATE}")
 
 
+def test_the_table_of_aggregates_is_the_code_s() -> None:
+    match = re.search(r"<!-- aggregates -->\n(.*)<!-- /aggregates -->", README, re.S)
+    assert match
+    assert match[1] == aggregates.markdown()
+
+
 def test_the_exit_codes() -> None:
     code_rows = [cells[:2] for cells in rows("exit code")]
     assert [(row[0], row[1].replace("`", "")) for row in code_rows] == [
@@ -259,8 +265,8 @@ def test_the_memory_of_the_fraud_job() -> None:
         streams = {"events": stage._events, "labels": stage._labels}
         for stream, plan in streams.items():
             if plan.columns:
-                size = str(entry_bytes(len(plan.values)))
-                expected.append([f"{key}` {stream}", size, format_duration(plan.horizon_ms)])
+                size = str(8 * plan.kept_words)
+                expected.append([f"{key}` {stream}", size, format_duration(plan.plan.horizon_ms)])
     assert rows("stage and stream") == expected
 
 

@@ -100,6 +100,20 @@ def test_an_unknown_setting_is_refused_with_a_suggestion(
     assert f"unknown setting; did you mean '{meant}'?" in refusal(write(document))
 
 
+def test_a_mistake_names_its_line(document: dict[str, Any], write: Write) -> None:
+    put(document, "features.windows.1.where", "amont > 3")
+    del document["event"]["time"]["field"]
+    path = write(document)
+    lines = path.read_text().splitlines()
+    text = refusal(path)
+    time_at = next(n for n, line in enumerate(lines, 1) if line.strip().startswith("time:"))
+    assert f"event.time.field: required (line {time_at})" in text
+    put(document, "event.time.field", "event_time_ms")
+    assert "no column 'amont'" in (text := refusal(write(document)))
+    at = next(n for n, line in enumerate(path.read_text().splitlines(), 1) if "amont" in line)
+    assert text.endswith(f"(line {at})")
+
+
 def test_an_unknown_setting_far_from_all_known_ones_lists_them(
     document: dict[str, Any], write: Write
 ) -> None:
@@ -151,16 +165,108 @@ CROSS_REFERENCES = [
     ("flink.parallelism", 3, "flink.parallelism: 3 is more than batch.buckets 2"),
     ("batch.buckets", 129, "batch.buckets: Input should be less than or equal to 128"),
     ("features.windows.1.prefix", "card", "features: two features would have the same name"),
-    ("features.windows.0.windows", ["5m", "300s"], "features: two features would have the same"),
-    ("features.windows.0.windows", [0], "features.windows[0].windows: "),
+    (
+        "features.windows.0.windows",
+        ["5m", "300s"],
+        "features.windows[0].windows: windows of one name",
+    ),
+    ("features.windows.0.windows", [0], "features.windows[0].windows[0].sliding: a window must"),
     ("features.windows.0.windows", [], "features.windows[0].windows: "),
     ("features.windows.0.value", None, "features.windows[0].value: 'card' aggregates a value"),
-    ("features.windows.0.value", "type", "features.windows[0].value: field 'type' must be"),
-    ("features.windows.0.value", "billing_lat", "features.windows[0].value: field 'billing_lat'"),
+    ("features.windows.0.value", "type", "features.windows[0].aggregates[1]: sum needs a number"),
+    ("features.windows.0.value", "amont", "features.windows[0].value: no column 'amont'"),
+    ("features.windows.0.value", ["amount", "type"], "features.windows[0].value: sum cannot"),
+    ("features.windows.0.where", "amount", "features.windows[0].where: 'amount' yields a number"),
+    ("features.windows.0.where", "type = 'CP'", "features.windows[0].where: \"type = 'CP'\" is no"),
+    ("features.windows.0.where", "type > 'CP'", "features.windows[0].where: 'type' is a text"),
+    (
+        "features.windows.0.where",
+        "open('x')",
+        "features.windows[0].where: \"open('x')\" is no function",
+    ),
+    ("features.windows.0.where", "type.upper() == 'CP'", "features.windows[0].where: "),
     ("features.windows.1.key", "shop_id", "features.windows[1].key: no field 'shop_id'"),
     ("features.windows.2.key", "card_id", "features.windows[2].key: must be the labels' own key"),
     ("features.windows.2.value", "amount", "features.windows[2].value: must be the labels' value"),
-    ("features.windows.2.aggregates", ["ratio_to_mean"], "features.windows[2].aggregates: "),
+    ("features.windows.2.aggregates", ["ratio_to_mean"], "features.windows[2].aggregates[0]: "),
+    ("features.windows.2.where", "amount > 1", "features.windows[2].where: a label has no other"),
+    (
+        "features.windows.0.aggregates",
+        ["avg"],
+        "features.windows[0].aggregates[0]: no aggregate 'avg'",
+    ),
+    (
+        "features.windows.0.aggregates",
+        ["own_share"],
+        "features.windows[0].aggregates[0]: own_share needs a string field",
+    ),
+    (
+        "features.windows.0.aggregates",
+        ["speed_kmh"],
+        "features.windows[0].value: speed_kmh needs value: [latitude",
+    ),
+    (
+        "features.windows.0.windows",
+        [{"events": 0}],
+        "features.windows[0].windows[0].events: a window must be",
+    ),
+    (
+        "features.windows.0.windows",
+        [{"session": "30"}],
+        "features.windows[0].windows[0].session: '30' is not a duration",
+    ),
+    (
+        "features.windows.0.windows",
+        [{"hopping": "1h"}],
+        "features.windows[0].windows[0].every: a hopping window needs",
+    ),
+    (
+        "features.windows.0.windows",
+        [{"day": "Mars"}],
+        "features.windows[0].windows[0].day: no time zone 'Mars'",
+    ),
+    (
+        "features.windows.0.windows",
+        [{"half_life": "1h"}],
+        "features.windows[0].aggregates[3]: a half_life window has",
+    ),
+    (
+        "features.windows.0.windows",
+        [{"rolling": "1h"}],
+        "features.windows[0].windows[0].rolling: unknown",
+    ),
+    (
+        "features.windows.0.windows",
+        [{}],
+        "features.windows[0].windows[0]: a window is one of sliding",
+    ),
+    (
+        "features.windows.0.windows",
+        [{"tumbling": "1h", "within": "1h"}],
+        "features.windows[0].windows[0].within: a tumbling",
+    ),
+    ("features.windows.0.key", [], "features.windows[0].key: name a field"),
+    (
+        "features.windows.0.key",
+        ["card_id", "amount"],
+        "features.windows[0].key[1]: field 'amount' must be",
+    ),
+    ("features.windows.0.key", 7, "features.windows[0].key: "),
+    (
+        "features.formulas",
+        [{"name": "f", "formula": "card_sum_9m"}],
+        "features.formulas[0].formula: no column",
+    ),
+    (
+        "features.formulas",
+        [{"name": "amount", "formula": "1"}],
+        "features: two features would have",
+    ),
+    (
+        "features.expressions.0.formula",
+        "amount",
+        "features.expressions[0].formula: type value has no",
+    ),
     ("features.windows.1.delay", "-1s", "features.windows[1].delay: '-1s' is not a duration"),
     ("features.windows.1.delay", -1, "features.windows[1].delay: -1 has no unit"),
     ("model.deadline", 200, "model.deadline: 200 has no unit; write 200s or 200ms"),
@@ -386,7 +492,7 @@ class TestReference:
             ("event.time.allowed_lateness", "duration", "1h"),
             ("event.fields", "list of sections", "required"),
             ("labels", "section", "none"),
-            ("features.windows[].windows", "list of durations", "required"),
+            ("features.windows[].windows", "list of durations or sections", "required"),
             ("model.deadline", "duration, at least 1ms, at most 10s", "200ms"),
             ("model.path", "path", "build/models"),
             ("alerts.threshold", "number, at least 0, at most 1", "0.85"),

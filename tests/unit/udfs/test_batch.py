@@ -26,6 +26,7 @@ def make_batch(n: int, *, refused: bool = True, columns: int = 3) -> FeatureBatc
         values={"amount": np.arange(n) / 4},
         features=np.arange(n * columns, dtype=np.float64).reshape(n, columns),
         order=np.arange(n).reshape(n, 1) + 100,
+        late=np.arange(n) % 3 == 0,
         dead_letters=[*DEAD] if refused else [],
         duplicates=[*TWICE] if refused else [],
     )
@@ -43,6 +44,7 @@ def rows_of(batch: FeatureBatch) -> list[tuple[Any, ...]]:
         *(v.tolist() for v in batch.values.values()),
         batch.features.tolist(),
         batch.order.tolist(),
+        batch.late.tolist(),
     ]
     assert {len(c) for c in columns} == {n}
     return list(zip(*columns, strict=True))
@@ -109,7 +111,9 @@ def test_with_stage_appends_features_and_places(n: int, columns: int) -> None:
     batch = make_batch(n)
     before = rows_of(batch)
     added = np.arange(n * columns, dtype=np.float64).reshape(n, columns) - 7
-    grown = batch.with_stage(added, 40)
+    late = np.arange(n) % 2 == 0
+    grown = batch.with_stage(added, late, 40)
+    assert grown.late.tolist() == [i % 2 == 0 or i % 3 == 0 for i in range(n)]
     assert grown.features.shape == (n, 3 + columns)
     assert np.array_equal(grown.features[:, :3], batch.features)
     assert np.array_equal(grown.features[:, 3:], added)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs import kernels
+from udfs import frames as framing
 from udfs.event_spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
 from udfs.events import (
     MAX_KEY_BYTES,
@@ -197,7 +197,7 @@ def check_against_the_book(text: str) -> None:
     """Nothing outside of the text is read or written: it lies between bytes that would show."""
     expected = read_frames(text)
     padded = np.frombuffer(b"7" * 64 + text.encode("latin-1") + b" 7" * 64, np.uint8)
-    found, broken_at = kernels.frames(padded[64 : 64 + len(text)])
+    found, broken_at = framing.frames(padded[64 : 64 + len(text)])
     if expected is None:
         assert 0 <= broken_at < len(text)
     else:

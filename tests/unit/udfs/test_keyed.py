@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs import kernels
+from udfs import log_kernels, measure_kernels
 from udfs.event_spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
 from udfs.feature_spec import FeatureSpec, WindowFeature
+from udfs.histories import Entries, Histories
 from udfs.keyed import Identities, KeyedStage, StageState
+from udfs.series import Series
 from udfs.spec import Schema
-from udfs.windows import Entries, Histories, StateFormatError, WindowPlan, entry_bytes
+from udfs.window_plan import WindowPlan
 
 WINDOWS_MS = (5, 20, 100)
 DELAY_MS = 10
@@ -361,7 +363,7 @@ def test_warming_up_leaves_the_stage_as_it_was(key: str) -> None:
 def test_warming_up_compiles_all_that_a_batch_needs() -> None:
     stage = KeyedStage(SCHEMA, "terminal")
     stage.warm_up()
-    compiled = [kernels.observe, kernels.measure, kernels.learn]
+    compiled = [measure_kernels.observe, measure_kernels.measure, log_kernels.learn]
     before = [len(loop.signatures) for loop in compiled]
     state = stage.new_state()
     learn(stage, state, [("x", 1, 1.0)])
@@ -391,36 +393,27 @@ def test_expired_entries_are_forgotten_but_not_those_a_late_event_may_need() -> 
     for n, time_ms in enumerate((0, 100, horizon_ms, horizon_ms + 50)):
         stage.observe(state, ["a"], np.array([time_ms]), {"amount": np.ones(1)}, identities(n, 1))
     packed = state.events.pack(state.events.slots(["a"]))[0]
-    assert len(packed) == 16 + 4 * entry_bytes(1)  # sum before, and three entries
+    assert len(packed) == 24 + 3 * 32  # a header, and three entries of four words
 
 
 def plan(span_ms: int) -> WindowPlan:
-    windows = WindowFeature(prefix="w", key="k", windows=(span_ms,), aggregates=("count",))
-    return WindowPlan([windows], horizon_ms=span_ms)
+    window = WindowFeature(prefix="w", key="k", windows=(span_ms,), aggregates=("count",))
+    return WindowPlan([window], [Series("v")], [False], frozenset(), True, span_ms, LATENESS_MS, 0)
 
 
 def add(histories: Histories, names: list[str], time_ms: int) -> None:
     n = len(names)
     zeros = np.zeros(n, np.int64)
     entries = Entries(histories.slots(names), zeros + time_ms, np.ones((n, 1)), zeros, zeros)
-    histories.observe(entries, plan(10_000))
+    histories.observe(entries)
 
 
 def test_memory_is_bounded_by_what_is_live() -> None:
-    histories = Histories(1)
+    histories = Histories(plan(10_000))
     names = [f"k{i}" for i in range(40)]
     for step in range(2_000):
         add(histories, names, step)
     slots = histories.slots(names)
-    counted = histories.measure(slots, np.full(40, 2_000), plan(10_000))
+    counted = histories.measure(slots, np.full(40, 2_000))
     assert (counted == 2_000).all()
-    assert histories.capacity_bytes < 40 * 2_000 * entry_bytes(1) * 10
-
-
-def test_state_of_another_layout_is_refused() -> None:
-    stored = Histories(2)
-    packed = stored.pack(stored.slots(["a"]))[0]
-    with pytest.raises(StateFormatError, match="another layout"):
-        Histories(1, read=lambda _: packed).slots(["a"])
-    with pytest.raises(StateFormatError):
-        Histories(2, read=lambda _: packed[:-1]).slots(["a"])
+    assert histories.capacity_bytes < 40 * 2_000 * 32 * 10

@@ -72,6 +72,7 @@ def make_batch(raw: list[bytes], ids: tuple[str, ...] | None = None) -> FeatureB
         values={},
         features=features,
         order=np.arange(n * len(STAGES), dtype=np.int64).reshape(n, -1),
+        late=np.zeros(n, np.bool_),
     )
 
 
@@ -240,6 +241,7 @@ def random_batch(
         values={},
         features=floats,
         order=random.choice(WHOLE, (n, stages)),
+        late=np.zeros(n, np.bool_),
     )
 
 

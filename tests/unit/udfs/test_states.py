@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from udfs.histories import StateFormatError
 from udfs.keyed import Identities, KeyedStage, Observed
 from udfs.spec import Schema
 from udfs.states import BucketStates
-from udfs.windows import StateFormatError
 
 SCHEMA = Schema.model_validate(
     {
@@ -67,6 +68,10 @@ class MapState(dict[str, bytes]):
         self.update(values)
         self.writes += sum(key[0] == "e" for key in values)
 
+    def put(self, key: str, value: bytes) -> None:
+        assert type(value) is bytes
+        self[key] = value
+
     def remove(self, key: str) -> None:
         self.pop(key, None)
 
@@ -74,9 +79,20 @@ class MapState(dict[str, bytes]):
 class Task:
     """One stage on a state, as a subtask has it."""
 
-    def __init__(self, state: MapState, cached_entries: int, journal_events: int) -> None:
-        self.stage = KeyedStage(SCHEMA, "card")
+    def __init__(
+        self,
+        state: MapState,
+        cached_entries: int,
+        journal_events: int,
+        schema: Schema = SCHEMA,
+    ) -> None:
+        self.stage = KeyedStage(schema, "card")
         self.states = BucketStates(self.stage, state, cached_entries, journal_events)
+
+    def values(self, amounts: list[float]) -> dict[str, np.ndarray]:
+        column = np.array(amounts, np.float64)
+        large = np.where(column > 5, column, np.nan)
+        return {s.name: large if s.where else column for s in self.stage.series}
 
     def run(self, rows: Sequence[Row]) -> tuple[Observed, int]:
         cards = [card for card, *_ in rows]
@@ -85,7 +101,7 @@ class Task:
             self.states.of(BUCKET),
             cards,
             np.array([minute * MINUTE_MS for _, minute, *_ in rows], np.int64),
-            {"amount": np.array([amount for _, _, amount, _ in rows], np.float64)},
+            self.values([amount for _, _, amount, _ in rows]),
             Identities.of_events(ids, [repr(row).encode() for row in rows]),
         )
         kept = [cards[i] for i in observed.kept.tolist()]
@@ -140,7 +156,7 @@ def test_without_a_journal_every_batch_writes_its_keys() -> None:
     state = MapState()
     task = Task(state, 1_000_000, 0)
     task.run([("a", 0, 5.0, 1), ("b", 0, 5.0, 2)])
-    assert set(state) == {"ea", "eb", "#"}
+    assert set(state) == {"ea", "eb", "#", "@"}
 
 
 def test_a_segment_that_has_expired_is_passed_over() -> None:
@@ -158,7 +174,12 @@ def test_a_segment_that_has_expired_is_passed_over() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"#": b"12345678"}, {"j0": b"\x02" + bytes(15)}, {"j0": b"\x01\x02" + bytes(14)}],
+    [
+        {"#": b"12345678"},
+        {"j0": b"\x03" + bytes(15)},  # another version
+        {"j0": b"\x01\x02" + bytes(14)},  # version 1, of two values
+        {"j0": b"\x02\x01\x07" + bytes(13)},  # a layout nobody knows
+    ],
 )
 def test_another_layout_is_refused(change: dict[str, bytes]) -> None:
     state = MapState()
@@ -166,3 +187,41 @@ def test_another_layout_is_refused(change: dict[str, bytes]) -> None:
     state.update(change)
     with pytest.raises(StateFormatError, match="start without"):
         Task(state, 1_000_000, 10).states.of(BUCKET)
+
+
+def test_a_journal_of_version_1_is_read() -> None:
+    """It had no layouts: the values were those of the features of the time."""
+    state = MapState()
+    Task(state, 1_000_000, 10).run([("a", 0, 5.0, 1), ("a", 0, 7.0, 2)])
+    segment = state["j0"]
+    del state["@"]
+    state["j0"] = struct.pack("<BBHIq", 1, 1, 0, 2, 0) + segment[16:]
+    observed, place = Task(state, 1_000_000, 10).run([("a", 1, 6.0, 3)])
+    assert observed.features.tolist() == [[3, 18, 6, 3, 18, 6]] and place == 2
+
+
+def test_changed_features_keep_the_values_they_share() -> None:
+    """Journal and histories alike; what is new begins with the events that bring it."""
+    state = MapState()
+    task = Task(state, 1_000_000, 1)
+    task.run([("a", 0, 5.0, 1), ("b", 0, 3.0, 2)])
+    task.run([("a", 0, 7.0, 3)])
+    assert "ea" in state and "j1" in state
+    spec = SCHEMA.model_dump(mode="json")
+    spec["features"]["windows"][:0] = [
+        {
+            "prefix": "large",
+            "key": "card",
+            "value": "amount",
+            "where": "amount > 5",
+            "windows": ["1h"],
+            "aggregates": ["count"],
+        }
+    ]
+    changed = Task(state, 1_000_000, 1, Schema.model_validate(spec))
+    first, _ = changed.run([("a", 1, 6.0, 4)])
+    assert first.features.tolist() == [[1, 3, 18, 6, 3, 18, 6]]
+    again = Task(MapState(state), 1_000_000, 1, Schema.model_validate(spec))
+    assert again.run([("a", 1, 1.0, 5)])[0].features.tolist() == [[1, 4, 19, 4.75, 4, 19, 4.75]]
+    back, _ = Task(MapState(state), 1_000_000, 1).run([("a", 1, 1.0, 5)])
+    assert back.features.tolist() == [[4, 19, 4.75, 4, 19, 4.75]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,14 +15,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from udfs.feature_spec import WindowFeature
-from udfs.kernels import CONFLICT, DUPLICATE, NEW
-from udfs.windows import Entries, Histories, StateFormatError, WindowPlan, entry_bytes
+from udfs.histories import Entries, Histories, Layouts, StateFormatError
+from udfs.log_kernels import CONFLICT, DUPLICATE, NEW
+from udfs.series import Series
+from udfs.window_plan import WindowPlan
 
 SPANS = [(5, 0), (30, 0), (30, 10), (1_000, 0), (1, 3), (1 << 40, 0)]
 
 
 def make_plan(
-    values: int, horizon_ms: int, spans: list[tuple[int, int]] | None = None
+    values: int,
+    horizon_ms: int,
+    spans: list[tuple[int, int]] | None = None,
+    dedupe_ms: int = 0,
 ) -> WindowPlan:
     """A count and every sum of each span, in that order."""
     windows = []
@@ -32,7 +38,9 @@ def make_plan(
             WindowFeature(prefix=f"s{n}_{v}", value=f"v{v}", aggregates=("sum",), **common)  # type: ignore[arg-type]
             for v in range(values)
         ]
-    return WindowPlan(windows, horizon_ms)
+    series = [Series(f"v{v}") for v in range(values)]
+    nullable = [False] * values
+    return WindowPlan(windows, series, nullable, frozenset(), True, horizon_ms, 1 << 60, dedupe_ms)
 
 
 @dataclass(frozen=True)
@@ -107,19 +115,21 @@ class Pair:
         horizon_ms: int = 1 << 50,
         max_entries: int = 1 << 62,
         spans: list[tuple[int, int]] | None = None,
+        dedupe_ms: int = 0,
     ) -> None:
+        self.dedupe_ms = dedupe_ms
         self.values = values
         self.horizon_ms = horizon_ms
         self.max_entries = max_entries
         self.spans = spans or SPANS
-        self.plan = make_plan(values, horizon_ms, spans)
+        self.plan = make_plan(values, horizon_ms, spans, dedupe_ms)
         self.stored: dict[str, bytes] = {}
         self.naive: dict[str, Naive] = {}
         self.restart()
 
     def restart(self) -> None:
         """Forget all that is unpacked; what is stored is read again."""
-        self.histories = Histories(self.values, self.stored.get, self.max_entries)
+        self.histories = Histories(self.plan, self.stored.get, self.max_entries)
 
     def store(self, entities: list[str]) -> None:
         distinct = list(dict.fromkeys(entities))
@@ -138,13 +148,13 @@ class Pair:
             np.array([e.check for _, e in rows], np.int64),
         )
 
-    def observe(self, rows: list[Row], dedupe_within_ms: int = 0) -> None:
-        features, verdicts = self.histories.observe(self.entries(rows), self.plan, dedupe_within_ms)
+    def observe(self, rows: list[Row]) -> None:
+        features, verdicts = self.histories.observe(self.entries(rows))
         assert features.shape == (len(rows), len(self.plan.columns))
         for (entity, entry), got, verdict in zip(rows, features, verdicts.tolist(), strict=True):
             naive = self.of(entity)
-            since_ms = entry.time_ms - dedupe_within_ms
-            seen = naive.find(entry.id, since_ms) if dedupe_within_ms else None
+            since_ms = entry.time_ms - self.dedupe_ms
+            seen = naive.find(entry.id, since_ms) if self.dedupe_ms else None
             assert verdict == verdict_of(seen, entry)
             if seen is None:
                 naive.add(entry)
@@ -166,7 +176,7 @@ class Pair:
 
     def measure(self, entities: list[str], times: list[int]) -> None:
         slots = self.histories.slots(entities)
-        features = self.histories.measure(slots, np.array(times, np.int64), self.plan)
+        features = self.histories.measure(slots, np.array(times, np.int64))
         assert features.shape == (len(entities), len(self.plan.columns))
         for entity, now_ms, got in zip(entities, times, features, strict=True):
             self.of(entity).assert_features(got, now_ms, self.values, self.spans)
@@ -216,13 +226,16 @@ class EventsMachine(HistoriesMachine):
         values=st.integers(0, 2),
         horizon_ms=st.sampled_from([20, 1 << 50]),
         max_entries=st.sampled_from([10, 1 << 62]),
+        dedupe_ms=st.sampled_from([0, 15, 1 << 40]),
     )
-    def start(self, values: int, horizon_ms: int, max_entries: int) -> None:
-        self.pair = Pair(values, horizon_ms=horizon_ms, max_entries=max_entries)
+    def start(self, values: int, horizon_ms: int, max_entries: int, dedupe_ms: int) -> None:
+        self.pair = Pair(
+            values, horizon_ms=horizon_ms, max_entries=max_entries, dedupe_ms=dedupe_ms
+        )
 
-    @rule(data=st.data(), n=st.integers(0, 14), dedupe_within_ms=st.sampled_from([0, 15, 1 << 40]))
-    def observe(self, data: st.DataObject, n: int, dedupe_within_ms: int) -> None:
-        self.pair.observe(self.draw(data, n, amounts), dedupe_within_ms)
+    @rule(data=st.data(), n=st.integers(0, 14))
+    def observe(self, data: st.DataObject, n: int) -> None:
+        self.pair.observe(self.draw(data, n, amounts))
 
 
 class LabelsMachine(HistoriesMachine):
@@ -256,9 +269,8 @@ def filled(times: list[int], values: list[float]) -> Pair:
 
 
 def total(pair: Pair, now_ms: int, window_ms: int) -> float:
-    plan = make_plan(1, 1 << 50, [(window_ms, 0)])
-    measured = pair.histories.measure(pair.histories.slots(["a"]), np.array([now_ms]), plan)
-    return float(measured[0, 1])
+    histories = Histories(make_plan(1, 1 << 50, [(window_ms, 0)]), pair.stored.get)
+    return float(histories.measure(histories.slots(["a"]), np.array([now_ms]))[0, 1])
 
 
 def test_cents_next_to_a_quadrillion_are_exact() -> None:
@@ -271,15 +283,14 @@ def test_cents_next_to_a_quadrillion_are_exact() -> None:
 
 def test_years_of_cents_do_not_drift() -> None:
     n = 200_000
-    histories = Histories(1)
-    plan = make_plan(1, 100, [(3, 0)])
+    histories = Histories(make_plan(1, 100, [(3, 0)]))
     nothing = np.zeros(n, np.int64)
     slots = np.repeat(histories.slots(["a"]), n)
     entries = Entries(slots, np.arange(n), np.full((n, 1), 0.1), nothing, nothing)
-    features, _ = histories.observe(entries, plan)
+    features, _ = histories.observe(entries)
     expected = math.fsum([0.1] * 3)
     assert np.abs(features[2:, 1] - expected).max() <= 2 * math.ulp(expected)
-    assert len(histories.pack(slots[:1])[0]) < 200 * entry_bytes(1)
+    assert len(histories.pack(slots[:1])[0]) < 200 * 32
 
 
 def test_a_late_huge_value_moves_no_window_after_it() -> None:
@@ -304,7 +315,7 @@ def test_a_corrected_label_leaves_no_trace() -> None:
 def test_thousands_of_entities_through_growth_and_compaction() -> None:
     """Skewed arrivals over more entities than the first slots hold, late ones among them."""
     random = np.random.default_rng(11)
-    pair = Pair(1, horizon_ms=400, spans=[(100, 0), (300, 50)])
+    pair = Pair(1, horizon_ms=400, spans=[(100, 0), (300, 50)], dedupe_ms=50)
     capacities = [pair.histories.capacity_bytes]
     for step in range(40):
         entities = [f"k{i}" for i in (random.zipf(1.3, 800) * (step % 7 + 1)) % 3_000]
@@ -313,7 +324,7 @@ def test_thousands_of_entities_through_growth_and_compaction() -> None:
         ids = random.integers(0, 1_000, 800).tolist()
         columns = zip(entities, times, values, ids, strict=True)
         rows = [(e, Entry(t, (v,), i, 0)) for e, t, v, i in columns]
-        pair.observe(rows, 50)
+        pair.observe(rows)
         if step == 25:
             pair.restart()
         some = [entities[i] for i in random.integers(0, 800, 40)]
@@ -325,8 +336,7 @@ def test_thousands_of_entities_through_growth_and_compaction() -> None:
 
 def test_memory_is_given_back_when_histories_move() -> None:
     """A key's history moves as it grows: what it leaves behind is used again."""
-    histories = Histories(1)
-    plan = make_plan(1, 10, [(10, 0)])
+    histories = Histories(make_plan(1, 10, [(10, 0)]))
     capacities = []
     for step in range(200):
         n = 20_000 if step == 3 else 100
@@ -334,13 +344,13 @@ def test_memory_is_given_back_when_histories_move() -> None:
         nothing = np.zeros(n, np.int64)
         values = np.ones((n, 1))
         times = nothing + step if step == 3 else np.arange(n)
-        features, _ = histories.observe(Entries(slots, times, values, nothing, nothing), plan)
+        features, _ = histories.observe(Entries(slots, times, values, nothing, nothing))
         assert features[-1].tolist() == ([n, n] if step == 3 else [10, 10])
         capacities.append(histories.capacity_bytes)
-    assert max(capacities) > 20_000 * entry_bytes(1)
-    assert max(capacities) < 20 * 20_000 * entry_bytes(1)
+    assert max(capacities) > 20_000 * 48
+    assert max(capacities) < 20 * 20_000 * 48
     counted = histories.measure(
-        histories.slots([f"k{step}" for step in range(200)]), np.full(200, 99), plan
+        histories.slots([f"k{step}" for step in range(200)]), np.full(200, 99)
     )
     assert np.delete(counted[:, 0], 3).tolist() == [10] * 199
 
@@ -391,15 +401,16 @@ def packed_with(values: int) -> bytes:
         (1, lambda packed: packed[:-1]),
         (1, lambda packed: packed + b"\x00"),
         (1, lambda packed: bytes([packed[0] + 1]) + packed[1:]),  # another version
+        (1, lambda packed: packed[:1] + b"\x00" + packed[2:]),  # entries without ids
+        (1, lambda packed: packed[:2] + b"\x01" + packed[3:]),  # a layout nobody knows
         (1, lambda packed: packed[:3]),
-        (1, lambda packed: packed[:16]),  # not even the sum before the first entry
         (1, lambda _: b""),
         (1, lambda packed: packed[8:]),
     ],
 )
 def test_another_layout_is_refused(values: int, change: Callable[[bytes], bytes]) -> None:
     packed = change(packed_with(values))
-    histories = Histories(values, read=lambda _: packed)
+    histories = Histories(make_plan(values, 1 << 50), read=lambda _: packed)
     with pytest.raises(StateFormatError, match="another layout"):
         histories.slots(["a"])
     assert len(histories) == 0
@@ -408,15 +419,57 @@ def test_another_layout_is_refused(values: int, change: Callable[[bytes], bytes]
 def test_the_packed_layout_is_frozen() -> None:
     """Savepoints hold these bytes: a change needs another version in the header."""
     assert packed_with(1).hex() == (
-        "0201050000000000"  # version, values, words per entry, zero
+        "0301000001000000"  # version, with ids, layout, series, zero
         + "00" * 8  # up to which place in the order of arrival
-        + "00" * 40  # the sum before the first entry
+        + "00000000000000c0"  # time of the newest expired entry: never
         + "0100000000000000"  # time
         + "0200000000000000"  # id
         + "0300000000000000"  # check
-        + "000000000000f03f"  # sum, high
-        + "0000000000000000"  # sum, low
+        + "000000000000f03f"  # value
     )
+
+
+def test_version_2_is_read() -> None:
+    """It kept running sums, pairs of doubles, where version 3 keeps values."""
+    values = [0.1, 1e15, 0.01, -2.5]
+    sums = [(0.0, 0.0)]
+    for value in values:
+        high = sums[-1][0] + value
+        low = math.fsum([sums[-1][0], value, -high]) + sums[-1][1]
+        sums.append((high, low))
+    rows = [(-5, 0, 0, *sums[0])] + [(t, t, 0, *s) for t, s in enumerate(sums[1:])]
+    packed = struct.pack("<BBHIq", 2, 1, 5, 0, 7) + b"".join(
+        struct.pack("<qqqdd", *row) for row in rows
+    )
+    histories = Histories(make_plan(1, 1 << 50), read=lambda _: packed)
+    slots = histories.slots(["a"])
+    assert histories.written_until(slots).tolist() == [7]
+    again = np.frombuffer(histories.pack(slots)[0], np.float64, offset=24).reshape(4, 4)
+    assert again[:, 3].tolist() == values
+    with pytest.raises(StateFormatError):
+        Histories(make_plan(2, 1 << 50), read=lambda _: packed).slots(["a"])
+
+
+def test_other_features_find_the_values_they_share() -> None:
+    """A series that was kept stays, a new one is missing until events bring it."""
+    pair = Pair(2, spans=[(100, 0)])
+    pair.observe([("a", Entry(t, (float(t), 10.0 * t), t, 0)) for t in (1, 2)])
+    windows = [
+        WindowFeature(prefix=name, key="k", value=name, windows=(100,), aggregates=("count", "sum"))
+        for name in ("v1", "v9")
+    ]
+    series = [Series("v1"), Series("v9")]
+    plan = WindowPlan(windows, series, [False, True], frozenset(), True, 1 << 50, 1 << 60, 0)
+    layouts = Layouts(["v1", "v9"], [["v0", "v1"]])
+    histories = Histories(plan, pair.stored.get, layouts=layouts)
+    slots = histories.slots(["a"])
+    assert histories.measure(slots, np.array([3])).tolist() == [[2, 30.0, 0, 0.0]]
+    one = np.array([3])
+    features, _ = histories.observe(Entries(slots, one, np.array([[5.0, 7.0]]), one, one))
+    assert features.tolist() == [[3, 35.0, 1, 7.0]]
+    stored = dict(zip(["a"], histories.pack(slots), strict=True))
+    again = Histories(plan, stored.get, layouts=layouts)
+    assert again.measure(again.slots(["a"]), np.array([3])).tolist() == [[3, 35.0, 1, 7.0]]
 
 
 # -- no rows ------------------------------------------------------------------------------------

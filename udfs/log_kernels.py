@@ -1,0 +1,391 @@
+"""The loops over the histories: entries in time order, and blocks that summarise them.
+
+Entries lie in one 2-D array of 8-byte words, a row an entry, seen as integers and as floats::
+
+    word      0        1        2       3 ...       then
+    ints    time_ms  id hash  check
+    floats                             values      blocks
+
+``regions[slot] = (begin, start, end, limit, shift)`` says where a history lies: rows ``begin`` to
+``limit - 1`` are its own, ``start + 1`` to ``end`` its entries in time order. Row ``start`` is the
+newest that has expired; of it only the time counts.
+
+``row + shift`` numbers the entries of a history. With ``low`` the lowest bit set in that number,
+the entry's block covers the ``low`` entries that end with it, as in a Fenwick tree::
+
+    number    1    2    3    4    5    6    7    8
+    covers    1   1-2   3   1-4   5   5-6   7   1-8
+
+A window of any length is the union of O(log n) blocks and single entries, so whatever can be merged
+(sums, extremes, decayed sums) is found in O(log n). Nothing is ever subtracted: what is outside of
+a window cannot disturb it. A new entry makes one block in O(1) amortised; a late one shifts those
+after it and remakes their blocks, O(k) for k of them.
+
+A sum is a pair of doubles, exact to about 106 bits (Knuth's TwoSum, The Art of Computer Programming
+vol. 2, 4.2.2), so that it does not depend on how the blocks fall.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from udfs.compiled import Floats, Ints, compiled
+
+TIME, ID, CHECK = 0, 1, 2
+BEGIN, START, END, LIMIT, SHIFT = 0, 1, 2, 3, 4
+NEW, DUPLICATE, CONFLICT, LATE = 0, 1, 2, 3
+MIN_CAPACITY = 8
+NEVER_MS = -(2**62)
+COUNTS, SUMS, SQUARES, LOWS, HIGHS = 0, 1, 2, 3, 4
+
+
+class Log(NamedTuple):
+    """The memory of a bucket's histories.
+
+    Attributes:
+        ints: The entries.
+        floats: The same memory.
+        regions: Where each history lies.
+        used: How many rows are given out, (1,).
+    """
+
+    ints: Ints
+    floats: Floats
+    regions: Ints
+    used: Ints
+
+
+class Layout(NamedTuple):
+    """Which word of an entry holds what.
+
+    Attributes:
+        first: Of the first value.
+        blocks: Of each value's count, sum, sum of squares, smallest and largest in the block;
+            (values, 5), -1 where nobody asks. Sums take two words.
+        gap: Of the block's longest time without an event, or -1.
+        decays: Value (-1 counts events) and word of each decayed sum; its weight follows in the
+            next word; (decays, 2).
+        half_lives: Of each decayed sum, ms; (decays,).
+    """
+
+    first: int
+    blocks: Ints
+    gap: int
+    decays: Ints
+    half_lives: Floats
+
+
+class Rows(NamedTuple):
+    """Entries to be added.
+
+    Attributes:
+        slots: The history of each, (n,).
+        times: Epoch ms, (n,).
+        values: (n, values); NaN is none.
+        ids: Hashes of the ids, (n,).
+        checks: Hashes of the contents, (n,).
+    """
+
+    slots: Ints
+    times: Ints
+    values: Floats
+    ids: Ints
+    checks: Ints
+
+
+@compiled
+def last_at(ints: Ints, first: int, last: int, limit_ms: int) -> int:
+    """Row of the last entry at or before a time; ``first`` where every entry is later."""
+    low, high = first, last
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if ints[middle, TIME] <= limit_ms:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@compiled
+def two_sum(a: float, b: float) -> tuple[float, float]:
+    """The rounded sum and its exact error (Knuth's TwoSum)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+@compiled
+def add_pairs(a: float, a_low: float, b: float, b_low: float) -> tuple[float, float]:
+    """The sum of two pairs of doubles."""
+    total, error = two_sum(a, b)
+    error += a_low + b_low
+    high = total + error
+    return high, error - (high - total)
+
+
+@compiled
+def square_of(x: float) -> tuple[float, float]:
+    """The rounded square and its exact error (Dekker's product)."""
+    square = x * x
+    part = 134_217_729.0 * x  # 2**27 + 1
+    high = part - (part - x)
+    low = x - high
+    return square, ((high * high - square) + 2.0 * high * low) + low * low
+
+
+@compiled
+def _find(ints: Ints, region: Ints, entry_id: int, since_ms: int) -> int:
+    """Row of an entry of that id later than a time; -1 where there is none."""
+    end = region[END]
+    for row in range(end, last_at(ints, region[START], end, since_ms), -1):
+        if ints[row, ID] == entry_id:
+            return row
+    return -1
+
+
+@compiled
+def make_room(log: Log, slot: int) -> bool:
+    """Room for one more entry of a history; false if the array is full."""
+    region = log.regions[slot]
+    if region[END] + 1 < region[LIMIT]:
+        return True
+    start = region[START]
+    live = region[END] - start + 1
+    begin = region[BEGIN]
+    if 2 * live > region[LIMIT] - begin:
+        capacity = max(MIN_CAPACITY, 4 * live)
+        if log.used[0] + capacity > len(log.ints):
+            return False
+        begin = log.used[0]
+        log.used[0] += capacity
+        region[LIMIT] = begin + capacity
+    for n in range(live):
+        log.ints[begin + n] = log.ints[start + n]
+    region[BEGIN] = region[START] = begin
+    region[END] = begin + live - 1
+    region[SHIFT] += start - begin
+    return True
+
+
+@compiled
+def _start_block(log: Log, row: int, layout: Layout) -> None:
+    """A block of one entry."""
+    ints, floats = log.ints, log.floats
+    for value in range(len(layout.blocks)):
+        words = layout.blocks[value]
+        x = floats[row, layout.first + value]
+        is_there = x == x
+        if words[COUNTS] >= 0:
+            ints[row, words[COUNTS]] = 1 if is_there else 0
+        word = words[SUMS]
+        if word >= 0:
+            floats[row, word], floats[row, word + 1] = x if is_there else 0.0, 0.0
+        word = words[SQUARES]
+        if word >= 0:
+            floats[row, word], floats[row, word + 1] = square_of(x if is_there else 0.0)
+        if words[LOWS] >= 0:
+            floats[row, words[LOWS]] = x if is_there else np.inf
+        if words[HIGHS] >= 0:
+            floats[row, words[HIGHS]] = x if is_there else -np.inf
+    if layout.gap >= 0:
+        ints[row, layout.gap] = ints[row, TIME] - ints[row - 1, TIME]
+    for n in range(len(layout.decays)):
+        value, word = layout.decays[n]
+        x = floats[row, layout.first + value] if value >= 0 else 1.0
+        is_there = x == x
+        floats[row, word] = x if is_there else 0.0
+        floats[row, word + 1] = 1.0 if is_there else 0.0
+
+
+@compiled
+def _merge_block(log: Log, row: int, child: int, layout: Layout) -> None:
+    """Add an earlier block to that of ``row``."""
+    ints, floats = log.ints, log.floats
+    for value in range(len(layout.blocks)):
+        words = layout.blocks[value]
+        word = words[COUNTS]
+        if word >= 0:
+            ints[row, word] += ints[child, word]
+        for kind in (SUMS, SQUARES):
+            word = words[kind]
+            if word >= 0:
+                floats[row, word], floats[row, word + 1] = add_pairs(
+                    floats[row, word],
+                    floats[row, word + 1],
+                    floats[child, word],
+                    floats[child, word + 1],
+                )
+        word = words[LOWS]
+        if word >= 0 and floats[child, word] < floats[row, word]:
+            floats[row, word] = floats[child, word]
+        word = words[HIGHS]
+        if word >= 0 and floats[child, word] > floats[row, word]:
+            floats[row, word] = floats[child, word]
+    word = layout.gap
+    if word >= 0 and ints[child, word] > ints[row, word]:
+        ints[row, word] = ints[child, word]
+    for n in range(len(layout.decays)):
+        word = layout.decays[n, 1]
+        age = float(ints[row, TIME] - ints[child, TIME])
+        factor = 0.5 ** (age / layout.half_lives[n])
+        floats[row, word] += factor * floats[child, word]
+        floats[row, word + 1] += factor * floats[child, word + 1]
+
+
+@compiled
+def make_block(log: Log, region: Ints, row: int, layout: Layout) -> None:
+    """Summarise the entries that end with ``row``; the blocks before it are made."""
+    _start_block(log, row, layout)
+    number = row + region[SHIFT]
+    low = number & -number
+    child, size = row - 1, 1
+    while size < low and child > region[START]:
+        _merge_block(log, row, child, layout)
+        child -= size
+        size <<= 1
+
+
+@compiled
+def insert(log: Log, region: Ints, rows: Rows, n: int, layout: Layout) -> int:
+    """Put an entry after those of its time; returns its row."""
+    ints, floats = log.ints, log.floats
+    at = last_at(ints, region[START], region[END], rows.times[n]) + 1
+    region[END] += 1
+    kept = layout.first + len(layout.blocks)
+    for row in range(region[END], at, -1):
+        for word in range(kept):
+            ints[row, word] = ints[row - 1, word]
+    ints[at, TIME] = rows.times[n]
+    if layout.first > ID:
+        ints[at, ID], ints[at, CHECK] = rows.ids[n], rows.checks[n]
+    for value in range(len(layout.blocks)):
+        floats[at, layout.first + value] = rows.values[n, value]
+    for row in range(at, region[END] + 1):
+        make_block(log, region, row, layout)
+    return at
+
+
+@compiled
+def _remove(log: Log, region: Ints, at: int, layout: Layout) -> None:
+    """Take an entry out."""
+    kept = layout.first + len(layout.blocks)
+    for row in range(at, region[END]):
+        for word in range(kept):
+            log.ints[row, word] = log.ints[row + 1, word]
+    region[END] -= 1
+    for row in range(at, region[END] + 1):
+        make_block(log, region, row, layout)
+
+
+@compiled
+def expire(log: Log, region: Ints, until_ms: int) -> None:
+    """Forget entries at or before a time."""
+    region[START] = last_at(log.ints, region[START], region[END], until_ms)
+
+
+@compiled
+def seen_before(log: Log, region: Ints, rows: Rows, n: int, within_ms: int) -> int:
+    """``NEW``, or ``DUPLICATE`` or ``CONFLICT`` of an entry within that time before it."""
+    row = _find(log.ints, region, rows.ids[n], rows.times[n] - within_ms)
+    if row < 0:
+        return NEW
+    return DUPLICATE if log.ints[row, CHECK] == rows.checks[n] else CONFLICT
+
+
+@compiled
+def learn(log: Log, rows: Rows, layout: Layout, verdicts: Ints, n: int) -> int:
+    """Add entries, or replace those of the same id.
+
+    A repeat of the same content changes nothing: ``DUPLICATE``. Another content replaces the
+    earlier entry: ``CONFLICT``.
+
+    Args:
+        log: The histories.
+        rows: The entries.
+        layout: Theirs.
+        verdicts: Written, (n,).
+        n: Where to begin.
+
+    Returns:
+        How many are done: if not all, the array is full; grow it and call again from there.
+    """
+    while n < len(rows.slots):
+        region = log.regions[rows.slots[n]]
+        seen = _find(log.ints, region, rows.ids[n], NEVER_MS)
+        if seen >= 0 and log.ints[seen, CHECK] == rows.checks[n]:
+            verdicts[n] = DUPLICATE
+            n += 1
+            continue
+        if not make_room(log, rows.slots[n]):
+            return n
+        if seen >= 0:
+            _remove(log, region, _find(log.ints, region, rows.ids[n], NEVER_MS), layout)
+            verdicts[n] = CONFLICT
+        insert(log, region, rows, n, layout)
+        n += 1
+    return n
+
+
+@compiled
+def pack(log: Log, slots: Ints, header: int, until: int, kept: int, words: Ints) -> None:
+    """Copy histories out, one after the other.
+
+    Each is the header, ``until``, the time of the newest expired entry, and the first ``kept``
+    words of each entry.
+
+    Args:
+        log: The histories.
+        slots: Which, (n,).
+        header: The first word of each.
+        until: The second.
+        kept: Words of an entry to copy.
+        words: Written; long enough.
+    """
+    at = 0
+    for n in range(len(slots)):
+        region = log.regions[slots[n]]
+        words[at], words[at + 1] = header, until
+        words[at + 2] = log.ints[region[START], TIME]
+        at += 3
+        for row in range(region[START] + 1, region[END] + 1):
+            for word in range(kept):
+                words[at] = log.ints[row, word]
+                at += 1
+
+
+@compiled
+def unpack(log: Log, slot: int, oldest_ms: int, entries: Ints, layout: Layout) -> None:
+    """Fill an empty region, long enough, with entries, (n, kept words)."""
+    region = log.regions[slot]
+    begin = region[BEGIN]
+    log.ints[begin, TIME] = oldest_ms
+    region[START] = region[END] = begin
+    region[SHIFT] = -begin
+    for n in range(len(entries)):
+        row = begin + 1 + n
+        for word in range(entries.shape[1]):
+            log.ints[row, word] = entries[n, word]
+        make_block(log, region, row, layout)
+    region[END] = begin + len(entries)
+
+
+@compiled
+def compact(old: Log, new: Log, histories: int) -> None:
+    """Copy the histories to another array, side by side, each with its capacity.
+
+    ``new`` has the same regions, which say where they are afterwards.
+    """
+    at = 0
+    for slot in range(histories):
+        region = new.regions[slot]
+        start, end, capacity = region[START], region[END], region[LIMIT] - region[BEGIN]
+        live = end - start + 1
+        new.ints[at : at + live] = old.ints[start : end + 1]
+        region[BEGIN] = region[START] = at
+        region[END] = at + live - 1
+        region[SHIFT] += start - at
+        at += capacity
+        region[LIMIT] = at
+    new.used[0] = at

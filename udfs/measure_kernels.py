@@ -1,0 +1,568 @@
+"""The loops that measure an event's windows; ``udfs.log_kernels`` says how histories lie."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from udfs import aggregates as a
+from udfs.compiled import Floats, Ints, compiled
+from udfs.log_kernels import (
+    COUNTS,
+    END,
+    LATE,
+    NEW,
+    SHIFT,
+    START,
+    TIME,
+    Layout,
+    Log,
+    Rows,
+    add_pairs,
+    expire,
+    insert,
+    last_at,
+    make_room,
+    seen_before,
+    square_of,
+)
+
+BY_TIME, BY_EVENTS, BY_SESSION = 0, 1, 2
+EARTH_RADIUS_KM = 6_371.0088  # as udfs.expressions
+NO_ROW = -1
+_NO_VARIANCE = 2.0**-98  # of the sum of squares; less is what the pairs of doubles have rounded
+
+
+class Plan(NamedTuple):
+    """What to measure.
+
+    Attributes:
+        kinds: Kind of each span and its number of events or gap in ms, (spans, 2).
+        columns: Span, aggregate, value (-1 counts events), decayed sum (-1 none) and place among
+            the features of each column, (columns, 5); those that share a walk follow each other,
+            short spans first.
+        numbers: The ``k`` or ``q`` of each column's aggregate, (columns,).
+        horizon_ms: Entries this much older than their history's newest are forgotten.
+        lateness_ms: An event this much older than its history's newest is late.
+        dedupe_ms: An id seen within this time before is a repeat; 0 looks for none.
+    """
+
+    kinds: Ints
+    columns: Ints
+    numbers: Floats
+    horizon_ms: int
+    lateness_ms: int
+    dedupe_ms: int
+
+
+class _Event(NamedTuple):
+    """The event that looks.
+
+    Attributes:
+        time_ms: Its time.
+        row: Its own row, or ``NO_ROW`` if it is no entry.
+        lows: Each span begins after this time, (spans,).
+        highs: And ends with this one, (spans,).
+    """
+
+    time_ms: int
+    row: int
+    lows: Ints
+    highs: Ints
+
+
+@compiled
+def _session_start(log: Log, shift: int, begin: int, end: int, gap_ms: int, word: int) -> int:
+    """The row before the session that ends with ``end``."""
+    row = end
+    while row > begin:
+        low = (row + shift) & -(row + shift)
+        if row - low >= begin and log.ints[row, word] <= gap_ms:
+            row -= low
+        elif log.ints[row, TIME] - log.ints[row - 1, TIME] > gap_ms:
+            return row - 1
+        else:
+            row -= 1
+    return begin
+
+
+@compiled
+def _newest(
+    log: Log, shift: int, begin: int, end: int, value: int, count: int, layout: Layout
+) -> int:
+    """Row of the count-th newest entry that has a value; ``begin`` where there are fewer."""
+    word = layout.blocks[value, COUNTS] if value >= 0 else -1
+    if word < 0:
+        return max(begin, end - count + 1)
+    row = end
+    while row > begin:
+        low = (row + shift) & -(row + shift)
+        inside = log.ints[row, word]
+        if row - low >= begin and inside < count:
+            row -= low
+            count -= inside
+            continue
+        if log.floats[row, layout.first + value] == log.floats[row, layout.first + value]:
+            count -= 1
+            if count == 0:
+                return row
+        row -= 1
+    return begin
+
+
+@compiled
+def _count(log: Log, shift: int, begin: int, end: int, value: int, layout: Layout) -> int:
+    """How many entries have a value."""
+    word = layout.blocks[value, COUNTS] if value >= 0 else -1
+    if word < 0:
+        return end - begin
+    count, row = 0, end
+    while row > begin:
+        low = (row + shift) & -(row + shift)
+        if row - low >= begin:
+            count += log.ints[row, word]
+            row -= low
+        else:
+            x = log.floats[row, layout.first + value]
+            count += x == x
+            row -= 1
+    return count
+
+
+@compiled
+def _walk(
+    log: Log, shift: int, begin: int, end: int, value: int, layout: Layout, found: Floats
+) -> None:
+    """Add the entries after ``begin`` up to ``end`` to ``found``: count, sum, squares, extremes."""
+    floats = log.floats
+    words = layout.blocks[value]
+    count, sums, squares, lows, highs = words
+    if count < 0:
+        found[0] += end - begin
+        if sums < 0 and lows < 0 and highs < 0:
+            return
+    row = end
+    while row > begin:
+        low = (row + shift) & -(row + shift)
+        if row - low >= begin:
+            if count >= 0:
+                found[0] += log.ints[row, count]
+            if sums >= 0:
+                found[1], found[2] = add_pairs(
+                    found[1], found[2], floats[row, sums], floats[row, sums + 1]
+                )
+            if squares >= 0:
+                found[3], found[4] = add_pairs(
+                    found[3], found[4], floats[row, squares], floats[row, squares + 1]
+                )
+            if lows >= 0:
+                found[5] = min(found[5], floats[row, lows])
+            if highs >= 0:
+                found[6] = max(found[6], floats[row, highs])
+            row -= low
+            continue
+        x = floats[row, layout.first + value]
+        if x == x:
+            if count >= 0:
+                found[0] += 1.0
+            if sums >= 0:
+                found[1], found[2] = add_pairs(found[1], found[2], x, 0.0)
+            if squares >= 0:
+                square, error = square_of(x)
+                found[3], found[4] = add_pairs(found[3], found[4], square, error)
+            found[5] = min(found[5], x)
+            found[6] = max(found[6], x)
+        row -= 1
+
+
+@compiled
+def _variance(found: Floats) -> float:
+    """Sample variance from count, sum and sum of squares."""
+    n = found[0]
+    if n < 2.0:
+        return np.nan
+    # sum * sum / n as a pair, so that the difference keeps the squares' own precision.
+    mean = (found[1] + found[2]) / n
+    rest, rest_low = add_pairs(found[1], found[2], -mean * n, -_product_error(mean, n))
+    # squares - n * mean**2 - 2 * mean * rest - rest**2 / n, with sum = n * mean + rest
+    square, error = square_of(mean)
+    high = square * n
+    if not high < np.inf or not found[3] < np.inf:
+        return np.nan  # beyond 1e154 a square is no double
+    low = _product_error(square, n) + error * n
+    total, total_low = add_pairs(found[3], found[4], -high, -low)
+    twice = 2.0 * mean * (rest + rest_low)
+    deviations = (total + total_low) - twice - rest * rest / n
+    return deviations / (n - 1.0) if deviations > _NO_VARIANCE * found[3] else 0.0
+
+
+@compiled
+def _product_error(x: float, y: float) -> float:
+    """The exact error of the rounded ``x * y`` (Dekker's product)."""
+    product = x * y
+    part = 134_217_729.0 * x
+    x_high = part - (part - x)
+    x_low = x - x_high
+    part = 134_217_729.0 * y
+    y_high = part - (part - y)
+    y_low = y - y_high
+    return ((x_high * y_high - product) + x_high * y_low + x_low * y_high) + x_low * y_low
+
+
+@compiled
+def _decayed(
+    log: Log, shift: int, begin: int, end: int, n: int, layout: Layout, now_ms: int
+) -> tuple[float, float]:
+    """Decayed weight and sum of the entries after ``begin`` up to ``end``."""
+    value, word = layout.decays[n]
+    half_life = layout.half_lives[n]
+    total, weight, row = 0.0, 0.0, end
+    while row > begin:
+        factor = 0.5 ** (float(now_ms - log.ints[row, TIME]) / half_life)
+        low = (row + shift) & -(row + shift)
+        if row - low >= begin:
+            total += factor * log.floats[row, word]
+            weight += factor * log.floats[row, word + 1]
+            row -= low
+            continue
+        x = log.floats[row, layout.first + value] if value >= 0 else 1.0
+        if x == x:
+            total += factor * x
+            weight += factor
+        row -= 1
+    return weight, total
+
+
+@compiled
+def _sorted(log: Log, begin: int, end: int, value: int, layout: Layout) -> Floats:
+    """The values of a window, the smallest first."""
+    values = np.empty(end - begin)
+    n = 0
+    for row in range(begin + 1, end + 1):
+        x = log.floats[row, layout.first + value]
+        if x == x:
+            values[n] = x
+            n += 1
+    values = values[:n]
+    values.sort()
+    return values
+
+
+@compiled
+def _runs(values: Floats) -> Floats:
+    """How often each different value of a sorted array comes."""
+    counts = np.empty(len(values))
+    n = -1
+    for i in range(len(values)):
+        if i == 0 or values[i] != values[i - 1]:
+            n += 1
+            counts[n] = 0.0
+        counts[n] += 1.0
+    return counts[: n + 1]
+
+
+@compiled
+def _of_sorted(values: Floats, aggregate: int, number: float, is_category: bool) -> float:
+    n = len(values)
+    if aggregate == a.QUANTILE:
+        if n == 0:
+            return np.nan
+        place = number / 100.0 * (n - 1)
+        low = min(int(place), n - 1)
+        high = min(low + 1, n - 1)
+        return values[low] + (place - low) * (values[high] - values[low])
+    if aggregate == a.TOP and not is_category:
+        return values[n - int(number)] if n >= number else np.nan
+    counts = _runs(values)
+    if aggregate == a.DISTINCT:
+        return float(len(counts))
+    if aggregate == a.TOP:
+        counts.sort()
+        return counts[len(counts) - int(number)] if len(counts) >= number else 0.0
+    if n == 0:
+        return np.nan
+    entropy = 0.0
+    for count in counts:
+        entropy -= count / n * np.log(count / n)
+    return max(0.0, entropy)
+
+
+@compiled
+def _share(log: Log, begin: int, end: int, value: int, own: float, layout: Layout) -> float:
+    n, same = 0, 0
+    for row in range(begin + 1, end + 1):
+        x = log.floats[row, layout.first + value]
+        if x == x:
+            n += 1
+            same += x == own
+    return same / n if n and own == own else np.nan
+
+
+@compiled
+def _distance_km(lat1: float, lon1: float, lat2: float, lon2: float) -> float:
+    lat1, lon1, lat2, lon2 = np.radians(lat1), np.radians(lon1), np.radians(lat2), np.radians(lon2)
+    square = (
+        np.sin((lat2 - lat1) / 2) ** 2
+        + np.cos(lat1) * np.cos(lat2) * np.sin((lon2 - lon1) / 2) ** 2
+    )
+    return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(min(square, 1.0)))
+
+
+@compiled
+def _of_rows(
+    log: Log,
+    shift: int,
+    begin: int,
+    end: int,
+    aggregate: int,
+    number: float,
+    value: int,
+    event: _Event,
+    own: Floats,
+    layout: Layout,
+) -> float:
+    """The aggregates of single entries: first, last, and those that look at the one before."""
+    floats, at = log.floats, layout.first + value
+    if aggregate == a.LAST:
+        row = _newest(log, shift, begin, end, value, 1, layout)
+        return floats[row, at] if row > begin else np.nan
+    if aggregate == a.FIRST or aggregate == a.SINCE_FIRST:
+        count = _count(log, shift, begin, end, value, layout)
+        if count == 0:
+            return np.nan
+        row = _newest(log, shift, begin, end, value, count, layout)
+        if aggregate == a.FIRST:
+            return floats[row, at]
+        return (event.time_ms - log.ints[row, TIME]) / 1_000.0
+    if event.row != NO_ROW and end >= event.row:
+        end = max(begin, event.row - 1)
+    row = _newest(log, shift, begin, end, value, int(max(1.0, number)), layout)
+    if row == begin:
+        return np.nan
+    if aggregate == a.LAG:
+        return floats[row, at]
+    if aggregate == a.CHANGE:
+        return own[value] - floats[row, at]
+    seconds = (event.time_ms - log.ints[row, TIME]) / 1_000.0
+    if aggregate == a.SINCE_PREVIOUS:
+        return seconds
+    distance = _distance_km(own[value], own[value + 1], floats[row, at], floats[row, at + 1])
+    if aggregate == a.SPEED_KMH:
+        return distance / seconds * 3_600.0 if seconds > 0.0 else np.nan
+    return distance
+
+
+@compiled
+def _of_found(aggregate: int, found: Floats, own: float) -> float:
+    """The aggregates of merged blocks."""
+    n = found[0]
+    if aggregate == a.COUNT:
+        return n
+    total = found[1] + found[2]
+    if aggregate == a.SUM:
+        return total
+    if n == 0.0:
+        return np.nan
+    if aggregate == a.MEAN:
+        return total / n
+    if aggregate == a.MIN:
+        return found[5]
+    if aggregate == a.MAX:
+        return found[6]
+    if aggregate == a.RATIO_TO_MEAN:
+        ratio = own / (total / n) if total != 0.0 else np.nan
+        return ratio if abs(ratio) < np.inf else np.nan
+    if aggregate == a.VARIANCE:
+        return _variance(found)
+    deviation = np.sqrt(_variance(found))
+    if aggregate == a.STD:
+        return deviation
+    return (own - total / n) / deviation if deviation > 0.0 else np.nan
+
+
+@compiled
+def _bounds(
+    log: Log, region: Ints, event: _Event, plan: Plan, layout: Layout, begins: Ints, ends: Ints
+) -> None:
+    """Where each span begins (exclusive) and ends; those by events end where their time says."""
+    for span in range(len(plan.kinds)):
+        if span > 0 and event.highs[span] == event.highs[span - 1]:
+            end = ends[span - 1]
+        else:
+            end = last_at(log.ints, region[START], region[END], event.highs[span])
+        begin = last_at(log.ints, region[START], end, event.lows[span])
+        if plan.kinds[span, 0] == BY_SESSION:
+            gap_ms = plan.kinds[span, 1]
+            begin = _session_start(log, region[SHIFT], begin, end, gap_ms, layout.gap)
+        begins[span], ends[span] = begin, end
+
+
+@compiled
+def _is_merged(aggregate: int) -> bool:
+    return aggregate <= a.ZSCORE
+
+
+@compiled
+def _is_sorted(aggregate: int) -> bool:
+    return aggregate in (a.DISTINCT, a.ENTROPY, a.TOP, a.QUANTILE)
+
+
+@compiled
+def _measure(
+    log: Log,
+    region: Ints,
+    event: _Event,
+    own: Floats,
+    layout: Layout,
+    plan: Plan,
+    categories: Ints,
+    begins: Ints,
+    ends: Ints,
+    found: Floats,
+    features: Floats,
+) -> None:
+    """All features of one event.
+
+    ``begins``, ``ends`` and ``found`` are scratch memory; ``features`` is written.
+    """
+    _bounds(log, region, event, plan, layout, begins, ends)
+    shift = region[SHIFT]
+    merged_value, merged_begin, merged_end = -2, 0, 0
+    sorted_value, sorted_span = -2, -1
+    values = found[:0]
+    for n in range(len(plan.columns)):
+        span, aggregate, value, decay, target = plan.columns[n]
+        begin, end = begins[span], ends[span]
+        if plan.kinds[span, 0] == BY_EVENTS:
+            count = plan.kinds[span, 1]
+            begin = max(begin, _newest(log, shift, begin, end, value, count, layout) - 1)
+        if decay >= 0:
+            weight, total = _decayed(log, shift, begin, end, decay, layout, event.highs[span])
+            if aggregate == a.MEAN:
+                total = total / weight if weight > 0.0 else np.nan
+            features[target] = weight if aggregate == a.COUNT else total
+        elif value < 0 and aggregate == a.COUNT:
+            features[target] = end - begin
+        elif _is_merged(aggregate):
+            if value != merged_value or end != merged_end or begin > merged_begin:
+                found[:5] = 0.0
+                found[5], found[6] = np.inf, -np.inf
+                merged_value, merged_begin, merged_end = value, end, end
+            if begin < merged_begin:
+                _walk(log, shift, begin, merged_begin, value, layout, found)
+                merged_begin = begin
+            features[target] = _of_found(aggregate, found, own[value])
+        elif _is_sorted(aggregate):
+            if value != sorted_value or span != sorted_span:
+                values = _sorted(log, begin, end, value, layout)
+                sorted_value, sorted_span = value, span
+            is_category = categories[value] != 0
+            features[target] = _of_sorted(values, aggregate, plan.numbers[n], is_category)
+        elif aggregate == a.OWN_SHARE:
+            features[target] = _share(log, begin, end, value, own[value], layout)
+        else:
+            features[target] = _of_rows(
+                log, shift, begin, end, aggregate, plan.numbers[n], value, event, own, layout
+            )
+
+
+@compiled
+def observe(
+    log: Log,
+    rows: Rows,
+    layout: Layout,
+    plan: Plan,
+    categories: Ints,
+    lows: Ints,
+    highs: Ints,
+    features: Floats,
+    verdicts: Ints,
+    n: int,
+) -> int:
+    """Add events to their histories, one after the other, and measure each one's windows.
+
+    Args:
+        log: The histories.
+        rows: The events.
+        layout: Of the entries.
+        plan: What to measure.
+        categories: Whether each value stands for a text, (values,).
+        lows: The time each span begins after, (n, spans).
+        highs: The time each span ends with, (n, spans).
+        features: Written, (n, columns).
+        verdicts: Written: ``NEW``, ``LATE``, ``DUPLICATE`` or ``CONFLICT``, (n,).
+        n: Where to begin.
+
+    Returns:
+        How many are done: if not all, the array is full; grow it and call again from there.
+    """
+    spans = len(plan.kinds)
+    begins, ends, found = np.empty(spans, np.int64), np.empty(spans, np.int64), np.empty(7)
+    while n < len(rows.slots):
+        region = log.regions[rows.slots[n]]
+        if plan.dedupe_ms > 0:
+            verdicts[n] = seen_before(log, region, rows, n, plan.dedupe_ms)
+            if verdicts[n] != NEW:
+                n += 1
+                continue
+        if not make_room(log, rows.slots[n]):
+            return n
+        newest_ms = log.ints[region[END], TIME]
+        if rows.times[n] < newest_ms - plan.lateness_ms:
+            verdicts[n] = LATE
+        row = insert(log, region, rows, n, layout)
+        event = _Event(rows.times[n], row, lows[n], highs[n])
+        _measure(
+            log,
+            region,
+            event,
+            rows.values[n],
+            layout,
+            plan,
+            categories,
+            begins,
+            ends,
+            found,
+            features[n],
+        )
+        expire(log, region, log.ints[region[END], TIME] - plan.horizon_ms)
+        n += 1
+    return n
+
+
+@compiled
+def measure(
+    log: Log,
+    slots: Ints,
+    times: Ints,
+    layout: Layout,
+    plan: Plan,
+    categories: Ints,
+    lows: Ints,
+    highs: Ints,
+    features: Floats,
+) -> None:
+    """Measure the windows of events that are not entries themselves; arguments as ``observe``."""
+    spans, own = len(plan.kinds), np.full(len(layout.blocks), np.nan)
+    begins, ends, found = np.empty(spans, np.int64), np.empty(spans, np.int64), np.empty(7)
+    for n in range(len(slots)):
+        region = log.regions[slots[n]]
+        event = _Event(times[n], NO_ROW, lows[n], highs[n])
+        _measure(
+            log, region, event, own, layout, plan, categories, begins, ends, found, features[n]
+        )
+        expire(log, region, times[n] - plan.horizon_ms)
+
+
+@compiled
+def add(log: Log, rows: Rows, layout: Layout, plan: Plan, n: int) -> int:
+    """Add events without measuring; arguments and result as ``observe``."""
+    while n < len(rows.slots):
+        if not make_room(log, rows.slots[n]):
+            return n
+        region = log.regions[rows.slots[n]]
+        insert(log, region, rows, n, layout)
+        expire(log, region, log.ints[region[END], TIME] - plan.horizon_ms)
+        n += 1
+    return n

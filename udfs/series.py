@@ -1,0 +1,121 @@
+"""A series: the values that an entity's events are kept with, one number an event.
+
+A feature's ``value`` and ``where`` are computed when an event comes, for a whole batch, and only
+the outcome is kept: NaN where the value is missing or ``where`` does not hold. Features that agree
+in both share a series. A text becomes a number that stands for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from udfs.event_spec import EventSpec
+from udfs.events import Events, FloatArray
+from udfs.formulas import Columns, Formula, Kind, parse
+
+_CODE_BITS = (1 << 52) - 1  # a double holds such a whole number exactly
+
+
+class Series(NamedTuple):
+    """What is kept of an event.
+
+    Attributes:
+        value: A field or a formula; none counts events.
+        where: A formula; events for which it does not hold have no value.
+        beside: The other coordinate of a point: without it the point is missing.
+    """
+
+    value: str | None
+    where: str | None = None
+    beside: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Names the series in stored state: it must never change for the same series."""
+        parts = [self.value or "1"]
+        if self.beside:
+            parts.append(f"with {self.beside}")
+        if self.where:
+            parts.append(f"where {self.where}")
+        return " ".join(parts)
+
+
+def kinds_of(event: EventSpec) -> dict[str, Kind]:
+    """What a formula may read of an event."""
+    kinds: dict[str, Kind] = {"string": "text", "bool": "truth"}
+    return {f.name: kinds.get(f.type, "number") for f in event.fields}
+
+
+def columns_of(events: Events) -> Columns:
+    """The events' fields as a formula reads them."""
+    return {**events.numbers, **events.texts}
+
+
+def codes_of(texts: Iterable[str | None], n: int) -> FloatArray:
+    """A whole number for each text, the same in every process and release; NaN for none.
+
+    float64 (n,). Two of a million different texts share a number with a probability of 1e-4.
+    """
+    known: dict[str | None, float] = {None: np.nan}
+    codes = np.empty(n)
+    for i, text in enumerate(texts):
+        code = known.get(text)
+        if code is None:
+            assert text is not None
+            code = known[text] = float((xxh3_64_intdigest(text.encode()) & _CODE_BITS) or 1)
+        codes[i] = code
+    return codes
+
+
+class SeriesReader:
+    """Computes some series of events.
+
+    Args:
+        event: The events' schema.
+        series: Which.
+    """
+
+    def __init__(self, event: EventSpec, series: Sequence[Series]) -> None:
+        self.series = tuple(series)
+        self._kinds = kinds_of(event)
+        required = {f.name for f in event.fields if f.required}
+        self.nullable = tuple(
+            bool(s.where or s.beside) or not (s.value is None or s.value in required)
+            for s in self.series
+        )
+
+    def read(self, events: Events) -> dict[str, FloatArray]:
+        """Each series of the events by its name, float64 (n,); NaN where it has no value."""
+        columns, n = columns_of(events), len(events)
+        masks: dict[str, FloatArray] = {}
+        return {s.name: self._one(s, columns, n, masks) for s in self.series}
+
+    def _one(
+        self, series: Series, columns: Columns, n: int, masks: dict[str, FloatArray]
+    ) -> FloatArray:
+        values = np.ones(n) if series.value is None else self._value(series.value, columns, n)
+        if series.beside is not None:
+            other = self._value(series.beside, columns, n)
+            values = np.where(np.isnan(other), np.nan, values)
+        if series.where is not None:
+            if series.where not in masks:
+                holds = self._formula(series.where).truths(columns, n)
+                masks[series.where] = np.where(holds, 1.0, np.nan)
+            values = values * masks[series.where]
+        return values
+
+    def _value(self, text: str, columns: Columns, n: int) -> FloatArray:
+        if self._kinds.get(text) == "text":
+            return codes_of(columns[text], n)
+        if text in self._kinds:
+            return np.asarray(columns[text], np.float64)
+        values = self._formula(text).numbers(columns, n)
+        values[np.isinf(values)] = np.nan  # a log of 0 is no number to sum up
+        return values
+
+    def _formula(self, text: str) -> Formula:
+        return parse(text, self._kinds)
