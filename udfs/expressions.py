@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from udfs.categories import codes_of
 from udfs.events import Events, FloatArray, IntArray
 from udfs.feature_spec import ExpressionFeature
 
@@ -74,12 +75,18 @@ def _one_hot(spec: ExpressionFeature, events: Events) -> FloatArray:
     return result
 
 
+def _category(spec: ExpressionFeature, events: Events) -> FloatArray:
+    """The text's code; what it becomes for the model is the preparation's, see there."""
+    return codes_of(events.texts[spec.fields[0]])
+
+
 _COMPUTE: dict[str, Callable[[ExpressionFeature, Events], FloatArray]] = {
     "value": _value,
     "distance_km": _distance,
     "hour_of_day": _hour,
     "day_of_week": _weekday,
     "one_hot": _one_hot,
+    "category": _category,
 }
 
 

@@ -8,9 +8,17 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field
 
+from udfs.preparation_spec import Encoding, PreparationSpec, encoding_mistakes
 from udfs.settings_types import DurationMs, Mistake, Strict, doubles, format_duration
 
-_FIELDS_READ = {"value": 1, "distance_km": 4, "one_hot": 1, "hour_of_day": 0, "day_of_week": 0}
+_FIELDS_READ = {
+    "value": 1,
+    "distance_km": 4,
+    "one_hot": 1,
+    "category": 1,
+    "hour_of_day": 0,
+    "day_of_week": 0,
+}
 
 
 def _is_timezone(name: str) -> bool:
@@ -25,8 +33,11 @@ class ExpressionFeature(Strict):
     """A feature of one event alone."""
 
     name: str = Field(description="the feature's name; one_hot appends _<category>")
-    type: Literal["value", "distance_km", "hour_of_day", "day_of_week", "one_hot"] = Field(
-        description="value: the field itself; distance_km: great circle between two points"
+    type: Literal["value", "distance_km", "hour_of_day", "day_of_week", "one_hot", "category"] = (
+        Field(
+            description="value: the field itself; distance_km: great circle between two points; "
+            "category: a text that training encodes"
+        )
     )
     fields: tuple[str, ...] = Field(
         (), description="the fields it reads; distance_km: lat, lon, lat, lon in degrees"
@@ -35,6 +46,24 @@ class ExpressionFeature(Strict):
         (), description="one_hot: a column each; an unknown category is 0 in all of them"
     )
     timezone: str = Field("UTC", description="hour_of_day, day_of_week: IANA time zone")
+    encoding: Encoding | None = Field(
+        None, description="category: what the model gets; target: the category's mean label"
+    )
+    max_categories: int | None = Field(
+        None,
+        ge=1,
+        description="category: the most frequent ones that are kept; none: all, of one_hot 32",
+    )
+    min_count: int = Field(
+        1, ge=1, description="category: one in fewer rows trained on counts as unknown"
+    )
+    buckets: int = Field(16, ge=2, le=4_096, description="hashing: columns")
+    smoothing: float = Field(
+        20.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="target: rows with the mean label of all that are added to each category",
+    )
 
     def mistakes(self) -> Iterator[Mistake]:
         """See the base class."""
@@ -49,6 +78,8 @@ class ExpressionFeature(Strict):
         if not _is_timezone(self.timezone):
             message = f"no time zone {self.timezone!r}; write one like UTC or Europe/Paris"
             yield Mistake(("timezone",), message)
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        yield from encoding_mistakes(self.type, self.encoding, self.__dict__, defaults)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -107,6 +138,14 @@ class FeatureSpec(Strict):
         (), description="features of one event alone"
     )
     windows: tuple[WindowFeature, ...] = Field((), description="features over a key's history")
+    preparation: PreparationSpec = Field(
+        default_factory=PreparationSpec, description="from features to the model's columns"
+    )
+
+    @property
+    def categories(self) -> dict[str, ExpressionFeature]:
+        """The features of type category by name."""
+        return {e.name: e for e in self.expressions if e.type == "category"}
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from threading import Thread
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 from pyflink.common import Row, Types
@@ -30,11 +30,12 @@ from model_server.client import ClientOptions
 from model_server.errors import InvalidRows, PredictError
 from udfs.arms import Arm, Arms
 from udfs.batch import FeatureBatch
+from udfs.encoders import Matrix
 from udfs.events import FloatArray
+from udfs.preparation import Preparation
 from udfs.records import RecordWriter, Verdict
 
 _CLOSE_S = 1.0
-Matrix: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 Pair = list[bytes]
 """Key and value of a Kafka record; PyFlink wants a list for an array."""
 
@@ -45,25 +46,23 @@ class Output:
 
     Attributes:
         writer: Makes the records.
-        impute: The value of each missing feature, as in training; float64 (columns,).
+        preparation: From features to the model's columns, as in training.
         fallback_score: The score when the model cannot answer.
         explain: Whether alerts name the features that weigh most.
     """
 
     writer: RecordWriter
-    impute: FloatArray
+    preparation: Preparation
     fallback_score: float
     explain: bool
 
     def model_input(self, batch: FeatureBatch) -> Matrix:
-        """The batch as the model gets it: float32 (n, columns), nothing missing."""
-        features = batch.features
-        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as in C
-            return np.where(np.isnan(features), self.impute, features).astype(np.float32)
+        """The batch as the model gets it: float32 (n, the model's columns)."""
+        return self.preparation.transform(batch.features)
 
     def warm_up(self) -> None:
         """Compile the writing of records, or load it from Numba's cache."""
-        columns = len(self.impute)
+        columns = len(self.preparation.names)
         batch = FeatureBatch(
             keys=[""],
             ids=[""],
@@ -95,7 +94,7 @@ class Output:
         Args:
             batch: The scored batch.
             verdict: Its scores; none if it has no rows.
-            contributions: float64 (alerts, columns), or none.
+            contributions: float64 (alerts, features), or none.
         """
         predictions: list[Pair] = []
         alerts: list[Pair] = []
@@ -180,9 +179,10 @@ class EmbeddedScoring:
         if not rows or not self._model.explains:
             return None
         try:
-            return self._model.explain(matrix[rows])
+            contributions = self._model.explain(matrix[rows])
         except InvalidRows:
             return None  # an infinite value scores, but has no contribution
+        return self._output.preparation.by_feature(contributions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,9 +439,10 @@ class ServedScoring:
         if not rows:
             return None
         try:
-            return await arm.client.explain(matrix[rows], deadline_ms=left_ms)
+            contributions = await arm.client.explain(matrix[rows], deadline_ms=left_ms)
         except PredictError:
             return None  # an alert without reasons is worth more than a late one
+        return self._output.preparation.by_feature(contributions)
 
 
 @cache

@@ -54,6 +54,8 @@ class Schema(Strict):
         yield from self.event.unfit(("key",), self.key, is_key, "a required string, as a key")
         for n, expression in enumerate(self.features.expressions):
             yield from self._expression_mistakes(n, expression)
+        names, categories = self.columns, frozenset(self.features.categories)
+        yield from self.features.preparation.unfit(names, categories)
         for n, window in enumerate(self.features.windows):
             path = ("features", "windows", n)
             key = (*path, "key")
@@ -65,7 +67,7 @@ class Schema(Strict):
                 yield from self.event.unfit(value, window.value, _is_amount, "a required number")
 
     def _expression_mistakes(self, n: int, expression: ExpressionFeature) -> Iterator[Mistake]:
-        is_text = expression.type == "one_hot"
+        is_text = expression.type in ("one_hot", "category")
         wanted = f"a {'string' if is_text else 'number'} for type {expression.type}"
         for i, name in enumerate(expression.fields):
             path = ("features", "expressions", n, "fields", i)

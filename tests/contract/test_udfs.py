@@ -39,6 +39,7 @@ from tests.support.waiting import wait_until
 from udfs.batch import FeatureBatch, LabelBatch
 from udfs.buckets import sql_buckets
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
+from udfs.preparation import Preparation
 from udfs.records import RecordWriter
 from udfs.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
 from udfs.spec import Schema
@@ -481,16 +482,19 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "fraud" / "7"
     folder.mkdir(parents=True)
     xgboost.train(params, matrix, num_boost_round=3).save_model(folder / "model.ubj")
-    features = [{"name": name, "type": "float", "impute": 0.0} for name in columns]
+    features = [
+        {"name": name, "type": "float", "impute": float(n)} for n, name in enumerate(columns)
+    ]
     (folder / "features.json").write_text(json.dumps({"format": 1, "features": features}))
     return folder.parents[1]
 
 
 @pytest.fixture(scope="module")
-def output() -> Output:
+def output(models_dir: Path) -> Output:
     columns = SCHEMA.columns
+    preparation = Preparation.load(models_dir / "fraud" / "7")
     writer = RecordWriter("events", columns, SCHEMA.stages, 0.5)
-    return Output(writer, np.arange(len(columns), dtype=np.float64), 0.25, True)
+    return Output(writer, preparation, 0.25, True)
 
 
 @pytest.fixture(scope="module")
