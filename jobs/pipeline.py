@@ -281,6 +281,7 @@ def _scoring(settings: Settings, model: ModelVersion) -> Scoring:
         settings.batch.max_rows,
         settings.model.calls_in_flight,
         settings.model.rollout.absolute() if settings.model.rollout else None,
+        model.path,
     )
 
 

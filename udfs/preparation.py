@@ -65,6 +65,7 @@ class Preparation:
         inputs: The features, in the order of the job's columns.
         names: Their names.
         columns: The names of the model's columns; those of one feature stand side by side.
+        is_plain: Whether every feature is one column, its own value or an imputed one.
     """
 
     def __init__(self, inputs: Sequence[Input]) -> None:
@@ -77,7 +78,7 @@ class Preparation:
         self._impute = np.array(
             [np.nan if column.impute is None else column.impute for column in inputs]
         )
-        self._is_plain = not any(column.encoding or column.indicator for column in inputs)
+        self.is_plain = not any(column.encoding or column.indicator for column in inputs)
         plain = [n for n, column in enumerate(inputs) if column.encoding is None]
         flagged = [n for n, column in enumerate(inputs) if column.indicator]
         ends = self._starts + widths
@@ -94,6 +95,14 @@ class Preparation:
 
     def __hash__(self) -> int:
         return hash(self.names)
+
+    def is_like(self, other: Preparation) -> bool:
+        """Whether a column means the same in both; imputed values may differ."""
+        return self is other or self._meaning == other._meaning
+
+    @property
+    def _meaning(self) -> list[tuple[str, Encoder | None, bool]]:
+        return [(column.name, column.encoding, column.indicator) for column in self.inputs]
 
     @property
     def categories(self) -> dict[str, str]:
@@ -117,7 +126,7 @@ class Preparation:
         missing = np.isnan(features)
         filled = np.where(missing, self._impute, features)
         with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as in C
-            if self._is_plain:
+            if self.is_plain:
                 return filled.astype(np.float32, order="C")
             matrix = np.empty((len(features), len(self.columns)), np.float32)
             into, source = self._values
@@ -137,7 +146,7 @@ class Preparation:
         Returns:
             float64 (n, features).
         """
-        if self._is_plain:
+        if self.is_plain:
             return contributions
         return np.add.reduceat(contributions, self._starts, axis=1)
 

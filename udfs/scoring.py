@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ from udfs.batch import FeatureBatch
 from udfs.encoders import Matrix
 from udfs.events import FloatArray
 from udfs.preparation import Preparation
+from udfs.preparations import Answer, Preparations
 from udfs.records import RecordWriter, Verdict
 
 _CLOSE_S = 1.0
@@ -238,6 +239,7 @@ class ServedScoring:
         calls_in_flight: Open calls of a bucket at most; with as many, and enough rows for another,
             the operator waits for an answer, which holds back the source.
         rollout: The file that sends a share of the keys elsewhere, see ``udfs.rollout``; or none.
+        version_dir: Where the output's preparation is from; those of other versions lie beside it.
     """
 
     COPIES = 4
@@ -254,18 +256,21 @@ class ServedScoring:
         max_rows: int,
         calls_in_flight: int,
         rollout: Path | None = None,
+        version_dir: Path | None = None,
     ) -> None:
         self._options = options
         self._output = output
         self._max_rows = max_rows
         self._calls_in_flight = calls_in_flight
         self._rollout = rollout
+        self._version_dir = version_dir
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Make the client; its channel opens with the first call."""
         self._buckets: dict[int, _Bucket] = {}
         self._loop = _event_loop()
-        self._arms = Arms(self._options, self._rollout)
+        self._preparations = Preparations(self._output.preparation, self._version_dir)
+        self._arms = Arms(self._options, self._rollout, known=self._preparations.of)
         self._following = self._run(self._arms.follow())
         self._copies: set[asyncio.Task[None]] = set()
         self._shadows: deque[_Part] = deque()
@@ -402,18 +407,22 @@ class ServedScoring:
         return await asyncio.gather(*(self._answer_of(arm, part) for arm, part in parts))
 
     async def _answer_of(self, arm: Arm, batch: FeatureBatch) -> _Part:
-        matrix = self._output.model_input(batch)
         begun_s = time.monotonic()
-        verdict = await self._verdict(arm, batch, matrix)
+        verdict, answer = await self._verdict(arm, batch)
         left_ms = arm.deadline_ms - 1_000.0 * (time.monotonic() - begun_s)
-        return _Part(batch, verdict, await self._explain(arm, matrix, verdict, left_ms))
+        return _Part(batch, verdict, await self._explain(arm, answer, verdict, left_ms))
 
-    async def _verdict(self, arm: Arm, batch: FeatureBatch, matrix: Matrix) -> Verdict:
+    async def _verdict(self, arm: Arm, batch: FeatureBatch) -> tuple[Verdict, Answer | None]:
         try:
-            scores = await self._arms.predict(arm, matrix)
+            answer = await self._preparations.predict(
+                partial(self._arms.predict, arm), arm.client.options, batch.features
+            )
         except PredictError as exc:
-            return self._output.fallback(batch, self._options.model_name, exc.reason, arm.name)
-        return Verdict(scores.values, scores.model_name, scores.model_version, arm=arm.name)
+            name = self._options.model_name
+            return self._output.fallback(batch, name, exc.reason, arm.name), None
+        scores = answer.scores
+        verdict = Verdict(scores.values, scores.model_name, scores.model_version, arm=arm.name)
+        return verdict, answer
 
     def _copy(self, batch: FeatureBatch) -> None:
         """Send the shadow its copies, if there is one and it keeps up."""
@@ -425,24 +434,25 @@ class ServedScoring:
             task.add_done_callback(self._copies.discard)
 
     async def _answer_of_shadow(self, arm: Arm, batch: FeatureBatch) -> None:
-        verdict = await self._verdict(arm, batch, self._output.model_input(batch))
+        verdict, _ = await self._verdict(arm, batch)
         self._shadows.append(_Part(batch, verdict, None))
 
     async def _copies_done(self) -> None:
         await asyncio.gather(*self._copies, return_exceptions=True)
 
     async def _explain(
-        self, arm: Arm, matrix: Matrix, verdict: Verdict, left_ms: float
+        self, arm: Arm, answer: Answer | None, verdict: Verdict, left_ms: float
     ) -> FloatArray | None:
         """Contributions of the alerts, if they come within what the prediction left of its time."""
         rows = self._output.rows_to_explain(verdict)
-        if not rows:
+        if answer is None or not rows:
             return None
         try:
-            contributions = await arm.client.explain(matrix[rows], deadline_ms=left_ms)
+            matrix = answer.matrix[rows]
+            contributions = await arm.client.explain(matrix, deadline_ms=left_ms)
         except PredictError:
             return None  # an alert without reasons is worth more than a late one
-        return self._output.preparation.by_feature(contributions)
+        return answer.preparation.by_feature(contributions)
 
 
 @cache
