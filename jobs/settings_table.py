@@ -89,7 +89,7 @@ def _type_name(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         inner = _type_name(arguments[0])
         return f"list of {_PLURALS.get(inner, inner)}"
     if origin is dict:
-        return f"names and their {'section' if model_of(arguments[1]) else 'text'}"
+        return "sections by name" if model_of(arguments[1]) else "names and their text"
     if model_of(annotation):
         return "section"
     return ", ".join([_TYPE_NAMES[annotation], *_limits(metadata, "{:g}".format)])

@@ -6,14 +6,22 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+import numpy as np
+from pydantic import AfterValidator, Field
 
 from udfs.settings_types import Mistake, Strict
 
 __all__ = ["ColumnPreparation", "Encoding", "Impute", "PreparationSpec", "encoding_mistakes"]
 
+
+def _within_float32(value: float) -> float:
+    if not abs(value) <= np.finfo(np.float32).max:
+        raise ValueError(f"{value:g} is too large for a model")
+    return value
+
+
 Encoding = Literal["one_hot", "ordinal", "hashing", "target"]
-Impute = Literal["median", "mean", "none"] | Annotated[float, Field(allow_inf_nan=False)]
+Impute = Literal["median", "mean", "none"] | Annotated[float, AfterValidator(_within_float32)]
 
 INDICATOR = "{}_missing"
 """Name of the column that says whether a feature is missing."""
