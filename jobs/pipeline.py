@@ -10,7 +10,6 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from pyflink.common import Configuration, Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
@@ -25,6 +24,7 @@ from model_server.errors import RepositoryError
 from model_server.repository import ModelVersion, find_version, load_features
 from udfs.buckets import DEFAULT_MAX_PARALLELISM, even_labels
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
+from udfs.preparation import Preparation
 from udfs.records import RecordWriter
 from udfs.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
 
@@ -245,17 +245,23 @@ def _channel_security(tls: ModelTlsSettings | None) -> ChannelSecurity:
 
 
 def _model(settings: Settings) -> ModelVersion:
-    """The model whose imputation values the job follows, and which it embeds."""
+    """The model whose preparation the job follows, and which it embeds."""
     try:
         found = find_version(settings.model.path, settings.model.name, settings.model.version)
-        features = load_features(found.path)
+        preparation, features = Preparation.load(found.path), load_features(found.path)
     except RepositoryError as exc:
         raise SettingsError(f"{exc}; train one with: streamscore train") from exc
-    if features.names != settings.schema_.columns:
-        other = sorted(set(features.names) ^ set(settings.schema_.columns))
+    if preparation.names != settings.schema_.columns:
+        other = sorted(set(preparation.names) ^ set(settings.schema_.columns))
         raise SettingsError(
             f"{found.path} was trained with other features ({', '.join(other) or 'another order'}):"
             " train a model with these settings: streamscore train"
+        )
+    wanted = {name: spec.encoding for name, spec in settings.features.categories.items()}
+    if preparation.categories != wanted:
+        raise SettingsError(
+            f"{found.path} encodes the categories {preparation.categories or 'none'}, the settings "
+            f"{wanted or 'none'}: train a model with these settings: streamscore train"
         )
     if features.config_hash != settings.features_hash:
         logger.warning(
@@ -275,17 +281,17 @@ def _scoring(settings: Settings, model: ModelVersion) -> Scoring:
         settings.batch.max_rows,
         settings.model.calls_in_flight,
         settings.model.rollout.absolute() if settings.model.rollout else None,
+        model.path,
     )
 
 
 def _output(settings: Settings, model: ModelVersion) -> Output:
     schema = settings.schema_
-    features = load_features(model.path)
     return Output(
         writer=RecordWriter(
             settings.topics.events, schema.columns, schema.stages, settings.alerts.threshold
         ),
-        impute=np.array([f.impute for f in features.features], dtype=np.float64),
+        preparation=Preparation.load(model.path),
         fallback_score=settings.model.fallback_score,
         explain=settings.alerts.explain,
     )

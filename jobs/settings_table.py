@@ -21,7 +21,7 @@ class Setting(NamedTuple):
     """A row of the settings reference.
 
     Attributes:
-        path: Dotted; ``[]`` stands for each entry of a list.
+        path: Dotted; ``[]`` stands for each entry of a list, ``*`` for each name.
         type: For a reader, e.g. ``duration, at least 1ms``.
         default: As it would be written, ``required`` or ``none``.
         meaning: One line, with the unit.
@@ -51,12 +51,13 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[Setting]:
     for name, field in model.model_fields.items():
         inner = model_of(field.annotation)
         path = f"{prefix}{name}"
-        is_list = get_origin(field.annotation) is tuple
-        if inner is None or is_list or field.default is None:
+        origin = get_origin(field.annotation)
+        each = "[]" if origin is tuple else ".*" if origin is dict else ""
+        if inner is None or each or field.default is None:
             type_name = _type_name(field.annotation, tuple(field.metadata))
             yield Setting(path, type_name, _default(field), field.description or "")
         if inner is not None:
-            yield from _rows(inner, f"{path}[]." if is_list else f"{path}.")
+            yield from _rows(inner, f"{path}{each}.")
 
 
 _TYPE_NAMES: dict[Any, str] = {
@@ -93,7 +94,7 @@ def _type_name(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         inner = _type_name(arguments[0])
         return f"list of {_PLURALS.get(inner, inner)}"
     if origin is dict:
-        return "names and their text"
+        return "sections by name" if model_of(arguments[1]) else "names and their text"
     if section := model_of(annotation):
         shorthand = getattr(section, "shorthand", None)
         return f"{shorthand} or section" if shorthand else "section"

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pandas as pd
 import xgboost
@@ -29,7 +28,10 @@ from jobs.metrics import average_precision, decide, roc_auc
 from jobs.settings import Settings
 from model_server.errors import RepositoryError
 from model_server.repository import FEATURES_FILE, MODEL_FILES, ModelVersion, list_versions
-from udfs.events import FloatArray, IntArray
+from udfs.categories import texts_of
+from udfs.encoders import Matrix
+from udfs.events import Events, FloatArray
+from udfs.fitting import Rows, fit, training_matrix
 from udfs.offline import (
     HistoryError,
     Progress,
@@ -38,14 +40,13 @@ from udfs.offline import (
     labels_of,
     silent,
 )
+from udfs.preparation import Preparation
 from udfs.spec import Schema
 
 METRICS_FILE = "metrics.json"
 SHOWN_FEATURES = 15
 _PART = "{rows:,} rows, {positives:,} positive, {from} to {to}"
 _TAKEN = frozenset((errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR))
-
-Matrix = npt.NDArray[np.float32]
 
 
 class TrainingError(NotReadyError):
@@ -66,26 +67,11 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """Labelled rows in event-time order: float64 (n, columns), 0 or 1 (n,), epoch ms (n,)."""
-
-    features: FloatArray
-    labels: FloatArray
-    times: IntArray
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def split(self, at: int) -> tuple[_Rows, _Rows]:
-        first = _Rows(self.features[:at], self.labels[:at], self.times[:at])
-        return first, _Rows(self.features[at:], self.labels[at:], self.times[at:])
-
-
-@dataclass(frozen=True, slots=True)
 class _Prepared:
-    """The rows to learn from, and how many rows of the table became what."""
+    """The rows to learn from, the categories' texts, and how many rows of the table became what."""
 
-    rows: _Rows
+    rows: Rows
+    texts: dict[str, dict[int, str]]
     counts: dict[str, int]
 
 
@@ -119,14 +105,18 @@ def train(settings: Settings, frame: pd.DataFrame, progress: Progress = silent) 
     with clock.of("features"):
         prepared = _prepare(settings.schema_, frame, labels, progress)
     part, rest = _split(prepared.rows, settings.training.train_fraction)
-    impute = impute_values(part.features)
+    schema = settings.schema_
+    with clock.of("preparation"):
+        preparation = fit(schema, part, prepared.texts)
+        matrix = training_matrix(schema, preparation, part)
     with clock.of("fit"):
-        booster = _fit(settings, _imputed(part.features, impute), part.labels, progress)
+        booster = _fit(settings, preparation, matrix, part.labels, progress)
     with clock.of("evaluation"):
-        scores = booster.inplace_predict(_imputed(rest.features, impute), validate_features=False)
+        rest_matrix = preparation.transform(rest.features)
+        scores = booster.inplace_predict(rest_matrix, validate_features=False)
         metrics = _report(settings, part, rest, np.asarray(scores, np.float64))
     metrics |= {"rows": prepared.counts, "gain": _gain(booster), "seconds": clock.seconds}
-    return Trained(_store(settings, booster, impute, metrics), metrics)
+    return Trained(_store(settings, booster, preparation, metrics), metrics)
 
 
 def _labels(settings: Settings, frame: pd.DataFrame) -> FloatArray:
@@ -163,7 +153,7 @@ def _prepare(
         raise TrainingError(str(exc), "correct the data, or the settings' event section") from exc
     labelled = ~np.isnan(known[computed.rows])
     at = computed.rows[labelled]
-    rows = _Rows(computed.features[labelled], known[at], events.times[at])
+    rows = Rows(computed.features[labelled], known[at], events.times[at])
     _refuse_too_large(schema, rows.features)
     counts = {
         "history": len(frame),
@@ -172,7 +162,13 @@ def _prepare(
         "conflicts": computed.conflicts,
         "unlabelled": len(labelled) - len(rows),
     }
-    return _Prepared(rows, counts)
+    return _Prepared(rows, _texts(schema, events), counts)
+
+
+def _texts(schema: Schema, events: Events) -> dict[str, dict[int, str]]:
+    """The text of each code, for each category."""
+    categories = schema.features.categories.items()
+    return {name: texts_of(set(events.texts[spec.fields[0]])) for name, spec in categories}
 
 
 def _refuse_too_large(schema: Schema, features: FloatArray) -> None:
@@ -185,7 +181,7 @@ def _refuse_too_large(schema: Schema, features: FloatArray) -> None:
         )
 
 
-def _split(rows: _Rows, train_fraction: float) -> tuple[_Rows, _Rows]:
+def _split(rows: Rows, train_fraction: float) -> tuple[Rows, Rows]:
     part, rest = rows.split(int(len(rows) * train_fraction))
     if len(np.unique(part.labels)) < 2:
         raise TrainingError(
@@ -195,26 +191,12 @@ def _split(rows: _Rows, train_fraction: float) -> tuple[_Rows, _Rows]:
     return part, rest
 
 
-def impute_values(features: FloatArray) -> FloatArray:
-    """The median of each column's known values, 0.0 where a column has none.
-
-    Args:
-        features: float64 (n, columns); NaN is missing.
-
-    Returns:
-        float64 (columns,).
-    """
-    known = [column[~np.isnan(column)] for column in features.T]
-    return np.array([np.median(c) if len(c) else 0.0 for c in known], np.float64)
-
-
-def _imputed(features: FloatArray, impute: FloatArray) -> Matrix:
-    """What the job sends to the model; see ``udfs.scoring.Output.model_input``."""
-    return np.where(np.isnan(features), impute, features).astype(np.float32)
-
-
 def _fit(
-    settings: Settings, features: Matrix, labels: FloatArray, progress: Progress
+    settings: Settings,
+    preparation: Preparation,
+    features: Matrix,
+    labels: FloatArray,
+    progress: Progress,
 ) -> xgboost.Booster:
     training = settings.training
     parameters = {
@@ -226,7 +208,7 @@ def _fit(
         "nthread": 0,  # all cores
     }
     matrix = xgboost.QuantileDMatrix(
-        features, labels, feature_names=list(settings.schema_.columns), nthread=0
+        features, labels, feature_names=list(preparation.columns), nthread=0
     )
     booster = xgboost.Booster(parameters, [matrix])
     for tree in range(training.trees):
@@ -235,7 +217,7 @@ def _fit(
     return booster
 
 
-def _report(settings: Settings, part: _Rows, rest: _Rows, scores: FloatArray) -> dict[str, Any]:
+def _report(settings: Settings, part: Rows, rest: Rows, scores: FloatArray) -> dict[str, Any]:
     """The metrics on the last part of time; a figure that does not exist is null."""
     threshold = settings.alerts.threshold
     return {
@@ -258,7 +240,7 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _about(rows: _Rows) -> dict[str, Any]:
+def _about(rows: Rows) -> dict[str, Any]:
     return {
         "rows": len(rows),
         "positives": int(rows.labels.sum()),
@@ -279,7 +261,10 @@ def _gain(booster: xgboost.Booster) -> dict[str, float]:
 
 
 def _store(
-    settings: Settings, booster: xgboost.Booster, impute: FloatArray, metrics: dict[str, Any]
+    settings: Settings,
+    booster: xgboost.Booster,
+    preparation: Preparation,
+    metrics: dict[str, Any],
 ) -> ModelVersion:
     model = settings.model
     folder = model.path / model.name
@@ -287,12 +272,7 @@ def _store(
     try:
         draft.mkdir(parents=True)
         booster.save_model(draft / MODEL_FILES[0])
-        columns = zip(settings.schema_.columns, impute.tolist(), strict=True)
-        document = {
-            "format": 1,
-            "features": [{"name": n, "type": "float", "impute": value} for n, value in columns],
-            "config_hash": settings.features_hash,
-        }
+        document = preparation.document() | {"config_hash": settings.features_hash}
         _write_json(draft / FEATURES_FILE, document)
         _write_json(draft / METRICS_FILE, metrics)
         return _publish(draft, model.path, model.name)

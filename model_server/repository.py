@@ -11,9 +11,10 @@
      "features": [{"name": "amount", "type": "float", "impute": 0.0}, ...],
      "config_hash": "..."}
 
-Features stand in the order of the model's columns. ``impute`` is what the job writes for a missing
-value, or null for NaN. ``"score": {"output": NAME}`` says which of several outputs of a model is
-the score. Other keys are kept for other readers and ignored here.
+Features stand in the order of the model's columns. ``impute`` is what a missing value becomes, or
+null for NaN. ``"score": {"output": NAME}`` says which of several outputs of a model is the score.
+Format 2 differs for the job alone: its ``inputs`` say how the job's features become these columns,
+see ``udfs.preparation``. Other keys are kept for other readers and ignored here.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ __all__ = [
     "is_name",
     "is_version",
     "list_versions",
+    "load_document",
     "load_features",
     "model_file",
 ]
 
 MODEL_FILES = ("model.ubj", "model.json")
 FEATURES_FILE = "features.json"
-_FORMAT = 1
+_FORMATS = (1, 2)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")  # within the int64 of the wire
 
@@ -208,16 +210,27 @@ def file_in(version_dir: Path, name: str) -> Path:
     return _inside(version_dir.parent, path)
 
 
+def load_document(version_dir: Path) -> Mapping[str, Any]:
+    """Read ``features.json`` of a version folder; of its content only the format is checked.
+
+    Raises:
+        RepositoryError: Missing, not JSON, or of another format.
+    """
+    path = version_dir / FEATURES_FILE
+    document = _read_json(path)
+    if document.get("format") not in _FORMATS:
+        known = " or ".join(map(str, _FORMATS))
+        raise RepositoryError(f'{path}: "format" is {document.get("format")!r}, must be {known}')
+    return document
+
+
 def load_features(version_dir: Path) -> FeatureList:
     """Read and check ``features.json`` of a version folder.
 
     Raises:
         RepositoryError: Missing, not JSON, of another format, or with a wrong feature.
     """
-    path = version_dir / FEATURES_FILE
-    document = _read_json(path)
-    if document.get("format") != _FORMAT:
-        raise RepositoryError(f'{path}: "format" is {document.get("format")!r}, must be {_FORMAT}')
+    path, document = version_dir / FEATURES_FILE, load_document(version_dir)
     entries = document.get("features")
     if not isinstance(entries, list) or not entries:
         raise RepositoryError(f'{path}: "features" must be a list of at least one feature')

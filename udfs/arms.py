@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from model_server.breaker import BreakerState
 from model_server.client import ClientOptions, PredictClient, Scores
-from model_server.errors import PredictError
+from model_server.errors import PredictError, RepositoryError
 from udfs.batch import FeatureBatch
 from udfs.rollout import Address, Guard, Rollout, RolloutError
 
@@ -63,6 +63,7 @@ class Arms:
         options: ClientOptions,
         path: Path | None,
         *,
+        known: Callable[[int], object] = lambda version: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make the stable client, and read the file if there is one.
@@ -70,8 +71,11 @@ class Arms:
         Args:
             options: The stable client's.
             path: The rollout file; none for no rollouts.
+            known: Raises ``RepositoryError`` for a version that the job cannot ask; a rollout of
+                such a one is ignored.
             clock: Monotonic seconds.
         """
+        self._known = known
         self._options = options
         self._path = path
         self._clock = clock
@@ -169,7 +173,10 @@ class Arms:
         self._seen = seen
         try:
             rollout = Rollout.read(self._path)
-        except RolloutError as exc:
+            for address in (rollout.canary, rollout.shadow) if rollout is not None else ():
+                if address is not None and address.version is not None:
+                    self._known(address.version)
+        except (RolloutError, RepositoryError) as exc:
             logger.warning("rollout ignored: %s", exc)
             return
         if rollout != self._active.rollout:

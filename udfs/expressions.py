@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from udfs.categories import codes_of
 from udfs.clock import DAY_MS, HOUR_MS, local_ms
 from udfs.events import Events, FloatArray
-from udfs.feature_spec import ExpressionFeature
+from udfs.expression_spec import ExpressionFeature
 from udfs.formulas import Kind, parse
 from udfs.series import columns_of
 
@@ -66,6 +67,11 @@ def _formula(spec: ExpressionFeature, events: Events) -> FloatArray:
     return values
 
 
+def _category(spec: ExpressionFeature, events: Events) -> FloatArray:
+    """The text's code; what it becomes for the model is the preparation's, see there."""
+    return codes_of(events.texts[spec.fields[0]])
+
+
 _COMPUTE: dict[str, Callable[[ExpressionFeature, Events], FloatArray]] = {
     "value": _value,
     "distance_km": _distance,
@@ -73,6 +79,7 @@ _COMPUTE: dict[str, Callable[[ExpressionFeature, Events], FloatArray]] = {
     "day_of_week": _weekday,
     "one_hot": _one_hot,
     "formula": _formula,
+    "category": _category,
 }
 
 

@@ -9,64 +9,13 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from udfs.aggregates import DECAYED, Reads, parse_aggregate
+from udfs.expression_spec import ExpressionFeature
+from udfs.preparation_spec import PreparationSpec
 from udfs.settings_types import DurationMs, Mistake, Strict, doubles
-from udfs.window_spec import Window, is_timezone
+from udfs.window_spec import Window
 
 KEY_SEPARATOR = "\x1f"
 """Stands between the values of a key of several fields; no key field holds control characters."""
-
-_FIELDS_READ = {
-    "value": 1,
-    "distance_km": 4,
-    "one_hot": 1,
-    "hour_of_day": 0,
-    "day_of_week": 0,
-    "formula": 0,
-}
-
-
-class ExpressionFeature(Strict):
-    """A feature of one event alone."""
-
-    name: str = Field(description="the feature's name; one_hot appends _<category>")
-    type: Literal["value", "distance_km", "hour_of_day", "day_of_week", "one_hot", "formula"] = (
-        Field(description="value: the field itself; distance_km: great circle between two points")
-    )
-    fields: tuple[str, ...] = Field(
-        (), description="the fields it reads; distance_km: lat, lon, lat, lon in degrees"
-    )
-    categories: tuple[str, ...] = Field(
-        (), description="one_hot: a column each; an unknown category is 0 in all of them"
-    )
-    formula: str | None = Field(
-        None, description="formula: computed from the event's fields, e.g. amount > 100"
-    )
-    timezone: str = Field("UTC", description="hour_of_day, day_of_week: IANA time zone")
-
-    def mistakes(self) -> Iterator[Mistake]:
-        """See the base class."""
-        wanted, found = _FIELDS_READ[self.type], len(self.fields)
-        if found != wanted:
-            yield Mistake(
-                ("fields",), f"{self.name!r} of type {self.type} reads {wanted} fields, not {found}"
-            )
-        if (self.type == "one_hot") != bool(self.categories):
-            verb = "needs" if self.type == "one_hot" else "has no"
-            yield Mistake(("categories",), f"type {self.type} {verb} categories")
-        if (self.type == "formula") != (self.formula is not None):
-            verb = "needs" if self.type == "formula" else "has no"
-            yield Mistake(("formula",), f"type {self.type} {verb} formula")
-        if not is_timezone(self.timezone):
-            message = f"no time zone {self.timezone!r}; write one like UTC or Europe/Paris"
-            yield Mistake(("timezone",), message)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of the columns this feature makes."""
-        if self.type == "one_hot":
-            return tuple(f"{self.name}_{category}" for category in self.categories)
-        return (self.name,)
-
 
 Fields = Annotated[
     tuple[str, ...],
@@ -172,10 +121,19 @@ class FeatureSpec(Strict):
     windows: tuple[WindowFeature, ...] = Field((), description="features over a key's history")
     formulas: tuple[FormulaFeature, ...] = Field((), description="features of features")
 
+    preparation: PreparationSpec = Field(
+        default_factory=PreparationSpec, description="from features to the model's columns"
+    )
+
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:
         """The key fields of each keyed stage, by its name, in the order of their first use."""
         return {w.stage: w.key for w in self.windows}
+
+    @property
+    def categories(self) -> dict[str, ExpressionFeature]:
+        """The features of type category by name."""
+        return {e.name: e for e in self.expressions if e.type == "category"}
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 from pyflink.common import Row, Types
@@ -30,11 +30,13 @@ from model_server.client import ClientOptions
 from model_server.errors import InvalidRows, PredictError
 from udfs.arms import Arm, Arms
 from udfs.batch import FeatureBatch
+from udfs.encoders import Matrix
 from udfs.events import FloatArray
+from udfs.preparation import Preparation
+from udfs.preparations import Answer, Preparations
 from udfs.records import RecordWriter, Verdict
 
 _CLOSE_S = 1.0
-Matrix: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 Pair = list[bytes]
 """Key and value of a Kafka record; PyFlink wants a list for an array."""
 
@@ -45,25 +47,23 @@ class Output:
 
     Attributes:
         writer: Makes the records.
-        impute: The value of each missing feature, as in training; float64 (columns,).
+        preparation: From features to the model's columns, as in training.
         fallback_score: The score when the model cannot answer.
         explain: Whether alerts name the features that weigh most.
     """
 
     writer: RecordWriter
-    impute: FloatArray
+    preparation: Preparation
     fallback_score: float
     explain: bool
 
     def model_input(self, batch: FeatureBatch) -> Matrix:
-        """The batch as the model gets it: float32 (n, columns), nothing missing."""
-        features = batch.features
-        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as in C
-            return np.where(np.isnan(features), self.impute, features).astype(np.float32)
+        """The batch as the model gets it: float32 (n, the model's columns)."""
+        return self.preparation.transform(batch.features)
 
     def warm_up(self) -> None:
         """Compile the writing of records, or load it from Numba's cache."""
-        columns = len(self.impute)
+        columns = len(self.preparation.names)
         batch = FeatureBatch(
             keys=[""],
             ids=[""],
@@ -96,7 +96,7 @@ class Output:
         Args:
             batch: The scored batch.
             verdict: Its scores; none if it has no rows.
-            contributions: float64 (alerts, columns), or none.
+            contributions: float64 (alerts, features), or none.
         """
         predictions: list[Pair] = []
         alerts: list[Pair] = []
@@ -181,9 +181,10 @@ class EmbeddedScoring:
         if not rows or not self._model.explains:
             return None
         try:
-            return self._model.explain(matrix[rows])
+            contributions = self._model.explain(matrix[rows])
         except InvalidRows:
             return None  # an infinite value scores, but has no contribution
+        return self._output.preparation.by_feature(contributions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +240,7 @@ class ServedScoring:
         calls_in_flight: Open calls of a bucket at most; with as many, and enough rows for another,
             the operator waits for an answer, which holds back the source.
         rollout: The file that sends a share of the keys elsewhere, see ``udfs.rollout``; or none.
+        version_dir: Where the output's preparation is from; those of other versions lie beside it.
     """
 
     COPIES = 4
@@ -255,18 +257,21 @@ class ServedScoring:
         max_rows: int,
         calls_in_flight: int,
         rollout: Path | None = None,
+        version_dir: Path | None = None,
     ) -> None:
         self._options = options
         self._output = output
         self._max_rows = max_rows
         self._calls_in_flight = calls_in_flight
         self._rollout = rollout
+        self._version_dir = version_dir
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Make the client; its channel opens with the first call."""
         self._buckets: dict[int, _Bucket] = {}
         self._loop = _event_loop()
-        self._arms = Arms(self._options, self._rollout)
+        self._preparations = Preparations(self._output.preparation, self._version_dir)
+        self._arms = Arms(self._options, self._rollout, known=self._preparations.of)
         self._following = self._run(self._arms.follow())
         self._copies: set[asyncio.Task[None]] = set()
         self._shadows: deque[_Part] = deque()
@@ -403,18 +408,22 @@ class ServedScoring:
         return await asyncio.gather(*(self._answer_of(arm, part) for arm, part in parts))
 
     async def _answer_of(self, arm: Arm, batch: FeatureBatch) -> _Part:
-        matrix = self._output.model_input(batch)
         begun_s = time.monotonic()
-        verdict = await self._verdict(arm, batch, matrix)
+        verdict, answer = await self._verdict(arm, batch)
         left_ms = arm.deadline_ms - 1_000.0 * (time.monotonic() - begun_s)
-        return _Part(batch, verdict, await self._explain(arm, matrix, verdict, left_ms))
+        return _Part(batch, verdict, await self._explain(arm, answer, verdict, left_ms))
 
-    async def _verdict(self, arm: Arm, batch: FeatureBatch, matrix: Matrix) -> Verdict:
+    async def _verdict(self, arm: Arm, batch: FeatureBatch) -> tuple[Verdict, Answer | None]:
         try:
-            scores = await self._arms.predict(arm, matrix)
+            answer = await self._preparations.predict(
+                partial(self._arms.predict, arm), arm.client.options, batch.features
+            )
         except PredictError as exc:
-            return self._output.fallback(batch, self._options.model_name, exc.reason, arm.name)
-        return Verdict(scores.values, scores.model_name, scores.model_version, arm=arm.name)
+            name = self._options.model_name
+            return self._output.fallback(batch, name, exc.reason, arm.name), None
+        scores = answer.scores
+        verdict = Verdict(scores.values, scores.model_name, scores.model_version, arm=arm.name)
+        return verdict, answer
 
     def _copy(self, batch: FeatureBatch) -> None:
         """Send the shadow its copies, if there is one and it keeps up."""
@@ -426,23 +435,25 @@ class ServedScoring:
             task.add_done_callback(self._copies.discard)
 
     async def _answer_of_shadow(self, arm: Arm, batch: FeatureBatch) -> None:
-        verdict = await self._verdict(arm, batch, self._output.model_input(batch))
+        verdict, _ = await self._verdict(arm, batch)
         self._shadows.append(_Part(batch, verdict, None))
 
     async def _copies_done(self) -> None:
         await asyncio.gather(*self._copies, return_exceptions=True)
 
     async def _explain(
-        self, arm: Arm, matrix: Matrix, verdict: Verdict, left_ms: float
+        self, arm: Arm, answer: Answer | None, verdict: Verdict, left_ms: float
     ) -> FloatArray | None:
         """Contributions of the alerts, if they come within what the prediction left of its time."""
         rows = self._output.rows_to_explain(verdict)
-        if not rows:
+        if answer is None or not rows:
             return None
         try:
-            return await arm.client.explain(matrix[rows], deadline_ms=left_ms)
+            matrix = answer.matrix[rows]
+            contributions = await arm.client.explain(matrix, deadline_ms=left_ms)
         except PredictError:
             return None  # an alert without reasons is worth more than a late one
+        return answer.preparation.by_feature(contributions)
 
 
 @cache

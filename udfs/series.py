@@ -7,17 +7,15 @@ in both share a series. A text becomes a number that stands for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
 
+from udfs.categories import codes_of
 from udfs.event_spec import EventSpec
 from udfs.events import Events, FloatArray
 from udfs.formulas import Columns, Formula, Kind, parse
-
-_CODE_BITS = (1 << 52) - 1  # a double holds such a whole number exactly
 
 
 class Series(NamedTuple):
@@ -53,22 +51,6 @@ def kinds_of(event: EventSpec) -> dict[str, Kind]:
 def columns_of(events: Events) -> Columns:
     """The events' fields as a formula reads them."""
     return {**events.numbers, **events.texts}
-
-
-def codes_of(texts: Iterable[str | None], n: int) -> FloatArray:
-    """A whole number for each text, the same in every process and release; NaN for none.
-
-    float64 (n,). Two of a million different texts share a number with a probability of 1e-4.
-    """
-    known: dict[str | None, float] = {None: np.nan}
-    codes = np.empty(n)
-    for i, text in enumerate(texts):
-        code = known.get(text)
-        if code is None:
-            assert text is not None
-            code = known[text] = float((xxh3_64_intdigest(text.encode()) & _CODE_BITS) or 1)
-        codes[i] = code
-    return codes
 
 
 class SeriesReader:
@@ -110,7 +92,7 @@ class SeriesReader:
 
     def _value(self, text: str, columns: Columns, n: int) -> FloatArray:
         if self._kinds.get(text) == "text":
-            return codes_of(columns[text], n)
+            return codes_of(cast(Sequence[str | None], columns[text]))
         if text in self._kinds:
             return np.asarray(columns[text], np.float64)
         values = self._formula(text).numbers(columns, n)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from udfs.aggregates import Reads, parse_aggregate
 from udfs.event_spec import EventSpec, LabelSpec, is_key
-from udfs.feature_spec import ExpressionFeature, FeatureSpec, WindowFeature
+from udfs.expression_spec import ExpressionFeature
+from udfs.feature_spec import FeatureSpec, WindowFeature
 from udfs.formulas import FormulaError, Kind, parse
 from udfs.series import kinds_of
 from udfs.settings_types import Mistake, Strict
@@ -72,6 +73,8 @@ class Schema(Strict):
         yield from self.event.unfit(("key",), self.key, is_key, "a required string, as a key")
         for n, expression in enumerate(self.features.expressions):
             yield from self._expression_mistakes(n, expression)
+        names, categories = self.columns, frozenset(self.features.categories)
+        yield from self.features.preparation.unfit(names, categories)
         for n, window in enumerate(self.features.windows):
             path: Path = ("features", "windows", n)
             for i, name in enumerate(window.key):
@@ -85,7 +88,7 @@ class Schema(Strict):
 
     def _expression_mistakes(self, n: int, expression: ExpressionFeature) -> Iterator[Mistake]:
         path: Path = ("features", "expressions", n)
-        is_text = expression.type == "one_hot"
+        is_text = expression.type in ("one_hot", "category")
         wanted = f"a {'string' if is_text else 'number'} for type {expression.type}"
         for i, name in enumerate(expression.fields):
             at = (*path, "fields", i)

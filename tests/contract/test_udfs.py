@@ -38,7 +38,10 @@ from tests.support.servers import ModelServerProcess
 from tests.support.waiting import wait_until
 from udfs.batch import FeatureBatch, LabelBatch
 from udfs.buckets import sql_buckets
+from udfs.categories import code_of
+from udfs.encoders import OneHot
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
+from udfs.preparation import Input, Preparation
 from udfs.records import RecordWriter
 from udfs.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
 from udfs.spec import Schema
@@ -65,6 +68,7 @@ DOCUMENT: dict[str, Any] = {
             {"name": "amount", "type": "value", "fields": ["amount"]},
             {"name": "lat", "type": "value", "fields": ["lat"]},
             {"name": "kind", "type": "one_hot", "fields": ["kind"], "categories": ["CP"]},
+            {"name": "at", "type": "category", "fields": ["terminal"], "encoding": "one_hot"},
         ],
         "windows": [
             {
@@ -470,10 +474,24 @@ def scorable(seed: int = 1) -> list[Any]:
 # -- the functions ------------------------------------------------------------------------------
 
 
+def prepared() -> Preparation:
+    """Each feature has its own imputed value; some terminals are known."""
+    texts = ("t0", "t1", "t2")
+    known = OneHot(texts=texts, codes=tuple(map(code_of, texts)), other=True)
+    inputs = [
+        Input(name=name, impute=float(n), indicator=name == "lat")
+        for n, name in enumerate(SCHEMA.columns)
+    ]
+    at = SCHEMA.columns.index("at")
+    inputs[at] = Input(name="at", encoding=known, indicator=True)
+    return Preparation(inputs)
+
+
 @pytest.fixture(scope="module")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with one version of a small model over the schema's columns."""
-    columns = list(SCHEMA.columns)
+    preparation = prepared()
+    columns = list(preparation.columns)
     rows = np.random.default_rng(2).random((300, len(columns))).astype(np.float32) * 20
     target = (rows[:, 0] > 5).astype(int)
     matrix = xgboost.DMatrix(rows, target, feature_names=columns)
@@ -481,16 +499,16 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "fraud" / "7"
     folder.mkdir(parents=True)
     xgboost.train(params, matrix, num_boost_round=3).save_model(folder / "model.ubj")
-    features = [{"name": name, "type": "float", "impute": 0.0} for name in columns]
-    (folder / "features.json").write_text(json.dumps({"format": 1, "features": features}))
+    (folder / "features.json").write_text(json.dumps(preparation.document()))
     return folder.parents[1]
 
 
 @pytest.fixture(scope="module")
-def output() -> Output:
+def output(models_dir: Path) -> Output:
     columns = SCHEMA.columns
+    preparation = Preparation.load(models_dir / "fraud" / "7")
     writer = RecordWriter("events", columns, SCHEMA.stages, 0.5)
-    return Output(writer, np.arange(len(columns), dtype=np.float64), 0.25, True)
+    return Output(writer, preparation, 0.25, True)
 
 
 @pytest.fixture(scope="module")
@@ -861,7 +879,7 @@ class TestScoring:
             assert len(alert["reasons"]) == 3
 
     def test_an_onnx_model_is_embedded_as_well(self, tmp_path: Path, output: Output) -> None:
-        columns = list(SCHEMA.columns)
+        columns = list(output.preparation.columns)
         rows = np.random.default_rng(2).random((300, len(columns))).astype(np.float32) * 20
         model = LogisticRegression().fit(rows, rows[:, 0] > 5)
         folder = tmp_path / "9"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jobs import pipeline, settings
@@ -117,8 +118,9 @@ def test_missing_features_become_what_they_were_in_training(
     trained(impute=impute)
     chosen = job(tmp_path, model__fallback_score=0.25, alerts__explain=False)
     output = pipeline._output(chosen, pipeline._model(chosen))
-    assert len(output.impute) == len(COLUMNS)
-    assert all(math.isnan(v) if impute is None else v == impute for v in output.impute.tolist())
+    (row,) = output.preparation.transform(np.full((1, len(COLUMNS)), np.nan)).tolist()
+    assert len(row) == len(COLUMNS)
+    assert all(math.isnan(v) if impute is None else v == impute for v in row)
     assert (output.fallback_score, output.explain) == (0.25, False)
 
 

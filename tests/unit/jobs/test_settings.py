@@ -280,6 +280,16 @@ CROSS_REFERENCES = [
     ("features.expressions.1.timezone", "Mars/X", "features.expressions[1].timezone: no time zone"),
     ("features.expressions.1.timezone", "Europe", "features.expressions[1].timezone: no time zone"),
     ("features.expressions.1.timezone", "", "features.expressions[1].timezone: no time zone"),
+    (
+        "features.preparation",
+        {"columns": {"amout": {}}},
+        "features.preparation.columns.amout: no feature 'amout'; did you mean amount?",
+    ),
+    (
+        "features.preparation",
+        {"columns": {"amount": {"impute": "mode"}}},
+        "features.preparation.columns.amount.impute",
+    ),
     ("model.server", "localhost", "model.server: 'localhost' is not host:port"),
     ("kafka.bootstrap_servers", "a:1,b", "kafka.bootstrap_servers: 'a:1,b' is not host:port"),
     ("name", REMOVED, "name: required"),
@@ -429,6 +439,8 @@ class TestFeaturesHash:
             ("features.windows.0.windows", ["5m"]),
             ("features.windows.1.aggregates", ["mean", "count"]),
             ("features.windows.2.delay", "8d"),
+            ("features.preparation", {"default": "mean"}),
+            ("features.preparation", {"columns": {"amount": {"indicator": True}}}),
         ],
     )
     def test_what_decides_a_feature_changes_it(
@@ -488,6 +500,9 @@ class TestReference:
             ("kafka.start", "one of earliest, latest, committed", "earliest"),
             ("kafka.stop_at_end", "true or false", "false"),
             ("kafka.properties", "names and their text", "none"),
+            ("features.preparation.default", "one of median, mean, none or number", "median"),
+            ("features.preparation.columns", "sections by name", "none"),
+            ("features.preparation.columns.*.indicator", "true or false", "false"),
             ("event.time.earliest", "date and time", "2000-01-01T00:00:00Z"),
             ("event.time.allowed_lateness", "duration", "1h"),
             ("event.fields", "list of sections", "required"),

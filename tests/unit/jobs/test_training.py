@@ -20,6 +20,7 @@ from jobs.training import TrainingError, train
 from model_server.backends.xgboost import XGBoostModel
 from model_server.repository import find_version, list_versions, load_features
 from udfs.offline import features_of, history_of, labels_of
+from udfs.preparation import Preparation
 
 CONFIG = ROOT / "conf" / "fraud.yaml"
 DAY_MS = 86_400_000
@@ -60,8 +61,7 @@ def scores_of(job: Settings, frame: pd.DataFrame, version_dir: Path) -> np.ndarr
     events = history_of(job.schema_, frame).events
     labels = labels_of(job.schema_, events, frame["is_fraud"].to_numpy(np.float64))
     features = features_of(job.schema_, events, labels).features
-    impute = [f.impute for f in load_features(version_dir).features]
-    matrix = np.where(np.isnan(features), np.array(impute), features).astype(np.float32)
+    matrix = Preparation.load(version_dir).transform(features)
     return XGBoostModel.load(version_dir).predict(matrix[int(0.7 * ROWS) :])
 
 
@@ -203,11 +203,6 @@ def test_a_wrong_history_is_refused(
     with pytest.raises(TrainingError, match=message):
         train(job, change(frame))
     assert not job.model.path.exists()
-
-
-def test_impute_values() -> None:
-    features = np.array([[1.0, np.nan, 5.0], [3.0, np.nan, np.nan], [8.0, np.nan, 6.0]])
-    assert training.impute_values(features).tolist() == [3.0, 0.0, 5.5]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])

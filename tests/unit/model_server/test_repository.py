@@ -122,7 +122,7 @@ def test_null_impute_and_unknown_keys_are_fine(tmp_path: Path) -> None:
     [
         ([], "JSON object"),
         ({}, '"format" is None'),
-        ({"format": 2}, '"format" is 2'),
+        ({"format": 3}, '"format" is 3, must be 1 or 2'),
         ({"format": 1}, "at least one"),
         ({"format": 1, "features": []}, "at least one"),
         ({"format": 1, "features": ["a"]}, "must be an object"),

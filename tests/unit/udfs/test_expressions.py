@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from udfs.categories import code_of
 from udfs.events import Events
+from udfs.expression_spec import ExpressionFeature
 from udfs.expressions import EARTH_RADIUS_KM, distance_km, evaluate
-from udfs.feature_spec import ExpressionFeature
 
 
 def make_events(
@@ -194,6 +195,15 @@ def test_one_hot_knows_its_categories_and_only_those() -> None:
     got = evaluate((spec,), make_events(texts={"kind": column}))
     assert spec.columns == ("f_CNP", "f_CP")
     assert got.tolist() == [[0, 1], [1, 0], *[[0, 0]] * 5]
+
+
+def test_a_category_is_its_code() -> None:
+    column = ["CP", None, "", "CP", "café"]
+    got = evaluate(
+        (feature("category", "kind", encoding="ordinal"),), make_events(texts={"kind": column})
+    )
+    expected = [math.nan if text is None else code_of(text) for text in column]
+    np.testing.assert_array_equal(got[:, 0], expected)
 
 
 def test_columns_stand_in_the_order_declared() -> None:

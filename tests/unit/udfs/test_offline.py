@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from udfs.event_spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
 from udfs.events import KAFKA_TIME_MS, Events
-from udfs.feature_spec import ExpressionFeature, FeatureSpec, WindowFeature
+from udfs.expression_spec import ExpressionFeature
+from udfs.feature_spec import FeatureSpec, WindowFeature
 from udfs.offline import HistoryError, OfflineFeatures, features_of, history_of, labels_of
 from udfs.spec import Schema
 

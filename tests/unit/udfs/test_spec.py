@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from udfs.event_spec import EventSpec, FieldSpec, TimeSpec
-from udfs.feature_spec import ExpressionFeature, FeatureSpec, WindowFeature
+from udfs.expression_spec import ExpressionFeature
+from udfs.feature_spec import FeatureSpec, WindowFeature
 from udfs.settings_types import as_python, format_duration, parse_duration_ms
 from udfs.spec import Schema
 
@@ -235,6 +236,9 @@ def test_field_by_name() -> None:
 WINDOW = ("features", "windows")
 EXPRESSION = ("features", "expressions")
 FIELD = ("event", "fields")
+PREPARED = ("features", "preparation", "columns")
+CATEGORY = {"name": "shop", "type": "category", "fields": ["kind"], "encoding": "one_hot"}
+HASHED = CATEGORY | {"encoding": "hashing"}
 REFUSED: list[tuple[tuple[Any, ...], Any, str]] = [
     # unknown keys and missing ones, at every level
     (("colour",), 1, "colour"),
@@ -299,6 +303,26 @@ REFUSED: list[tuple[tuple[Any, ...], Any, str]] = [
     ((*EXPRESSION, 2), {"name": "h", "type": "hour_of_day", "timezone": "Europe"}, "no time zone"),
     ((*EXPRESSION, 2), {"name": "h", "type": "day_of_week", "timezone": "../UTC"}, "no time zone"),
     ((*EXPRESSION, 2), {"name": "kind_a", "type": "hour_of_day"}, "same name: kind_a"),
+    ((*EXPRESSION, 1), CATEGORY | {"encoding": None}, "needs an encoding"),
+    ((*EXPRESSION, 1), CATEGORY | {"encoding": "binary"}, "encoding"),
+    ((*EXPRESSION, 1), CATEGORY | {"fields": ["amount"]}, "must be a string for type category"),
+    ((*EXPRESSION, 1), CATEGORY | {"fields": []}, "reads 1 field"),
+    ((*EXPRESSION, 1), CATEGORY | {"categories": ["a"]}, "has no categories"),
+    ((*EXPRESSION, 1), CATEGORY | {"buckets": 8}, "buckets is an option of: hashing"),
+    ((*EXPRESSION, 1), CATEGORY | {"smoothing": 8}, "smoothing is an option of: target"),
+    ((*EXPRESSION, 1), CATEGORY | {"smoothing": float("inf")}, "smoothing"),
+    ((*EXPRESSION, 1), CATEGORY | {"max_categories": 0}, "max_categories"),
+    ((*EXPRESSION, 1), HASHED | {"min_count": 2}, "min_count is an option of: one_hot, ord"),
+    ((*EXPRESSION, 1), HASHED | {"buckets": 1}, "buckets"),
+    ((*EXPRESSION, 1, "encoding"), "target", "type one_hot has no encoding"),
+    # preparation
+    (("features", "preparation"), {"default": "mode"}, "default"),
+    (("features", "preparation"), {"default": float("nan")}, "too large"),
+    (("features", "preparation"), {"default": 1e39}, "too large"),
+    (("features", "preparation"), {"colums": {}}, "colums"),
+    (PREPARED, {"amuont": {"impute": "mean"}}, "no feature 'amuont'; did you mean amount"),
+    (PREPARED, {"zzz": {}}, "no feature 'zzz'; there are: amount, kind_a"),
+    (PREPARED, {"amount": {"imput": "mean"}}, "amount.imput"),
     # windows
     ((*WINDOW, 0, "windows"), [], "windows"),
     ((*WINDOW, 0, "windows"), [0], "longer than 0"),
@@ -331,6 +355,40 @@ REFUSED: list[tuple[tuple[Any, ...], Any, str]] = [
 def test_a_wrong_setting_is_refused(path: tuple[Any, ...], value: Any, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         load(*path, value=value)
+
+
+@pytest.mark.parametrize(
+    ("features", "where", "words"),
+    [
+        (["shop"], {"shop": {"impute": "mean"}}, r"columns\.shop\.impute.*is a category"),
+        (
+            ["shop", "shop_missing"],
+            {"shop": {"indicator": True}},
+            r"columns\.shop\.indicator.*a feature 'shop_missing' already",
+        ),
+    ],
+)
+def test_a_preparation_must_go_with_its_feature(
+    features: list[str], where: dict[str, Any], words: str
+) -> None:
+    document = changed(DOCUMENT, EXPRESSION, [CATEGORY | {"name": name} for name in features])
+    document = changed(document, ("features", "preparation"), {"columns": where})
+    with pytest.raises(ValidationError, match=f"(?s){words}"):
+        Schema.model_validate(document)
+
+
+def test_a_category_is_one_feature_and_an_own_preparation_wins() -> None:
+    document = changed(DOCUMENT, (*EXPRESSION, 1), CATEGORY)
+    columns = {"amount": {"impute": "none"}, "t_count_24h": {"indicator": True}}
+    preparation = {"default": -1, "columns": columns}
+    schema = Schema.model_validate(changed(document, ("features", "preparation"), preparation))
+    assert schema.columns[:2] == ("amount", "shop")
+    assert list(schema.features.categories) == ["shop"]
+    found = [schema.features.preparation.of(name) for name in schema.columns]
+    by_name = dict(zip(schema.columns, [(f.impute, f.indicator) for f in found], strict=True))
+    assert by_name["amount"] == ("none", False)
+    assert by_name["t_count_24h"] == (-1.0, True)
+    assert Schema.model_validate(as_python(schema)) == schema
 
 
 def test_labels_cannot_be_kept_by_the_record_key() -> None:
