@@ -115,21 +115,49 @@ def test_what_cannot_be_served_says_why(
         load(folder(tmp_path, source, "model.pt", signature), 1, python=python)
 
 
+def test_an_unchanged_copy_is_loaded(python: str, tmp_path: Path) -> None:
+    """So that the hostile ones below are refused for what was changed."""
+    made = folder(tmp_path, "table.pt2", "model.pt2")
+    hostile_torch.rewritten(
+        torch_models.files() / "table.pt2", made / "model.pt2", lambda *_: None, tmp_path
+    )
+    load(made, 1, python=python).close()
+
+
 @pytest.mark.parametrize(
-    ("source", "name", "what"),
+    ("what", "words"),
     [
-        *(("table.pt2", "model.pt2", what) for what in hostile_torch.EXPORTED),
-        *(("table.pt", "model.pt", what) for what in hostile_torch.SCRIPT),
+        ("pickled weight", "posix is blocked"),
+        ("pickled sample", "posix is blocked"),
+        ("pickled constant", "holds the file data/constants/opaque_obj_0"),
+        ("library", r"holds the file data/aotinductor/model/model\.so"),
+        ("expression", "holds the expression"),
+        ("operator", r"holds the operator torch\.os\.system"),
+        ("reading operator", r"holds the operator torch\.ops\.aten\.from_file"),
+        ("name", "holds the name"),
+        ("container", "holds the container"),
     ],
 )
-def test_a_hostile_file_is_refused_and_does_nothing(
-    python: str, tmp_path: Path, source: str, name: str, what: str
+def test_a_hostile_program_is_refused_and_does_nothing(
+    python: str, tmp_path: Path, what: str, words: str
 ) -> None:
     marker = tmp_path / "marker"
-    made = folder(tmp_path, source, name, PAIR if name == "model.pt" else None)
-    change = (hostile_torch.EXPORTED | hostile_torch.SCRIPT)[what]
-    hostile_torch.rewritten(torch_models.files() / source, made / name, change, marker)
-    with pytest.raises(ModelError):
+    made = folder(tmp_path, "table.pt2", "model.pt2")
+    source = torch_models.files() / "table.pt2"
+    hostile_torch.rewritten(source, made / "model.pt2", hostile_torch.EXPORTED[what], marker)
+    with pytest.raises(ModelError, match=words):
+        load(made, 1, python=python)
+    assert not marker.exists()
+
+
+def test_torchscript_with_another_pickle_is_refused_and_does_nothing(
+    python: str, tmp_path: Path
+) -> None:
+    marker = tmp_path / "marker"
+    made = folder(tmp_path, "table.pt", "model.pt", PAIR)
+    source = torch_models.files() / "table.pt"
+    hostile_torch.rewritten(source, made / "model.pt", hostile_torch.pickled_script, marker)
+    with pytest.raises(ModelError, match="is not TorchScript"):
         load(made, 1, python=python)
     assert not marker.exists()
 

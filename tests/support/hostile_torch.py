@@ -29,7 +29,7 @@ class _Evil:
 
 
 def rewritten(source: Path, target: Path, change: Change, marker: Path) -> None:
-    """Copy an archive with its records changed by one of ``EXPORTED`` or ``SCRIPT``."""
+    """Copy an archive with its records changed, as by one of ``EXPORTED``."""
     with zipfile.ZipFile(source) as archive:
         # Each archive has one folder, named after its file.
         records = {f"model/{n.split('/', 1)[1]}": archive.read(n) for n in archive.namelist()}
@@ -114,7 +114,8 @@ def _container(document: dict[str, Any], command: str) -> None:
     )
 
 
-def _script_pickle(records: Records, command: str) -> None:
+def pickled_script(records: Records, command: str) -> None:
+    """TorchScript whose objects are another pickle."""
     (name,) = [name for name in records if name.endswith("/data.pkl")]
     records[name] = pickle.dumps(_Evil(command), 2)
 
@@ -130,4 +131,3 @@ EXPORTED: dict[str, Change] = {
     "name": _graph(_name),
     "container": _graph(_container),
 }
-SCRIPT: dict[str, Change] = {"pickle": _script_pickle}
