@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup jars dev peers protos lint test demo bench clean lock help
+.PHONY: setup jars dev peers peer-torch protos lint test demo bench clean lock help
 
 # Override on the command line: make setup PYTHON=/opt/python3.11/bin/python3
 PYTHON ?= python3.11
@@ -73,7 +73,18 @@ $(DONE)/extra-s3: $(DONE)/packages conf/requirements-s3.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-s3.lock
 	@touch $@
 
-$(DONE)/extra-%: ; @echo "no extra named $*: there are onnx, s3, tensorflow, tracing" >&2; exit 2
+$(DONE)/extra-mlflow: $(DONE)/packages conf/requirements-mlflow.lock
+	@echo "installing MLflow's client"
+	@$(INSTALL) --require-hashes -r conf/requirements-mlflow.lock
+	@touch $@
+
+$(DONE)/extra-torch: $(DONE)/packages conf/requirements-torch.lock
+	@echo "installing PyTorch: 4 GB"
+	@$(INSTALL) --require-hashes -r conf/requirements-torch.lock
+	@touch $@
+
+$(DONE)/extra-%:
+	@echo "no extra named $*: there are mlflow, onnx, s3, tensorflow, torch, tracing" >&2; exit 2
 
 $(DONE)/dev: $(DONE)/project conf/requirements-dev.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-dev.lock
@@ -94,14 +105,24 @@ lint: dev ## Check style, format and types
 
 # Strangers' clients and servers, in environments of their own below build/peers/.
 # NCCL is left out, and TensorFlow is the build for CPUs: nothing here has a GPU.
-peers: $(DONE)/peer-mlserver $(DONE)/peer-tensorflow
+peers: $(DONE)/peer-mlflow $(DONE)/peer-mlserver $(DONE)/peer-tensorflow
+
+# Apart, for its 4 GB: what the extra installs, in build/peers/torch.
+peer-torch: $(DONE)/peer-torch
+
+define INSTALL_PEER
+@echo "installing the peers: $(@F:peer-%=%)"
+@$(UV) venv --quiet --clear --python $(BIN)/python build/peers/$(@F:peer-%=%)
+@$(UV) pip install --quiet --python build/peers/$(@F:peer-%=%)/bin/python --no-deps \
+	--require-hashes -r $(lastword $^)
+@touch $@
+endef
+
+$(DONE)/peer-torch: $(DONE)/venv conf/requirements-torch.lock
+	$(INSTALL_PEER)
 
 $(DONE)/peer-%: $(DONE)/venv conf/requirements-peer-%.lock
-	@echo "installing the peers: $*"
-	@$(UV) venv --quiet --clear --python $(BIN)/python build/peers/$*
-	@$(UV) pip install --quiet --python build/peers/$*/bin/python --no-deps --require-hashes \
-		-r conf/requirements-peer-$*.lock
-	@touch $@
+	$(INSTALL_PEER)
 
 test: lint jars peers ## Run lint, then all the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) \
@@ -121,6 +142,8 @@ clean: ## Stop the local stack and remove .venv/ and build/
 # No index is named in a lock, and no path of the machine that made it.
 COMPILE = $(UV) pip compile --quiet --generate-hashes --python-version 3.11 \
 	--python-platform linux --custom-compile-command "make lock"
+# What PyTorch's own libraries are not linked to.
+NO_GPU := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cuda-cccl nvidia-cusolver nvidia-nvtx triton
 lock: setup
 	@$(COMPILE) pyproject.toml -o conf/requirements.lock
 	@$(COMPILE) --group dev -c conf/requirements.lock -o conf/requirements-dev.lock
@@ -130,9 +153,13 @@ lock: setup
 	@$(COMPILE) conf/requirements-tracing.in -c conf/requirements.lock \
 		-o conf/requirements-tracing.lock
 	@$(COMPILE) conf/requirements-s3.in -c conf/requirements.lock -o conf/requirements-s3.lock
+	@$(COMPILE) conf/requirements-mlflow.in -c conf/requirements-dev.lock \
+		-o conf/requirements-mlflow.lock
+	@$(COMPILE) conf/requirements-torch.in -c conf/requirements.lock $(NO_GPU:%=--no-emit-package %) \
+		-o conf/requirements-torch.lock
 	@$(COMPILE) conf/requirements-server.in -c conf/requirements.lock \
 		-c conf/requirements-onnx.lock -o conf/requirements-server.lock
-	@for peer in mlserver tensorflow; do \
+	@for peer in mlflow mlserver tensorflow; do \
 		$(COMPILE) conf/requirements-peer-$$peer.in -o conf/requirements-peer-$$peer.lock \
 			--no-emit-package nvidia-nccl-cu12 --no-emit-package tensorflow \
 			|| exit 1; done

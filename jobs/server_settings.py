@@ -15,7 +15,7 @@ from jobs.settings_table import Setting, markdown, rows
 from model_server.batching import BatchingOptions
 from model_server.errors import ModelServerError
 from model_server.lifecycle import ModelConfig, VersionPolicy
-from model_server.mirror import is_url
+from model_server.mirror import is_registry, is_url
 from model_server.options import ServerOptions
 from model_server.repository import is_name
 from model_server.security import TlsOptions
@@ -59,7 +59,9 @@ class ServedModel(Strict):
 
     name: Annotated[str, AfterValidator(_name)] = Field(description="what clients ask for")
     models_dir: Annotated[Path | str, BeforeValidator(_models_dir)] = Field(
-        Path("build/models"), description="root of its repository: a folder, or `s3://bucket/…`"
+        Path("build/models"),
+        description="root of its repository: a folder, `s3://bucket/…`, or `models:/name@alias` "
+        "or `models:/name/3` of MLflow's registry",
     )
     folder: str = Field("", description="its folder there; the name if empty")
     versions: Annotated[str | tuple[int, ...], BeforeValidator(_policy_of)] = Field(
@@ -131,7 +133,12 @@ class ServerSettings(Strict):
         None, description="instead of `models`: a TF Serving model config file (text proto)"
     )
     model_python: str = Field(
-        "", description="interpreter with TensorFlow for SavedModels' processes; its own if empty"
+        "",
+        description="interpreter with TensorFlow or PyTorch, for the processes of their models; "
+        "its own if empty",
+    )
+    mlflow_tracking_uri: str = Field(
+        "", description="MLflow's server, for `models:/…`; MLFLOW_TRACKING_URI's if empty"
     )
     poll: DurationMs = Field(2_000, ge=0, description="time between two looks for new versions")
     grace: DurationMs = Field(10_000, ge=0, description="time that calls get when it stops")
@@ -153,6 +160,9 @@ class ServerSettings(Strict):
         for index, name in enumerate(names):
             if name in names[:index]:
                 yield Mistake(("models", index, "name"), f"{name!r} is there twice")
+        for index, model in enumerate(self.models):
+            if model.folder and is_registry(model.models_dir):
+                yield Mistake(("models", index, "folder"), f"{model.models_dir} has no folders")
         ports = {name: getattr(self, name) for name in _PORTS}
         taken: dict[int, str] = {}
         for name, port in ports.items():
@@ -225,10 +235,10 @@ def _models(settings: ServerSettings) -> tuple[ModelConfig, ...]:
         from model_server import tf_config
 
         return tf_config.read(settings.model_config_file)
-    return tuple(map(_model, settings.models))
+    return tuple(_model(model, settings.mlflow_tracking_uri) for model in settings.models)
 
 
-def _model(model: ServedModel) -> ModelConfig:
+def _model(model: ServedModel, tracking_uri: str) -> ModelConfig:
     from model_server.backends import python_class
 
     return ModelConfig(
@@ -239,6 +249,7 @@ def _model(model: ServedModel) -> ModelConfig:
         model.labels,
         BatchingOptions(model.batching.max_rows, model.batching.max_delay_us),
         python_class.loader(model.python_class) if model.python_class else None,
+        tracking_uri,
     )
 
 

@@ -28,7 +28,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     defaults = ServerOptions
     add("--models-dir", type=_models_dir, required=True,
-        help="root of the model repository, a folder or as s3://bucket/models")  # fmt: skip
+        help="root of the model repository: a folder, s3://bucket/models, or models:/name@alias "
+        "or models:/name/3 of the MLflow registry at MLFLOW_TRACKING_URI")  # fmt: skip
     add("--model-name", required=True, help="folder in it, and the name clients ask for")
     add("--model-version", type=int, help="version to serve (default: the newest)")
     add("--poll-s", type=float, default=defaults.poll_s,
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         help="large batches worked on at once (%(default)s)")  # fmt: skip
     add("--metrics-port", type=int, help="port of HTTP for Prometheus alone (default: none)")
     add("--model-python", default=defaults.model_python,
-        help="interpreter that SavedModels run in (default: this one)")  # fmt: skip
+        help="interpreter that SavedModels and PyTorch run in (default: this one)")  # fmt: skip
     add("--log-format", choices=("text", "json"), default="text",
         help="of the log on stderr (%(default)s)")  # fmt: skip
     add("--log-calls", action="store_true", help="log every call")

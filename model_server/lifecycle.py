@@ -81,12 +81,14 @@ class ModelConfig:
 
     Attributes:
         name: What clients ask for.
-        models_dir: Root of its repository; a text such as ``s3://bucket/models`` for one elsewhere.
+        models_dir: Root of its repository; a text such as ``s3://bucket/models`` for one elsewhere,
+            or ``models:/name@alias`` for a model of MLflow's registry.
         folder: Its folder there; the name if empty.
         policy: Which of its versions are served.
         labels: Version by label, as {"stable": 3, "canary": 4}.
         batching: How calls are put together.
         load: Loads its version folders; the server's own loader if None.
+        tracking_uri: MLflow's server, for its registry; MLFLOW_TRACKING_URI's if empty.
     """
 
     name: str
@@ -96,6 +98,7 @@ class ModelConfig:
     labels: Mapping[str, int] = field(default_factory=dict)
     batching: BatchingOptions = field(default_factory=BatchingOptions)
     load: LoadModel | None = None
+    tracking_uri: str = ""
 
     def list_versions(self) -> list[int]:
         """Return the versions that are there, ascending.
@@ -105,7 +108,7 @@ class ModelConfig:
         """
         folder = self.folder or self.name
         if is_url(self.models_dir):
-            return mirror(str(self.models_dir)).list_versions(folder)
+            return mirror(str(self.models_dir), self.tracking_uri).list_versions(folder)
         return repository.list_versions(Path(self.models_dir), folder)
 
     def find(self, version: int) -> Path:
@@ -116,7 +119,7 @@ class ModelConfig:
         """
         folder = self.folder or self.name
         if is_url(self.models_dir):
-            return mirror(str(self.models_dir)).fetch(folder, version)
+            return mirror(str(self.models_dir), self.tracking_uri).fetch(folder, version)
         return repository.find_version(Path(self.models_dir), folder, version).path
 
 

@@ -7,48 +7,70 @@ upload, the next look copies it anew.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
+from model_server.copies import Copies
 from model_server.errors import RepositoryError
 from model_server.repository import check_name, is_version
 
-__all__ = ["Mirror", "cache_dir", "is_url", "mirror"]
+__all__ = ["Elsewhere", "Mirror", "is_registry", "is_url", "mirror"]
 
 _TAGS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created")
+_REGISTRY = "models:/"
+
+
+class Elsewhere(Protocol):
+    """A repository that is not a folder here. For one thread at a time."""
+
+    def list_versions(self, name: str) -> list[int]:
+        """Return the versions of a model, ascending.
+
+        Raises:
+            RepositoryError: The name is not allowed, there is none, or nobody answers.
+        """
+
+    def fetch(self, name: str, version: int) -> Path:
+        """Copy a version here, unless the copy is there; return its folder.
+
+        Raises:
+            RepositoryError: It is gone, or cannot be copied.
+        """
+
+
+def is_registry(models_dir: Path | str) -> bool:
+    """Whether a repository is a model of MLflow's registry."""
+    return isinstance(models_dir, str) and models_dir.startswith(_REGISTRY)
 
 
 def is_url(models_dir: Path | str) -> bool:
     """Whether a repository's root is elsewhere."""
-    return isinstance(models_dir, str) and "://" in models_dir
-
-
-def cache_dir() -> Path:
-    """Return the user's folder for what can be made again."""
-    given = os.environ.get("XDG_CACHE_HOME")
-    return (Path(given) if given else Path.home() / ".cache") / "streamscore"
+    return isinstance(models_dir, str) and ("://" in models_dir or is_registry(models_dir))
 
 
 @cache
-def mirror(url: str) -> Mirror:
+def mirror(url: str, tracking_uri: str = "") -> Elsewhere:
     """Return the one mirror of a repository.
+
+    Args:
+        url: Its root; ``models:/name@alias`` or ``models:/name/3`` for MLflow's registry.
+        tracking_uri: MLflow's server; MLFLOW_TRACKING_URI's if empty.
 
     Raises:
         RepositoryError: No package for it is installed, or the address is none.
     """
-    name = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return Mirror(url, cache_dir() / "models" / name)
+    if is_registry(url):
+        from model_server.mlflow_registry import Registry
+
+        return Registry(url, tracking_uri, Copies.of(f"{tracking_uri} {url}"))
+    return Mirror(url, Copies.of(url))
 
 
 class Mirror:
-    """A repository elsewhere and the copies of its versions. For one thread at a time."""
+    """A repository in a file system and the copies of its versions."""
 
-    def __init__(self, url: str, copies: Path) -> None:
+    def __init__(self, url: str, copies: Copies) -> None:
         """Open it.
 
         Args:
@@ -71,22 +93,14 @@ class Mirror:
         self._url, self._root, self._copies = url.rstrip("/"), root.rstrip("/"), copies
 
     def list_versions(self, name: str) -> list[int]:
-        """Return the versions of a model, ascending.
-
-        Raises:
-            RepositoryError: The name is not allowed, there is no such folder, or nobody answers.
-        """
+        """Return the versions of a model; see ``Elsewhere``."""
         check_name(name)
         entries = self._asked(name, lambda folder: self._files.ls(folder, detail=False))
         found = (PurePosixPath(entry).name for entry in entries)
         return sorted(int(entry) for entry in found if is_version(entry))
 
     def fetch(self, name: str, version: int) -> Path:
-        """Copy a version here, unless the copy is there; return its folder.
-
-        Raises:
-            RepositoryError: It is gone, or cannot be copied.
-        """
+        """Copy a version here; see ``Elsewhere``."""
         below = f"{name}/{version}"
         files: dict[str, Any] = self._asked(
             below, lambda folder: self._files.find(folder, detail=True)
@@ -95,30 +109,16 @@ class Mirror:
             raise RepositoryError(f"{self._url}/{below} has no files")
         relative = {path: _relative(path, f"{self._root}/{below}") for path in files}
         seen = sorted((relative[path], info["size"], _tag(info)) for path, info in files.items())
-        key = hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
-        target = self._copies / name / key / str(version)
-        if target.is_dir():
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=target.parent))
-        try:
+
+        def write(draft: Path) -> None:
             for inside in relative.values():
                 (draft / inside).parent.mkdir(parents=True, exist_ok=True)
                 self._asked(
                     f"{below}/{inside}",
                     lambda source, to=draft / inside: self._files.get_file(source, str(to)),
                 )
-            self._forget(name, version)
-            draft.rename(target)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        return target
 
-    def _forget(self, name: str, version: int) -> None:
-        """Delete copies of what the version was before; loaded models have read theirs."""
-        for copy in (self._copies / name).glob(f"*/{version}"):
-            shutil.rmtree(copy, ignore_errors=True)
+        return self._copies.get(name, version, seen, write)
 
     def _asked(self, below: str, ask: Any) -> Any:
         self._files.invalidate_cache()

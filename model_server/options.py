@@ -38,7 +38,8 @@ class ServerOptions:
             body, and may be idle.
         grace_s: Seconds that calls in flight get when the server stops.
         threads: Large batches and explanations worked on at once, each by one XGBoost thread.
-        model_python: Interpreter of the processes that SavedModels run in; this one's if empty.
+        model_python: Interpreter of the processes that SavedModels and PyTorch's models run in;
+            this one's if empty.
         tracing_endpoint: OTLP address over gRPC that spans are sent to; empty for no tracing.
         log_format: For who runs a server as a program and sets up its log: ``text`` or ``json``.
         log_calls: Whether every call is logged.
@@ -88,7 +89,8 @@ class ServerOptions:
         """Serve one model: a given version of it, or always the newest.
 
         Args:
-            models_dir: Root of the model repository; a text such as ``s3://…`` for one elsewhere.
+            models_dir: Root of the model repository; a text such as ``s3://…`` for one elsewhere,
+                or ``models:/name@alias`` for a model of MLflow's registry.
             name: The model's folder there, and the name that clients ask for.
             version: Version to serve; the newest when None.
             others: Further settings.

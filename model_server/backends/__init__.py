@@ -39,7 +39,11 @@ def load(version_dir: Path, threads: int, *, python: str = "") -> Model:
         return RemoteModel.load(
             "saved_model", "tensorflow_savedmodel", version_dir, threads, python
         )
-    raise _unknown(version_dir, "saved_model.pb")
+    if any((version_dir / name).is_file() for name in ("model.pt2", "model.pt")):
+        from model_server.backends import pytorch
+
+        return pytorch.load(version_dir, threads, python)
+    raise _unknown(version_dir, "saved_model.pb", "model.pt2", "model.pt")
 
 
 def load_table(version_dir: Path) -> Tabular:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from model_server.errors import InvalidRequest
 from model_server.json_numbers import to_array
+from model_server.oip.datatypes import DATATYPE_NAMES, DATATYPES
 from model_server.tensors import widen_bfloat16
 
 __all__ = [
@@ -34,25 +35,21 @@ class _Kind(NamedTuple):
     field: str | None
 
 
-_KINDS: dict[str, _Kind] = {
-    name: _Kind(np.dtype(dtype), field)
-    for name, dtype, field in (
-        ("BOOL", "?", "bool_contents"),
-        ("UINT8", "u1", "uint_contents"),
-        ("UINT16", "<u2", "uint_contents"),
-        ("UINT32", "<u4", "uint_contents"),
-        ("UINT64", "<u8", "uint64_contents"),
-        ("INT8", "i1", "int_contents"),
-        ("INT16", "<i2", "int_contents"),
-        ("INT32", "<i4", "int_contents"),
-        ("INT64", "<i8", "int64_contents"),
-        ("FP16", "<f2", None),
-        ("FP32", "<f4", "fp32_contents"),
-        ("FP64", "<f8", "fp64_contents"),
-        ("BYTES", "O", "bytes_contents"),
-    )
+_FIELDS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
 }
-_NAMES = {kind.dtype: name for name, kind in _KINDS.items()}
+_KINDS = {name: _Kind(dtype, _FIELDS.get(name)) for name, dtype in DATATYPES.items()}
 _BF16_BITS = np.dtype("<u2")
 
 
@@ -65,9 +62,9 @@ def datatype_of(dtype: npt.DTypeLike) -> str:
     wanted = np.dtype(dtype)
     if wanted.kind in "SU":
         return "BYTES"
-    if wanted not in _NAMES:
+    if wanted not in DATATYPE_NAMES:
         raise InvalidRequest(f"dtype {wanted} has no datatype in the Open Inference Protocol")
-    return _NAMES[wanted]
+    return DATATYPE_NAMES[wanted]
 
 
 def _kind(datatype: str) -> _Kind:
@@ -173,7 +170,7 @@ def from_contents(tensor: Any) -> npt.NDArray[Any]:
 def _check_range(name: str, low: int, high: int, dtype: np.dtype[Any]) -> None:
     limits = np.iinfo(dtype)
     if low < limits.min or high > limits.max:
-        raise InvalidRequest(f"input {name} has a value that does not fit {_NAMES[dtype]}")
+        raise InvalidRequest(f"input {name} has a value that does not fit {DATATYPE_NAMES[dtype]}")
 
 
 def fill_contents(tensor: Any, array: npt.NDArray[Any]) -> None:

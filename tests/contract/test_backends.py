@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from model_server.backends.tabular import EXPLAIN_SIGNATURE, Tabular
 from model_server.backends.xgboost import XGBoostModel
 from model_server.errors import InvalidRequest, InvalidRows, ModelError, RepositoryError
 from model_server.protos import Example
-from tests.support import models
+from tests.support import models, torch_models
 from tests.support.models import LABELS, ROWS
 
 NAMES = list(models.NAMES)
@@ -50,14 +51,22 @@ class Made(NamedTuple):
 
     model: Any
     score: models.Score
+    is_remote: bool
 
 
 @pytest.fixture(scope="module", params=list(models.FOLDERS))
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Made]:
     folder = tmp_path_factory.mktemp("models") / "1"
     score = models.FOLDERS[request.param](folder)
-    load = loader(models.PYTHON_CLASS) if request.param == "python_class" else load_by_files
-    return Made(load(folder, 1), score)
+    model = (
+        loader(models.PYTHON_CLASS)(folder, 1)
+        if request.param == "python_class"
+        else load_by_files(folder, 1, python=torch_models.find())
+    )
+    yield Made(model, score, request.param in models.REMOTE)
+    model.close()
 
 
 @pytest.fixture
@@ -173,8 +182,9 @@ class TestEveryBackend:
         assert np.allclose(classified["scores"].sum(axis=1), 1)
         assert classified["classes"].tolist() == [[b"0", b"1"]] * len(ROWS)
 
-    def test_only_small_predictions_are_quick(self, model: Tabular) -> None:
-        assert model.is_quick(PREDICT_SIGNATURE, 1)
+    def test_only_small_predictions_are_quick(self, made: Made) -> None:
+        model = made.model
+        assert model.is_quick(PREDICT_SIGNATURE, 1) is not made.is_remote
         assert not model.is_quick(PREDICT_SIGNATURE, 10_000)
         assert not model.is_quick(EXPLAIN_SIGNATURE, 1)
 

@@ -97,6 +97,27 @@ def mlserver(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield ports
 
 
+@pytest.fixture(scope="module")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """MLflow's tracking server and registry, empty."""
+    program = PEERS / "mlflow" / "bin" / "mlflow"
+    if not program.exists():
+        pytest.skip("MLflow is not installed: make peers")
+    folder = tmp_path_factory.mktemp("mlflow")
+    port = free_port()
+    command = [str(program), "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = CLEAN | {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    log = folder / "mlflow.log"
+    with log.open("w") as output, _process(command, environment, output) as child:
+        _wait_until_ready(child, f"http://127.0.0.1:{port}/health", log)
+        yield f"http://127.0.0.1:{port}"
+
+
 @contextmanager
 def _process(
     command: list[str], environment: dict[str, str] | None = None, output: Any = None
@@ -148,7 +169,7 @@ def stranger(tmp_path: Path, rows: np.ndarray) -> Callable[..., dict[str, Any]]:
             text=True,
             timeout=PATIENCE_S,
             cwd=tmp_path,  # so that nothing of this project can be imported
-            env=CLEAN | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+            env=CLEAN | {"TF_CPP_MIN_LOG_LEVEL": "3", "MLFLOW_DISABLE_TELEMETRY": "true"},
         )
         assert done.returncode == 0, done.stderr[-3_000:]
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Self
@@ -19,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from model_server import repository
 from model_server.backends.base import check_rows
 from model_server.backends.tabular import Tabular
+from tests.support import torch_models
 
 NAMES = ("a", "b", "c", "d", "e")
 ROWS = np.random.default_rng(3).normal(size=(200, 5)).astype(np.float32)
@@ -101,12 +103,29 @@ def python_class_folder(folder: Path) -> Score:
     return lambda rows: (np.nan_to_num(rows, nan=0.0) * weights).sum(axis=1).astype(np.float64)
 
 
+def torch_folder(source: str, name: str) -> Callable[[Path], Score]:
+    """Return what writes a file of ``torch_models`` as a table's model."""
+
+    def write(folder: Path) -> Score:
+        folder.mkdir(parents=True)
+        shutil.copy(torch_models.files() / source, folder / name)
+        write_features(folder)
+        return torch_models.score
+
+    return write
+
+
 FOLDERS: Mapping[str, Callable[[Path], Score]] = {
     "xgboost": xgboost_folder,
     "onnx": onnx_classifier_folder,
     "isolation_forest": isolation_forest_folder,
     "python_class": python_class_folder,
+    "torchscript": torch_folder("table.pt", "model.pt"),
+    "exported_program": torch_folder("table.pt2", "model.pt2"),
 }
 """How a version folder of each kind is written."""
+
+REMOTE = frozenset({"torchscript", "exported_program"})
+"""Kinds that need ``torch_models.torch_python``."""
 
 PYTHON_CLASS = f"{__name__}:LinearModel"

@@ -24,8 +24,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from model_server.copies import cache_dir
 from model_server.errors import ModelError
-from model_server.mirror import cache_dir
 
 __all__ = ["Kernels", "Run", "address", "kernels"]
 

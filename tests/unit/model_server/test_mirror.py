@@ -16,6 +16,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from model_server.backends import load as load_by_files
+from model_server.copies import Copies
 from model_server.errors import RepositoryError
 from model_server.lifecycle import Manager, ModelConfig
 from model_server.mirror import Mirror, mirror
@@ -122,7 +123,7 @@ async def test_while_nobody_answers_what_is_loaded_goes_on(bucket: Any, models_d
 def memory(tmp_path: Path) -> Iterator[tuple[Any, Mirror]]:
     files = fsspec.filesystem("memory")
     files.store.clear()
-    yield files, Mirror("memory://models", tmp_path)
+    yield files, Mirror("memory://models", Copies(tmp_path))
     files.store.clear()
 
 
@@ -159,4 +160,4 @@ def test_errors_name_the_address(memory: tuple[Any, Mirror], tmp_path: Path) -> 
     with pytest.raises(RepositoryError, match="memory://models has no m"):
         repository.list_versions("m")
     with pytest.raises(RepositoryError, match="nosuch"):
-        Mirror("nosuch://bucket", tmp_path)
+        Mirror("nosuch://bucket", Copies(tmp_path))
