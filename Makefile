@@ -94,7 +94,8 @@ lint: dev ## Check style, format and types
 
 # Strangers' clients and servers, in environments of their own below build/peers/.
 # NCCL is left out, and TensorFlow is the build for CPUs: nothing here has a GPU.
-peers: $(DONE)/peer-mlserver $(DONE)/peer-tensorflow
+peers: $(DONE)/peer-mlserver $(DONE)/peer-tensorflow \
+	$(DONE)/peer-quix $(DONE)/peer-bytewax $(DONE)/peer-history
 
 $(DONE)/peer-%: $(DONE)/venv conf/requirements-peer-%.lock
 	@echo "installing the peers: $*"
@@ -136,6 +137,12 @@ lock: setup
 		$(COMPILE) conf/requirements-peer-$$peer.in -o conf/requirements-peer-$$peer.lock \
 			--no-emit-package nvidia-nccl-cu12 --no-emit-package tensorflow \
 			|| exit 1; done
+	@for peer in quix history; do \
+		$(COMPILE) conf/requirements-peer-$$peer.in -o conf/requirements-peer-$$peer.lock \
+			|| exit 1; done
+# Bytewax's wheels want a newer glibc than uv's "linux" has.
+	@$(patsubst linux,x86_64-manylinux_2_31,$(COMPILE)) conf/requirements-peer-bytewax.in \
+		-o conf/requirements-peer-bytewax.lock
 	@$(COMPILE) conf/requirements-uv.in -o conf/requirements-uv.lock
 	@$(COMPILE) --no-deps conf/requirements-serving.in -o conf/requirements-serving.lock
 	@$(COMPILE) conf/requirements-synccfd.in -o conf/requirements-synccfd.lock
