@@ -69,8 +69,8 @@ def measure(
             failures.append(f"backfill, {engine}: {exc}")
             continue
         rates[engine] = len(frame) / about["seconds"]
-        versions |= {name: text for name, text in about.items() if name != "seconds"}
-        runs.append({"name": f"backfill_{engine}", "seconds": about["seconds"]})
+        runs.append({"name": f"backfill_{engine}", **about})
+        versions |= {name: text for name, text in about.items() if isinstance(text, str)}
         say(f"backfill, {engine}: {rates[engine]:,.0f} events/s, values equal")
     return results_of(len(frame), seconds, rates), runs, versions
 
@@ -81,15 +81,15 @@ def _ours(schema: Schema, frame: pd.DataFrame) -> tuple[Floats, dict[str, float]
     features_of(schema, history_of(schema, frame.head(2_048)).events)  # compile
     begun_s = time.perf_counter()
     history = history_of(schema, frame)
-    read_s = time.perf_counter()
+    read_s, cpu_s = time.perf_counter(), time.process_time()
     found = features_of(schema, history.events)
-    done_s = time.perf_counter()
+    done_s, cpu_s = time.perf_counter(), time.process_time() - cpu_s
     if len(found.rows) != len(frame):
         raise BenchError(f"ours kept {len(found.rows):,} of {len(frame):,} events")
     features = np.empty_like(found.features)
     features[history.table_rows[found.rows]] = found.features
     say(f"backfill, ours: {len(frame) / (done_s - read_s):,.0f} events/s")
-    return features, {"read_s": read_s - begun_s, "seconds": done_s - read_s}
+    return features, {"read_s": read_s - begun_s, "seconds": done_s - read_s, "cpu_s": cpu_s}
 
 
 def _wrong(columns: Sequence[Column], frame: pd.DataFrame, ours: Floats) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from bench.common import BenchError, Result, compared, growth_rate, say
+from bench.common import BenchError, Rate, Result, compared, growth_rate, say
 from bench.feature_data import (
     Column,
     Oracle,
@@ -161,16 +161,22 @@ class Streams:
             jobs = self._start(run, name, topics)
             for job in jobs:
                 exits.push(job)
-            samples = watch(
-                self._at.topics.size,
-                topics["predictions"],
-                total,
-                jobs,
-                lambda n, seconds: bool(n) and (n >= total or seconds >= self._most_s),
-            )
+            used: list[tuple[int, float]] = []
+
+            def is_enough(n: int, seconds: float) -> bool:
+                used.append((n, sum(job.cpu_s() for job in jobs)))
+                return bool(n) and (n >= total or seconds >= self._most_s)
+
+            samples = watch(self._at.topics.size, topics["predictions"], total, jobs, is_enough)
         rate = growth_rate(samples)
         checked, wrong = self._check(run, topics["predictions"])
-        details = {"name": name, "rate": asdict(rate), "checked_events": checked, "wrong": wrong}
+        details = {
+            "name": name,
+            "rate": asdict(rate),
+            "cpu_us_per_event": cpu_us_per_event(used, rate),
+            "checked_events": checked,
+            "wrong": wrong,
+        }
         if wrong or not checked:
             note = f"invalid: {'; '.join(wrong[:3]) or 'nothing could be checked'}"
             return Outcome(run, self._parallelism, None, note, details)
@@ -250,6 +256,20 @@ class Streams:
         return len(found), differences(values, expected, columns) if found else []
 
 
+def cpu_us_per_event(used: Sequence[tuple[int, float]], rate: Rate) -> float | None:
+    """Microseconds of CPU per event over the records that a rate counts.
+
+    Other work on the machine changes it less than the rate. The broker's CPU is not in it.
+
+    Args:
+        used: Output records, and CPU seconds of the job at that moment, in time order.
+        rate: The measured one.
+    """
+    measured = [(n, cpu_s) for n, cpu_s in used if n >= rate.ignored_records]
+    (first, begin_s), (last, end_s) = measured[0], measured[-1]
+    return 1e6 * (end_s - begin_s) / (last - first) if last > first else None
+
+
 def _features(
     messages: Iterator[Any], columns: Sequence[Column], size: int
 ) -> Iterator[tuple[int, list[float]]]:
@@ -280,14 +300,18 @@ def _as_window(chosen: Settings, columns: Sequence[Column]) -> dict[str, Any]:
 
 def results_of(outcomes: Sequence[Outcome]) -> list[Result]:
     """The headline figures: each peer's rate, and ours over it."""
-    ours = {(o.run.name, o.parallelism): o.value for o in outcomes}
+    ours = {(o.run.name, o.parallelism): o for o in outcomes}
     results = []
     for outcome in outcomes:
-        run, rate = outcome.run, outcome.value
-        results.append(Result(run.name + outcome.suffix, rate, "events/s", note=outcome.note))
+        run, suffix = outcome.run, outcome.suffix
+        results.append(Result(run.name + suffix, outcome.value, "events/s", note=outcome.note))
         own = ours.get((run.baseline_of or "", outcome.parallelism))
-        if own is not None and rate:
-            ratio = compared("", own, "", rate).ratio
-            note = f"{run.baseline_of} / {run.name}: {len(run.columns)} features"
-            results.append(Result(run.ratio + outcome.suffix, ratio, "x", 1.0, ratio, note))
+        if own is not None and own.value and outcome.value:
+            ratio = own.value / outcome.value
+            note = f"{own.run.name} / {run.name}: {len(run.columns)} features"
+            results.append(Result(run.ratio + suffix, ratio, "x", 1.0, ratio, note))
+        if (cpu := outcome.details.get("cpu_us_per_event")) is not None and outcome.value:
+            baseline = own.details.get("cpu_us_per_event") if own is not None else None
+            note = f"baseline: {run.baseline_of}" if baseline else "of the job's processes"
+            results.append(compared(f"cpu_{run.name}{suffix}", cpu, "us/event", baseline, note))
     return results

@@ -136,6 +136,15 @@ class Child:
         if self._process.poll() is not None:
             raise BenchError(self._ended())
 
+    def cpu_s(self) -> float:
+        """CPU seconds so far of it and the children it has now; 0 if it has ended."""
+        total = 0.0
+        with suppress(psutil.NoSuchProcess):
+            for process in (psutil.Process(self._process.pid), *_family(self._process.pid)):
+                used = process.cpu_times()
+                total += used.user + used.system
+        return total
+
     def _ended(self) -> str:
         lines = self.log.read_text(errors="replace").split("\n")
         signs = ("Error", "Exception: ")
@@ -190,6 +199,7 @@ class Topics:
                 "bootstrap.servers": self._bootstrap,
                 "group.id": f"bench-{os.getpid()}",
                 "enable.auto.commit": False,
+                "log_level": 3,  # a topic that is deleted is no news
                 "queued.max.messages.kbytes": 262_144,
             }
         )
