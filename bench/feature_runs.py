@@ -207,6 +207,7 @@ class Streams:
         arguments = self._arguments(run, name, topics)
         arguments += ["--group", f"{name}-{self._at.tag}"]
         arguments += ["--kind", "window" if run.name == "quix_window" else "state"]
+        arguments += ["--changelog"] if self._parallelism > 1 else []
         return [
             self._peer(name, n, "bench.peer_quix",
                        [*arguments, "--state-dir", str(self._at.folder / f"{name}-{n}-state")],

@@ -7,7 +7,8 @@ recounted for each event. The second key is ``group_by``, which goes through a K
 ``--kind window`` is Quix's own ``sliding_window(...).agg(...)`` for the features of one window of
 one key; its aggregations are count, sum, mean, min and max.
 
-Changelog topics are off: no state is stored beside RocksDB's files, in its favour.
+Changelog topics are off in one process: no state is stored beside RocksDB's files, in its favour.
+Several processes need them, as a partition that moves from one to another would lose its state.
 """
 
 from __future__ import annotations
@@ -83,13 +84,14 @@ def main() -> None:
     for name in ("bootstrap", "events", "output", "columns", "group", "state-dir"):
         arguments.add_argument(f"--{name}", required=True)
     arguments.add_argument("--kind", choices=("state", "window"), default="state")
+    arguments.add_argument("--changelog", action="store_true", help="store state in Kafka")
     options = arguments.parse_args()
     app = Application(
         broker_address=options.bootstrap,
         consumer_group=options.group,
         auto_offset_reset="earliest",
         state_dir=options.state_dir,
-        use_changelog_topics=False,
+        use_changelog_topics=options.changelog,
         producer_extra_config={"compression.type": "lz4", "linger.ms": 5},
         loglevel="WARNING",
     )
