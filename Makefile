@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup jars dev peers peer-torch protos lint test demo bench clean lock help
+.PHONY: setup jars dev peers bench-peers peer-torch protos lint test demo bench clean lock help
 
 # Override on the command line: make setup PYTHON=/opt/python3.11/bin/python3
 PYTHON ?= python3.11
@@ -107,6 +107,9 @@ lint: dev ## Check style, format and types
 # NCCL is left out, and TensorFlow is the build for CPUs: nothing here has a GPU.
 peers: $(DONE)/peer-mlflow $(DONE)/peer-mlserver $(DONE)/peer-tensorflow
 
+# Those of bench/features.py alone.
+bench-peers: $(DONE)/peer-quix $(DONE)/peer-bytewax $(DONE)/peer-history
+
 # Apart, for its 4 GB: what the extra installs, in build/peers/torch.
 peer-torch: $(DONE)/peer-torch
 
@@ -163,6 +166,12 @@ lock: setup
 		$(COMPILE) conf/requirements-peer-$$peer.in -o conf/requirements-peer-$$peer.lock \
 			--no-emit-package nvidia-nccl-cu12 --no-emit-package tensorflow \
 			|| exit 1; done
+	@for peer in quix history; do \
+		$(COMPILE) conf/requirements-peer-$$peer.in -o conf/requirements-peer-$$peer.lock \
+			|| exit 1; done
+# Bytewax's wheels want a newer glibc than uv's "linux" has.
+	@$(patsubst linux,x86_64-manylinux_2_31,$(COMPILE)) conf/requirements-peer-bytewax.in \
+		-o conf/requirements-peer-bytewax.lock
 	@$(COMPILE) conf/requirements-uv.in -o conf/requirements-uv.lock
 	@$(COMPILE) --no-deps conf/requirements-serving.in -o conf/requirements-serving.lock
 	@$(COMPILE) conf/requirements-synccfd.in -o conf/requirements-synccfd.lock

@@ -305,11 +305,11 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def results_table(title: str, results: Iterable[Result]) -> Table:
-    """What is printed at the end."""
+def results_table(title: str, results: Iterable[Result], baseline: str = "stock PyFlink") -> Table:
+    """What is printed at the end; ``baseline`` heads the column of the baselines."""
     table = Table(title=title)
     table.add_column("result", no_wrap=True)
-    for name in ("value", "unit", "stock PyFlink", "ratio"):
+    for name in ("value", "unit", baseline, "ratio"):
         table.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
     table.add_column("note", overflow="fold")
     for r in results:
@@ -328,7 +328,13 @@ def _times(ratio: float | None) -> str:
 
 
 def finish(
-    name: str, title: str, document: dict[str, Any], results: Sequence[Result], *, quick: bool
+    name: str,
+    title: str,
+    document: dict[str, Any],
+    results: Sequence[Result],
+    *,
+    quick: bool,
+    baseline: str = "stock PyFlink",
 ) -> int:
     """Store and print a benchmark's figures.
 
@@ -338,6 +344,7 @@ def finish(
         document: Its ``machine``, ``versions``, ``settings``, ``runs`` and ``failures``.
         results: The figures.
         quick: Whether it was only a smoke test, which goes to a file of its own.
+        baseline: Heads the printed column of the baselines.
 
     Returns:
         The exit code: failed if something did.
@@ -345,7 +352,7 @@ def finish(
     document = {"benchmark": name, "quick": quick, **document, "results": as_dicts(results)}
     path = BENCH / f"{name}{'-quick' if quick else ''}.json"
     write_document(path, document)
-    console.print(results_table(title, results))
+    console.print(results_table(title, results, baseline))
     changed = ", ".join(f"{k} {v}" for k, v in document["settings"]["changed"].items())
     console.print(f"our settings that are not the file's: {changed or 'none'}", soft_wrap=True)
     for failure in document["failures"]:

@@ -9,9 +9,21 @@ from pyflink.common import Row
 from pyflink.datastream import RuntimeContext
 from pyflink.datastream.timerservice import TimerService
 
+from jobs.settings import Settings
 from udfs.batch import FeatureBatch
-from udfs.records import Verdict
-from udfs.scoring import EmbeddedScoring
+from udfs.records import RecordWriter, Verdict
+from udfs.scoring import EmbeddedScoring, Output
+
+
+def scoring(settings: Settings, _model: None) -> FeaturesAlone:
+    """What takes the place of a job's scoring."""
+    schema = settings.schema_
+    writer = RecordWriter(
+        settings.topics.events, schema.columns, schema.stages, settings.alerts.threshold
+    )
+    impute = np.full(len(schema.columns), np.nan)
+    output = Output(writer, impute, settings.model.fallback_score, explain=False)
+    return FeaturesAlone(settings.model.path, settings.model.name, output)
 
 
 class FeaturesAlone(EmbeddedScoring):

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,6 +56,7 @@ class Child:
         arguments: Its arguments.
         folder: Of its log: what it writes to standard error.
         ends_at_eof: Whether closing its standard input ends it; else SIGTERM does.
+        python: The interpreter; another one is of an environment of its own.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Child:
         folder: Path,
         *,
         ends_at_eof: bool = False,
+        python: Path | str = sys.executable,
     ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
@@ -73,7 +75,7 @@ class Child:
         self._lines: queue.Queue[str | None] = queue.Queue()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [str(python), "-m", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -134,9 +136,19 @@ class Child:
         if self._process.poll() is not None:
             raise BenchError(self._ended())
 
+    def cpu_s(self) -> float:
+        """CPU seconds so far of it and the children it has now; 0 if it has ended."""
+        total = 0.0
+        with suppress(psutil.NoSuchProcess):
+            for process in (psutil.Process(self._process.pid), *_family(self._process.pid)):
+                used = process.cpu_times()
+                total += used.user + used.system
+        return total
+
     def _ended(self) -> str:
         lines = self.log.read_text(errors="replace").split("\n")
-        causes = [line for line in lines if line.startswith("Caused by:") or "Error" in line]
+        signs = ("Error", "Exception: ")
+        causes = [ln for ln in lines if ln.startswith("Caused by:") or any(s in ln for s in signs)]
         cause = (causes or [line for line in lines if line.strip()] or ["it left no error"])[-1]
         return f"{self.name} ended by itself: {cause.strip()[:500]}; see {self.log}"
 
@@ -175,6 +187,7 @@ class Topics:
     def __init__(self, bootstrap: str) -> None:
         self._bootstrap = bootstrap
         self._consumer = self._new_consumer()
+        self._partitions: dict[str, int] = {}
 
     def close(self) -> None:
         """Give the connection up."""
@@ -186,6 +199,7 @@ class Topics:
                 "bootstrap.servers": self._bootstrap,
                 "group.id": f"bench-{os.getpid()}",
                 "enable.auto.commit": False,
+                "log_level": 3,  # a topic that is deleted is no news
                 "queued.max.messages.kbytes": 262_144,
             }
         )
@@ -195,7 +209,10 @@ class Topics:
         return sum(self._ends(topic).values())
 
     def _ends(self, topic: str) -> dict[int, int]:
-        places = [TopicPartition(topic, n) for n in range(PARTITIONS)]
+        if topic not in self._partitions:
+            known = self._consumer.list_topics(topic, timeout=10).topics[topic].partitions
+            self._partitions[topic] = len(known)
+        places = [TopicPartition(topic, n) for n in range(self._partitions[topic])]
         return {
             place.partition: self._consumer.get_watermark_offsets(place, timeout=10)[1]
             for place in places
@@ -254,8 +271,8 @@ class Topics:
 
 
 @dataclass(frozen=True)
-class Lab:
-    """A running broker and what the measurements need.
+class Place:
+    """A running broker and the folder of a benchmark's run.
 
     Attributes:
         tag: Unique per run; part of every topic's name.
@@ -264,9 +281,6 @@ class Lab:
         topics: Its topics.
         config: The settings file.
         overrides: Settings of our job that the user changed.
-        data: Which demo data.
-        frame: The demo's transactions.
-        model_dir: The model's version folder.
         failures: What went wrong so far.
     """
 
@@ -276,33 +290,24 @@ class Lab:
     topics: Topics
     config: Path
     overrides: Mapping[str, Any]
-    data: str
-    frame: pd.DataFrame
-    model_dir: Path
     failures: list[str]
 
     def topic(self, name: str) -> str:
         """The name of this run's topic."""
         return f"{name.replace('_', '-')}-{self.tag}"
 
-    def create(self, *names: str, **configs: str) -> list[str]:
+    def create(self, *names: str, partitions: int = PARTITIONS, **configs: str) -> list[str]:
         """Make topics of this run; returns their whole names."""
-        wanted = {self.topic(name): PARTITIONS for name in names}
+        wanted = {self.topic(name): partitions for name in names}
         stack.create_topics(self.bootstrap, wanted, configs)
         return list(wanted)
 
-    def create_outputs(self, run: str) -> dict[str, str]:
+    def create_outputs(self, run: str, partitions: int = PARTITIONS) -> dict[str, str]:
         """Make the output topics of a measurement, by the settings' names; timed by the broker."""
         config = {"message.timestamp.type": "LogAppendTime"}
-        names = self.create(*(f"{run}_{output}" for output in _OUTPUTS), **config)
+        outputs = (f"{run}_{output}" for output in _OUTPUTS)
+        names = self.create(*outputs, partitions=partitions, **config)
         return dict(zip(_OUTPUTS, names, strict=True))
-
-    def preload_labels(self, tag: str, count: int) -> str:
-        """A topic with the labels of the first events whose ids begin with a tag."""
-        (topic,) = self.create("labels")
-        count = min(count, len(self.frame))
-        self.topics.write(topic, records.labels(self.frame, count, tag), "writing labels", count)
-        return topic
 
     def job_overrides(self, run: str, outputs: Mapping[str, str]) -> dict[str, Any]:
         """The settings that only say where a measurement's job finds and puts things."""
@@ -323,17 +328,39 @@ class Lab:
         arguments += ["--features-alone"] if features_alone else []
         return _started(Child(run, "bench.ours_job", arguments, self.folder, ends_at_eof=True))
 
+    def _write_settings(self, run: str, overrides: Mapping[str, Any]) -> Path:
+        path = self.folder / f"{run}.yaml"
+        path.write_text(settings.as_yaml(settings.load(self.config, overrides)), encoding="utf-8")
+        return path
+
+
+@dataclass(frozen=True)
+class Lab(Place):
+    """A place with the demo's transactions and a model of them.
+
+    Attributes:
+        data: Which demo data.
+        frame: The demo's transactions.
+        model_dir: The model's version folder.
+    """
+
+    data: str
+    frame: pd.DataFrame
+    model_dir: Path
+
+    def preload_labels(self, tag: str, count: int) -> str:
+        """A topic with the labels of the first events whose ids begin with a tag."""
+        (topic,) = self.create("labels")
+        count = min(count, len(self.frame))
+        self.topics.write(topic, records.labels(self.frame, count, tag), "writing labels", count)
+        return topic
+
     def start_stock(self, run: str, overrides: Mapping[str, Any], *arguments: str) -> Child:
         """The stock job with the same events, labels, model and settings of features."""
         path = self._write_settings(run, overrides)
         arguments += ("--conf", str(path), "--unbounded", "--model-dir", str(self.model_dir))
         arguments += ("--checkpoint-dir", overrides["flink.checkpoint_dir"])
         return _started(Child(run, "bench.stock_job", arguments, self.folder))
-
-    def _write_settings(self, run: str, overrides: Mapping[str, Any]) -> Path:
-        path = self.folder / f"{run}.yaml"
-        path.write_text(settings.as_yaml(settings.load(self.config, overrides)), encoding="utf-8")
-        return path
 
     @contextmanager
     def model_server(self) -> Iterator[str]:
@@ -355,6 +382,29 @@ def _started(job: Child) -> Child:
 
 
 @contextmanager
+def place(name: str, config: Path, overrides: Mapping[str, Any], *, keep: bool) -> Iterator[Place]:
+    """Start a broker; stop and clear up after.
+
+    Args:
+        name: The benchmark's.
+        config: The settings file.
+        overrides: Settings of our job that the user changed.
+        keep: Keep the folder with the logs even if nothing failed.
+    """
+    tag = f"{time.strftime('%m%d%H%M%S')}-{os.getpid()}"
+    folder = BENCH / f"{name}-{tag}"
+    (folder / "checkpoints").mkdir(parents=True)
+    failures: list[str] = []
+    with ExitStack() as exits:
+        exits.push(lambda kind, *_: _clear(folder, keep=keep or bool(kind or failures)))
+        say("starting Kafka")
+        bootstrap = exits.enter_context(_broker(folder / "kafka"))
+        topics = Topics(bootstrap)
+        exits.callback(topics.close)
+        yield Place(tag, folder, bootstrap, topics, config, overrides, failures)
+
+
+@contextmanager
 def lab(
     name: str, config: Path, overrides: Mapping[str, Any], data: str, *, keep: bool
 ) -> Iterator[Lab]:
@@ -371,19 +421,9 @@ def lab(
     say(f"demo data: {data}")
     frame = demo_data.load(data)
     model_dir = ensure_model(chosen, config, data)
-    tag = f"{time.strftime('%m%d%H%M%S')}-{os.getpid()}"
-    folder = BENCH / f"{name}-{tag}"
-    (folder / "checkpoints").mkdir(parents=True)
-    failures: list[str] = []
-    with ExitStack() as exits:
-        exits.push(lambda kind, *_: _clear(folder, keep=keep or bool(kind or failures)))
-        say("starting Kafka")
-        bootstrap = exits.enter_context(_broker(folder / "kafka"))
-        topics = Topics(bootstrap)
-        exits.callback(topics.close)
-        yield Lab(
-            tag, folder, bootstrap, topics, config, overrides, data, frame, model_dir, failures
-        )
+    with place(name, config, overrides, keep=keep) as at:
+        parts = {part.name: getattr(at, part.name) for part in fields(at)}
+        yield Lab(**parts, data=data, frame=frame, model_dir=model_dir)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ from bench.common import (
 )
 from bench.lab import LABELS, Child, Lab, lab
 from bench.records import repeated
+from bench.watching import watch
 
 TAG = "b"
 """Leads the events' ids."""
@@ -67,9 +68,6 @@ SETTINGS = {"batch.window": "100ms"}
 """What differs from ``conf/fraud.yaml``; ``batch.buckets`` is the parallelism besides."""
 
 FALLBACKS_MAX = 0.001
-_SAMPLE_EVERY_S = 0.5
-_FIRST_OUTPUT_S = 120.0
-_STALL_S = 30.0
 _STOCK_WARM_UP_S = 12.0
 _NULL_REASONS = (b'"fallback_reason":null', b'"fallback_reason": null')
 
@@ -265,30 +263,15 @@ def _start(at: Lab, run: Run, overrides: dict[str, Any]) -> Child:
 
 
 def _watch(at: Lab, job: Child, run: Run, topics: dict[str, str]) -> list[Sample]:
-    """Sample the predictions topic until the measurement may end.
-
-    Raises:
-        BenchError: the job ended, or wrote nothing more although records are left.
-    """
+    """Sample the predictions topic until the measurement may end."""
     total = at.topics.size(topics["events"])
-    samples = [Sample(time.monotonic(), 0)]
-    first_s = grown_s = said_s = samples[0].at_s
-    while not _is_enough(run, samples[-1].records, samples[-1].at_s - first_s, total):
-        time.sleep(_SAMPLE_EVERY_S)
-        job.check()
-        samples.append(_sample(at.topics.size, topics["predictions"]))
-        last = samples[-1]
-        if samples[-2].records == 0:
-            first_s = last.at_s
-        if last.records > samples[-2].records:
-            grown_s = last.at_s
-        if last.at_s - grown_s > (_STALL_S if last.records else _FIRST_OUTPUT_S):
-            missing = total - last.records
-            raise BenchError(f"no prediction for {last.at_s - grown_s:.0f} s, {missing:,} missing")
-        if last.at_s - said_s > 10:
-            said_s = last.at_s
-            say(f"{run.name}: {last.records:,} predictions")
-    return samples
+    return watch(
+        at.topics.size,
+        topics["predictions"],
+        total,
+        [job],
+        lambda records, seconds: _is_enough(run, records, seconds, total),
+    )
 
 
 def _is_enough(run: Run, records: int, seconds: float, total: int) -> bool:
@@ -300,12 +283,6 @@ def _is_enough(run: Run, records: int, seconds: float, total: int) -> bool:
         or seconds >= run.most_s
         or (records >= run.records and seconds >= run.least_s)
     )
-
-
-def _sample(size: Callable[[str], int], topic: str) -> Sample:
-    before_s = time.monotonic()
-    records = size(topic)
-    return Sample((before_s + time.monotonic()) / 2, records)
 
 
 def _judged(at: Lab, run: Run, topics: dict[str, str], samples: list[Sample]) -> Outcome:
