@@ -166,6 +166,12 @@ class DeadlineExceeded(RequestRefused):
     status_name: ClassVar[str] = "DEADLINE_EXCEEDED"
 
 
+class AskedElsewhere(RequestRefused):
+    """The port of admin calls of several workers runs no model."""
+
+    status_name: ClassVar[str] = "FAILED_PRECONDITION"
+
+
 class AdminNotAllowed(RequestRefused):
     """Such calls are off."""
 
