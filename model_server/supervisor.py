@@ -180,6 +180,7 @@ class Supervisor:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-P", "-m", "model_server.worker", str(there.fileno())),
+                os.environ.get("PYTHONPATH", ""),
                 pass_fds=[there.fileno()],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=asyncio.subprocess.DEVNULL,

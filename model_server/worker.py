@@ -7,6 +7,7 @@ answer yet while another one could. It drains and ends on SIGTERM, and when the 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -84,11 +85,13 @@ def main(argv: list[str]) -> int:
     """Serve for the supervisor at the other end of a socket.
 
     Args:
-        argv: The socket's number.
+        argv: The socket's number, and the user's PYTHONPATH.
 
     Returns:
         0 after a drain.
     """
+    # This one's is the supervisor's whole path, which is not for models of another interpreter.
+    os.environ["PYTHONPATH"] = argv[1]
     asyncio.run(_work(socket.socket(fileno=int(argv[0]))))
     return 0
 
