@@ -21,6 +21,7 @@
     │   ├── LoadFailed          FAILED_PRECONDITION
     │   ├── Overloaded          RESOURCE_EXHAUSTED
     │   ├── DeadlineExceeded    DEADLINE_EXCEEDED
+    │   ├── AskedElsewhere      FAILED_PRECONDITION
     │   └── AdminNotAllowed     PERMISSION_DENIED
     └── StartupError            the server cannot start listening
 
