@@ -165,6 +165,10 @@ def serve(
     version: Annotated[
         int | None, typer.Option(help="Model version; default: as configured, else the newest.")
     ] = None,
+    workers: Annotated[
+        str,
+        typer.Option(help="Processes on the ports, or `cores`; default: as configured, else 1."),
+    ] = "",
 ) -> None:
     """Serve models over TensorFlow Serving's API and the Open Inference Protocol.
 
@@ -175,15 +179,26 @@ def serve(
     """
     from jobs import server_settings, serving
 
+    if workers and workers != "cores" and not (workers.isdecimal() and int(workers)):
+        raise typer.BadParameter(
+            f"{workers!r} is neither a number from 1 nor cores", param_hint="--workers"
+        )
+    processes: Any = int(workers) if workers.isdecimal() else workers or None
     with _refusing():
         if not server_settings.is_server_file(config):
-            chosen = serving.options(_settings(config), host=host, port=port, version=version)
+            chosen = serving.options(
+                _settings(config),
+                host=host,
+                port=port,
+                version=version,
+                workers=server_settings.worker_count(processes or 1),
+            )
         else:
             if version is not None:
                 raise typer.BadParameter(
                     "a server's file says which versions", param_hint="--version"
                 )
-            given = {"host": host or None, "port": port}
+            given = {"host": host or None, "port": port, "workers": processes}
             changes = {name: value for name, value in given.items() if value is not None}
             chosen = server_settings.options(server_settings.load(config, changes))
     raise typer.Exit(serving.serve(chosen))

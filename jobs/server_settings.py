@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,15 @@ from model_server.repository import is_name
 from model_server.security import TlsOptions
 from udfs.settings_types import DurationMs, Mistake, Strict
 
-__all__ = ["ServerSettings", "as_yaml", "is_server_file", "load", "options", "reference"]
+__all__ = [
+    "ServerSettings",
+    "as_yaml",
+    "is_server_file",
+    "load",
+    "options",
+    "reference",
+    "worker_count",
+]
 
 _EXAMPLE = "conf/server.yaml"
 _PORTS = ("port", "http_port", "admin_port", "admin_http_port", "metrics_port")
@@ -132,6 +141,11 @@ class ServerSettings(Strict):
     model_config_file: Path | None = Field(
         None, description="instead of `models`: a TF Serving model config file (text proto)"
     )
+    workers: int | Literal["cores"] = Field(
+        1,
+        union_mode="left_to_right",
+        description="processes that share `port` and `http_port`, or `cores`; limits are of each",
+    )
     model_python: str = Field(
         "",
         description="interpreter with TensorFlow or PyTorch, for the processes of their models; "
@@ -163,6 +177,8 @@ class ServerSettings(Strict):
         for index, model in enumerate(self.models):
             if model.folder and is_registry(model.models_dir):
                 yield Mistake(("models", index, "folder"), f"{model.models_dir} has no folders")
+        if self.workers != "cores" and self.workers < 1:
+            yield Mistake(("workers",), f"{self.workers} must be at least 1, or cores")
         ports = {name: getattr(self, name) for name in _PORTS}
         taken: dict[int, str] = {}
         for name, port in ports.items():
@@ -221,12 +237,18 @@ def options(settings: ServerSettings) -> ServerOptions:
         max_concurrent_rpcs=settings.limits.concurrent_calls,
         http_timeout_s=settings.limits.http_timeout / 1_000,
         threads=settings.limits.threads,
+        workers=worker_count(settings.workers),
         grace_s=settings.grace / 1_000,
         model_python=settings.model_python,
         tracing_endpoint=settings.tracing_endpoint,
         log_format=settings.log.format,
         log_calls=settings.log.calls,
     )
+
+
+def worker_count(workers: int | Literal["cores"]) -> int:
+    """Return how many processes: as given, or one for each core that this one may run on."""
+    return len(os.sched_getaffinity(0)) if workers == "cores" else workers
 
 
 def _models(settings: ServerSettings) -> tuple[ModelConfig, ...]:

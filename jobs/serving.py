@@ -11,7 +11,12 @@ from model_server.server import serve as serve_model
 
 
 def options(
-    settings: Settings, *, host: str = "", port: int | None = None, version: int | None = None
+    settings: Settings,
+    *,
+    host: str = "",
+    port: int | None = None,
+    version: int | None = None,
+    workers: int = 1,
 ) -> ServerOptions:
     """The model server's options for a job; what is given here wins over the settings."""
     model = settings.model
@@ -22,6 +27,7 @@ def options(
         version if version is not None else model.version,
         host=host or configured_host,
         port=port if port is not None else int(configured_port),
+        workers=workers,
     )
 
 

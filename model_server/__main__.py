@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds for calls in flight on stop (%(default)s)")  # fmt: skip
     add("--threads", type=int, default=defaults.threads,
         help="large batches worked on at once (%(default)s)")  # fmt: skip
+    add("--workers", type=int, default=defaults.workers,
+        help="processes that share the ports (%(default)s)")  # fmt: skip
     add("--metrics-port", type=int, help="port of HTTP for Prometheus alone (default: none)")
     add("--model-python", default=defaults.model_python,
         help="interpreter that SavedModels and PyTorch run in (default: this one)")  # fmt: skip

@@ -21,6 +21,7 @@
     │   ├── LoadFailed          FAILED_PRECONDITION
     │   ├── Overloaded          RESOURCE_EXHAUSTED
     │   ├── DeadlineExceeded    DEADLINE_EXCEEDED
+    │   ├── AskedElsewhere      FAILED_PRECONDITION
     │   └── AdminNotAllowed     PERMISSION_DENIED
     └── StartupError            the server cannot start listening
 
@@ -164,6 +165,12 @@ class DeadlineExceeded(RequestRefused):
     """The caller's time ran out before the model was asked."""
 
     status_name: ClassVar[str] = "DEADLINE_EXCEEDED"
+
+
+class AskedElsewhere(RequestRefused):
+    """The port of admin calls of several workers runs no model."""
+
+    status_name: ClassVar[str] = "FAILED_PRECONDITION"
 
 
 class AdminNotAllowed(RequestRefused):

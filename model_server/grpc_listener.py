@@ -48,6 +48,7 @@ class GrpcServer:
         max_concurrent_rpcs: int,
         grace_s: float,
         token: str = "",
+        shared: bool = False,
     ) -> None:
         """Put the services together; nothing is opened yet.
 
@@ -61,6 +62,7 @@ class GrpcServer:
             max_concurrent_rpcs: Calls at work at once; more are refused.
             grace_s: Seconds that calls in flight get when the server stops.
             token: Bearer token that callers must show; none if empty.
+            shared: Whether other processes of this server listen on the same port.
         """
         self._grace_s = grace_s
         self._server = grpc.aio.server(
@@ -69,8 +71,8 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
-                # Two servers on one port would share the calls: refuse the second instead.
-                ("grpc.so_reuseport", 0),
+                # Two servers on one port would share the calls: refuse a second that is not ours.
+                ("grpc.so_reuseport", int(shared)),
                 # Let clients ping an idle connection every 10 s without being cut off.
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

@@ -38,6 +38,7 @@ class ServerOptions:
             body, and may be idle.
         grace_s: Seconds that calls in flight get when the server stops.
         threads: Large batches and explanations worked on at once, each by one XGBoost thread.
+        workers: Processes that share the ports of calls; limits and threads are each one's.
         model_python: Interpreter of the processes that SavedModels and PyTorch's models run in;
             this one's if empty.
         tracing_endpoint: OTLP address over gRPC that spans are sent to; empty for no tracing.
@@ -63,6 +64,7 @@ class ServerOptions:
     http_timeout_s: float = 75.0
     grace_s: float = 10.0
     threads: int = 2
+    workers: int = 1
     model_python: str = ""
     tracing_endpoint: str = ""
     log_format: LogFormat = "text"
@@ -78,7 +80,7 @@ class ServerOptions:
         for name in ("grace_s", "poll_s", "http_timeout_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, is {getattr(self, name)}")
-        for name in ("max_message_bytes", "max_concurrent_rpcs", "threads"):
+        for name in ("max_message_bytes", "max_concurrent_rpcs", "threads", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Protocol
+
 from model_server.errors import (
     AdminNotAllowed,
     LoadFailed,
@@ -9,15 +12,28 @@ from model_server.errors import (
     RequestRefused,
     ServableNotFound,
 )
-from model_server.lifecycle import Manager, ModelConfig
+from model_server.lifecycle import ModelConfig
 
-__all__ = ["RepositoryCalls"]
+__all__ = ["Changes", "RepositoryCalls"]
+
+
+class Changes(Protocol):
+    """What can be changed: ``lifecycle.Manager``, or those of several processes."""
+
+    async def configure(self, configs: Iterable[ModelConfig]) -> None:
+        """Serve these models and no others."""
+
+    async def load(self, config: ModelConfig) -> None:
+        """Serve one more model, or look for its new versions."""
+
+    async def unload(self, name: str) -> bool:
+        """Withdraw a model; return whether there was one."""
 
 
 class RepositoryCalls:
     """Load and unload, if the server's settings allow them."""
 
-    def __init__(self, manager: Manager, known: tuple[ModelConfig, ...], *, allowed: bool) -> None:
+    def __init__(self, manager: Changes, known: tuple[ModelConfig, ...], *, allowed: bool) -> None:
         """Act on ``manager``.
 
         Args:

@@ -24,7 +24,7 @@ from model_server.errors import (
     SignatureNotFound,
 )
 
-__all__ = ["CallState", "Servable", "ServableState", "Servables", "VersionStatus"]
+__all__ = ["CallState", "Entry", "Servable", "ServableState", "Servables", "VersionStatus"]
 
 
 class ServableState(Enum):
@@ -114,8 +114,14 @@ class _Users:
 
 
 @dataclass
-class _Entry:
-    """What one model name stands for."""
+class Entry:
+    """What one model name stands for.
+
+    Attributes:
+        labels: Version by label.
+        statuses: Every known version.
+        loaded: The versions that answer, and who uses them.
+    """
 
     labels: Mapping[str, int] = field(default_factory=dict)
     statuses: dict[int, VersionStatus] = field(default_factory=dict)
@@ -127,7 +133,7 @@ class Servables:
 
     def __init__(self) -> None:
         """Start without a model."""
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -141,7 +147,7 @@ class Servables:
 
     def declare(self, name: str, labels: Mapping[str, int]) -> None:
         """Make a model known, and say which versions its labels stand for from now on."""
-        self._entries.setdefault(name, _Entry()).labels = dict(labels)
+        self._entries.setdefault(name, Entry()).labels = dict(labels)
 
     def forget(self, name: str) -> None:
         """Make a model unknown; all its versions are withdrawn before."""
@@ -226,6 +232,10 @@ class Servables:
             raise ServableNotReady(f"model {name} is still loading")
         raise _not_found(name, version)
 
+    def entries(self) -> Iterator[tuple[str, Entry]]:
+        """Yield every model with what is known of it."""
+        yield from self._entries.items()
+
     def all_statuses(self) -> Iterator[tuple[str, int, VersionStatus]]:
         """Yield every known version with its status."""
         for name, entry in self._entries.items():
@@ -259,7 +269,7 @@ def _not_found(name: str, version: int | None) -> ServableNotFound:
     return ServableNotFound(f"Servable not found for request: {wanted}")
 
 
-def _version_of_label(entry: _Entry, label: str) -> int:
+def _version_of_label(entry: Entry, label: str) -> int:
     version = entry.labels.get(label)
     if version is None:
         raise InvalidRequest(f"Unrecognized servable version label: {label}")

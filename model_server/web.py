@@ -180,7 +180,7 @@ def _error(status: int, message: str) -> web.Response:
     return json_response({"error": message}, status)
 
 
-def metrics_routes(exposed: Callable[[], bytes]) -> list[web.AbstractRouteDef]:
+def metrics_routes(exposed: Callable[[], Awaitable[bytes]]) -> list[web.AbstractRouteDef]:
     """Return the routes that Prometheus asks.
 
     Args:
@@ -188,7 +188,7 @@ def metrics_routes(exposed: Callable[[], bytes]) -> list[web.AbstractRouteDef]:
     """
 
     async def answer(_request: web.Request) -> web.Response:
-        return web.Response(body=exposed(), headers={"Content-Type": metrics.CONTENT_TYPE})
+        return web.Response(body=await exposed(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     return [web.get(path, answer) for path in metrics.PATHS]
 
@@ -237,13 +237,16 @@ class HttpServer:
             keepalive_timeout=timeout_s,
         )
 
-    async def listen(self, host: str, port: int, tls: TlsOptions | None = None) -> int:
+    async def listen(
+        self, host: str, port: int, tls: TlsOptions | None = None, *, shared: bool = False
+    ) -> int:
         """Open the port and return it.
 
         Args:
             host: Address to listen on.
             port: Port; 0 takes a free one.
             tls: The server's identity; plain text if None.
+            shared: Whether other processes of this server listen there too.
 
         Raises:
             StartupError: The address cannot be had, or a file of ``tls`` not be read.
@@ -251,7 +254,9 @@ class HttpServer:
         context = tls.for_http() if tls else None
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host, port, ssl_context=context).start()
+            await web.TCPSite(
+                self._runner, host, port, ssl_context=context, reuse_port=shared or None
+            ).start()
         except OSError as exc:
             await self._runner.cleanup()
             raise StartupError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,16 @@ def loader(reference: str) -> Callable[[Path, int], Model]:
         raise ModelError(f"cannot import {reference}: {exc}") from exc
     if not callable(getattr(found, "load", None)):
         raise ModelError(f"{reference} has no load(version_dir, threads=1)")
+    return partial(_load, reference, found)
 
-    def load(version_dir: Path, threads: int) -> Model:
-        try:
-            model = found.load(version_dir, threads=threads)
-        except ModelServerError:
-            raise
-        except Exception as exc:
-            raise ModelError(f"{reference}.load failed: {type(exc).__name__}: {exc}") from exc
-        if not isinstance(model, Model):
-            raise ModelError(f"{reference}.load returned {type(model).__name__}, which is no Model")
-        return model
 
-    return load
+def _load(reference: str, found: Any, version_dir: Path, threads: int) -> Model:
+    try:
+        model = found.load(version_dir, threads=threads)
+    except ModelServerError:
+        raise
+    except Exception as exc:
+        raise ModelError(f"{reference}.load failed: {type(exc).__name__}: {exc}") from exc
+    if not isinstance(model, Model):
+        raise ModelError(f"{reference}.load returned {type(model).__name__}, which is no Model")
+    return model

@@ -55,7 +55,7 @@ class Forest:
         """Probabilities of float32 (n, F) rows, float64 (n,); NaN is a missing value."""
         rows = np.ascontiguousarray(rows)
         margins = np.empty(len(rows), np.float32)
-        node = np.empty(_BLOCK_ROWS, np.uint32)
+        node = np.zeros(_BLOCK_ROWS, np.uint32)
         kernels().add_leaves(
             *self._fixed,
             address(rows),

@@ -1,12 +1,13 @@
 """The loops over trees, and their translation to machine code by Numba.
 
-They take bare pointers and return nothing, so that the code needs neither Numba nor Python at run
-time: ``native`` loads it with LLVM alone. Indices are unsigned: LLVM then need not extend signs.
-Run as a module it writes the object file to stdout.
+They take bare pointers, return nothing and refer to nothing outside, so that the code needs neither
+Numba nor Python nor a linker at run time: ``native`` maps it into memory as it is. Indices are
+unsigned: LLVM then need not extend signs. Run as a module it writes the code to stdout.
 """
 
 from __future__ import annotations
 
+import struct
 import sys
 from typing import Any
 
@@ -14,7 +15,9 @@ import llvmlite.binding as llvm
 import numpy as np
 from numba import cfunc, types
 
-__all__ = ["compile_object"]
+from model_server.backends.trees.native import HEAD
+
+__all__ = ["compile_code"]
 
 Pointer = Any
 
@@ -57,7 +60,7 @@ def add_leaves(
         row_count: How many.
         columns: How many.
         any_missing: 0 if no value is NaN: half the time.
-        node: Scratch, uint32 (64,).
+        node: Scratch, uint32 (64,); zeros, and left so.
         margins: float32 (row_count,), written.
     """
     one = _U64(1)
@@ -68,8 +71,6 @@ def add_leaves(
         size = min(_BLOCK_ROWS, row_count - begin)
         tree_at, leaf_at = _U64(0), _U64(0) - inner
         for _tree in range(trees):
-            for n in range(size):
-                node[n] = _U32(0)
             width = one
             while width <= inner:
                 row_at = begin * columns
@@ -93,6 +94,7 @@ def add_leaves(
                 width += width
             for n in range(size):
                 margins[begin + n] += leaves[leaf_at + node[n]]
+                node[n] = _U32(0)  # in no loop of its own, which would become a call of memset
             tree_at += inner
             leaf_at += inner + one
         begin += _BLOCK_ROWS
@@ -189,11 +191,17 @@ _SIGNATURES = {
 }
 
 
-def compile_object() -> bytes:
+_SYMBOL = struct.Struct("<IBBHQQ")  # of ELF, 64 bits: at 0 where its name is, at 4 its value
+
+
+def compile_code() -> bytes:
     """Translate the loops for this processor, for about three seconds.
 
     Returns:
-        An object file that defines each loop under its own name and refers to nothing outside.
+        ``native.HEAD`` with the place of each loop, then the code, which may lie anywhere.
+
+    Raises:
+        ValueError: The compiler made code that cannot lie anywhere.
     """
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -213,10 +221,25 @@ def compile_object() -> bytes:
         cpu=llvm.get_host_cpu_name(),
         features=llvm.get_host_cpu_features().flatten(),
         opt=3,
-        jit=True,
+        reloc="pic",
+        codemodel="small",
     )
-    return bytes(machine.emit_object(whole))
+    return _flat(machine.emit_object(whole))
+
+
+def _flat(object_file: bytes) -> bytes:
+    reference = llvm.ObjectFileRef.from_data(object_file)
+    sections = {section.name(): bytes(section.data()) for section in reference.sections()}
+    if b".rela.text" in sections:
+        raise ValueError("the loops' machine code refers to something outside of it")
+    names = sections[b".strtab"]
+    places = {
+        names[at : names.index(b"\0", at)].decode(): value
+        for at, _, _, _, value, _ in _SYMBOL.iter_unpack(sections[b".symtab"])
+    }
+    begins = [HEAD.size + places[function.__name__] for function in _SIGNATURES]
+    return HEAD.pack(*begins) + sections[b".text"]
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(compile_object())
+    sys.stdout.buffer.write(compile_code())

@@ -1,8 +1,8 @@
-"""The loops over trees as machine code, loaded by LLVM alone.
+"""The loops over trees as machine code, mapped into memory as it is.
 
-Numba, which makes the code, takes a second to import and 70 MiB; a server that only runs it need
-not pay for that. The code is made once per processor and version, in a process of its own, and
-kept beside the byte code of this package or else in the user's cache folder.
+Numba, which makes the code, takes a second to import and 70 MiB, and LLVM alone 40 MiB; a server
+that only runs it need not pay for that. The code is made once per processor and version, in a
+process of its own, and kept beside the byte code of this package or in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import hashlib
 import logging
 import mmap
 import os
+import platform
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Self
 
@@ -27,7 +30,7 @@ import numpy.typing as npt
 from model_server.copies import cache_dir
 from model_server.errors import ModelError
 
-__all__ = ["Kernels", "Run", "address", "kernels"]
+__all__ = ["HEAD", "Kernels", "Run", "address", "kernels"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,12 @@ _MODULE = "model_server.backends.trees.kernels"
 _SOURCE = Path(__file__).with_name("kernels.py")
 _ROOT = _SOURCE.parents[3]
 _DIGEST_BYTES = hashlib.sha256().digest_size
+
+HEAD = struct.Struct("<2Q48x")
+"""At which byte each loop begins; what follows is aligned as LLVM counts on."""
+
+_PROCESSOR = ("vendor_id", "cpu family", "model\t", "flags", "CPU ", "Features")
+"""Lines of /proc/cpuinfo by which a compiler chooses instructions, on x86-64 and on ARM."""
 
 _P, _N, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
 _ADD_LEAVES = ctypes.CFUNCTYPE(
@@ -52,12 +61,12 @@ class Kernels:
     Attributes:
         add_leaves: See there; pointers are integers, see ``address``.
         add_contributions: See there.
-        engine: Owns the machine code.
+        memory: Where the machine code lies.
     """
 
     add_leaves: Callable[..., None]
     add_contributions: Callable[..., None]
-    engine: object
+    memory: mmap.mmap
 
 
 _lock = threading.Lock()
@@ -65,7 +74,7 @@ _loaded: Kernels | None = None
 
 
 def kernels() -> Kernels:
-    """Load the loops; the first call takes 0.1 s, and where none are kept yet some seconds more.
+    """Load the loops; where none are kept yet the first call takes some seconds.
 
     Raises:
         ModelError: They cannot be compiled on this machine.
@@ -73,7 +82,7 @@ def kernels() -> Kernels:
     global _loaded
     with _lock:
         if _loaded is None:
-            _loaded = _load(_object())
+            _loaded = _load(_code())
         return _loaded
 
 
@@ -83,24 +92,19 @@ def address(array: npt.NDArray[np.generic]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def _load(machine_code: bytes) -> Kernels:
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
-    engine.finalize_object()
-    return Kernels(
-        _ADD_LEAVES(engine.get_function_address("add_leaves")),
-        _ADD_CONTRIBUTIONS(engine.get_function_address("add_contributions")),
-        engine,
-    )
+def _load(code: bytes) -> Kernels:
+    # From a file in memory, not the kept one: a cache may lie where nothing is executable.
+    with open(os.memfd_create("kernels"), "wb") as file:
+        file.write(code)
+        file.flush()
+        memory = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)
+    begin = address(np.frombuffer(memory, np.uint8))
+    add_leaves, add_contributions = (begin + at for at in HEAD.unpack_from(memory))
+    return Kernels(_ADD_LEAVES(add_leaves), _ADD_CONTRIBUTIONS(add_contributions), memory)
 
 
-def _object() -> bytes:
-    name = f"kernels-{_key()}.o"
+def _code() -> bytes:
+    name = f"kernels-{_key()}.bin"
     for folder in _folders():
         if (kept := _read(folder / name)) is not None:
             return kept
@@ -117,12 +121,11 @@ def _object() -> bytes:
 
 
 def _key() -> str:
-    """What the machine code depends on: LLVM, the processor and the source."""
-    import llvmlite.binding as llvm
-
-    features = llvm.get_host_cpu_features().flatten()
-    platform = [str(llvm.llvm_version_info), llvm.get_default_triple(), llvm.get_host_cpu_name()]
-    parts = [_SOURCE.read_bytes(), *(part.encode() for part in (*platform, features))]
+    """What the machine code depends on: the compiler, the processor and the source."""
+    first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+    processor = [line for line in first.splitlines() if line.startswith(_PROCESSOR)]
+    versions = [metadata.version(name) for name in ("numba", "llvmlite")]
+    parts = [_SOURCE.read_bytes(), "\n".join([platform.machine(), *processor, *versions]).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -132,7 +135,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return a kept object; None if there is none, or if it is damaged."""
+    """Return kept code; None if there is none, or if it is damaged."""
     try:
         digest, content = (kept := path.read_bytes())[:_DIGEST_BYTES], kept[_DIGEST_BYTES:]
     except OSError:
@@ -153,9 +156,9 @@ def _write(path: Path, content: bytes) -> bool:
 
 def _compile() -> bytes:
     if "numba" in sys.modules:  # its price is paid: a Flink worker, whose features need it too
-        from model_server.backends.trees.kernels import compile_object
+        from model_server.backends.trees.kernels import compile_code
 
-        return compile_object()
+        return compile_code()
     with Run(_MODULE) as run:
         return run.output()[:]
 
