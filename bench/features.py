@@ -19,10 +19,10 @@ Results, by part (with suffix _p2: parallelism 2):
 
 The peers live in environments of their own, from `make bench-peers`. They drop no duplicates,
 refuse no bad records and store no state that survives them (SQL does); ours does all of it. A rate
-is the growth of the output topic without the first 40 % of the records; cpu_<name> is the CPU time of the
-job's processes per event, without the broker's, which other work on the machine hardly changes. A
-figure counts only if sampled features are equal to an oracle's to 1e-9: at parallelism 1 all of
-them; above, where partitions overtake each other, those of the record key. Written to
+is the growth of the output topic without the first 40 % of the records; cpu_<name> is the CPU time
+of the job's processes per event, without the broker's, which other work on the machine hardly
+changes. A figure counts only if sampled features are equal to an oracle's to 1e-9: at parallelism
+1 all of them; above, where partitions overtake each other, those of the record key. Written to
 build/bench/features.json.
 
 Examples:

@@ -199,7 +199,7 @@ class Histories:
             self._grow(capacity)
         begin = int(self._log.used[0])
         self._log.used[0] += capacity
-        self._log.regions[slot] = begin, begin, begin, begin + capacity, -begin
+        self._log.regions[slot] = begin, begin, begin, begin + capacity, -begin, 0
         kernels.unpack(self._log, slot, oldest_ms, entries, self.plan.layout)
         self._written[slot] = until
         self._slots[entity] = slot
@@ -247,8 +247,17 @@ class Histories:
         regions = old.regions[:slots]
         capacity = int((regions[:, kernels.LIMIT] - regions[:, kernels.BEGIN]).sum())
         entries = np.zeros((2 * (capacity + needed) + 4_096, self.plan.words), np.int64)
-        self._log = Log(entries, entries.view(np.float64), old.regions, old.used)
+        self._log = old._replace(ints=entries, floats=entries.view(np.float64))
         kernels.compact(old, self._log, slots)
+
+    def _start_index(self, needed: int) -> None:
+        """An empty index with room; histories enter it anew, without the ids that have expired."""
+        regions = self._log.regions[: len(self._slots)]
+        indexed = regions[regions[:, kernels.INDEXED] == 1]
+        live = int((indexed[:, kernels.END] - indexed[:, kernels.START]).sum()) + needed
+        regions[:, kernels.INDEXED] = 0
+        self._log.used[1] = 0
+        self._log = self._log._replace(seen=np.zeros(1 << (4 * live + 1).bit_length(), np.int64))
 
     def pack(self, slots: Ints, until: int = 0) -> list[bytes]:
         """Each slot's history as versioned bytes.
@@ -321,8 +330,12 @@ class Histories:
     def _run(self, kernel: Callable[[int], int], entries: Entries) -> None:
         at = kernel(0)
         while at < len(entries.slots):
-            region = self._log.regions[entries.slots[at]]
-            self._grow(4 * int(region[kernels.LIMIT] - region[kernels.BEGIN]))
+            slot = entries.slots[at]
+            region = self._log.regions[slot]
+            if kernels.index_is_full(self._log, slot):
+                self._start_index(int(region[kernels.END] - region[kernels.START]))
+            else:
+                self._grow(4 * int(region[kernels.LIMIT] - region[kernels.BEGIN]))
             at = kernel(at)
 
     def measure(self, slots: Ints, times: Ints) -> Floats:
@@ -346,7 +359,8 @@ class Histories:
 
 def _new_log(entries: Ints, slots: int) -> Log:
     floats: Floats = entries.view(np.float64)
-    return Log(entries, floats, np.zeros((slots, 5), np.int64), np.zeros(1, np.int64))
+    regions = np.zeros((slots, 6), np.int64)
+    return Log(entries, floats, regions, np.zeros(2, np.int64), np.zeros(1_024, np.int64))
 
 
 def _rounding(before: Floats, after: Floats, difference: Floats) -> Floats:

@@ -6,9 +6,10 @@ Entries lie in one 2-D array of 8-byte words, a row an entry, seen as integers a
     ints    time_ms  id hash  check
     floats                             values      blocks
 
-``regions[slot] = (begin, start, end, limit, shift)`` says where a history lies: rows ``begin`` to
-``limit - 1`` are its own, ``start + 1`` to ``end`` its entries in time order. Row ``start`` is the
-newest that has expired; of it only the time counts.
+``regions[slot] = (begin, start, end, limit, shift, indexed)`` says where a history lies: rows
+``begin`` to ``limit - 1`` are its own, ``start + 1`` to ``end`` its entries in time order. Row
+``start`` is the newest that has expired; of it only the time counts. ``indexed`` is 1 where its ids
+are in the index, a hash table that tells of an id in a long history that it is new.
 
 ``row + shift`` numbers the entries of a history. With ``low`` the lowest bit set in that number,
 the entry's block covers the ``low`` entries that end with it, as in a Fenwick tree::
@@ -34,9 +35,13 @@ import numpy as np
 from udfs.compiled import Floats, Ints, compiled
 
 TIME, ID, CHECK = 0, 1, 2
-BEGIN, START, END, LIMIT, SHIFT = 0, 1, 2, 3, 4
+BEGIN, START, END, LIMIT, SHIFT, INDEXED = 0, 1, 2, 3, 4, 5
 NEW, DUPLICATE, CONFLICT, LATE = 0, 1, 2, 3
 MIN_CAPACITY = 8
+LONG = 64
+"""Entries from which a history's ids are indexed; fewer are looked through faster."""
+
+_ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2**64 over the golden ratio: slots far apart in the index
 NEVER_MS = -(2**62)
 COUNTS, SUMS, SQUARES, LOWS, HIGHS = 0, 1, 2, 3, 4
 
@@ -48,13 +53,15 @@ class Log(NamedTuple):
         ints: The entries.
         floats: The same memory.
         regions: Where each history lies.
-        used: How many rows are given out, (1,).
+        used: How many rows are given out, and how many places of the index; (2,).
+        seen: The index: ids mixed with their slots; 0 is free. Its length is a power of two.
     """
 
     ints: Ints
     floats: Floats
     regions: Ints
     used: Ints
+    seen: Ints
 
 
 class Layout(NamedTuple):
@@ -143,6 +150,51 @@ def _find(ints: Ints, region: Ints, entry_id: int, since_ms: int) -> int:
         if ints[row, ID] == entry_id:
             return row
     return -1
+
+
+@compiled
+def _place(log: Log, slot: int, entry_id: int) -> tuple[int, int]:
+    """Where an id is or would be in the index, and what stands there for it."""
+    mixed = entry_id ^ ((slot + 1) * _ODD)
+    if mixed == 0:
+        mixed = 1
+    mask = len(log.seen) - 1
+    place = (mixed ^ (mixed >> 32)) & mask
+    while log.seen[place] != 0 and log.seen[place] != mixed:
+        place = (place + 1) & mask
+    return place, mixed
+
+
+@compiled
+def _remember(log: Log, slot: int, entry_id: int) -> None:
+    place, mixed = _place(log, slot, entry_id)
+    if log.seen[place] == 0:
+        log.seen[place] = mixed
+        log.used[1] += 1
+
+
+@compiled
+def index_is_full(log: Log, slot: int) -> bool:
+    """Whether the index has no room for one more entry of a history."""
+    region = log.regions[slot]
+    live = region[END] - region[START]
+    needed = 1 if region[INDEXED] else live + 1
+    return live >= LONG and 2 * (log.used[1] + needed) > len(log.seen)
+
+
+@compiled
+def _find_id(log: Log, slot: int, entry_id: int, since_ms: int) -> int:
+    """``_find``, by way of the index where the history is long."""
+    region = log.regions[slot]
+    if region[END] - region[START] >= LONG:
+        if not region[INDEXED]:
+            for row in range(region[START] + 1, region[END] + 1):
+                _remember(log, slot, log.ints[row, ID])
+            region[INDEXED] = 1
+        place, _ = _place(log, slot, entry_id)
+        if log.seen[place] == 0:
+            return -1
+    return _find(log.ints, region, entry_id, since_ms)
 
 
 @compiled
@@ -260,6 +312,8 @@ def insert(log: Log, region: Ints, rows: Rows, n: int, layout: Layout) -> int:
     ints[at, TIME] = rows.times[n]
     if layout.first > ID:
         ints[at, ID], ints[at, CHECK] = rows.ids[n], rows.checks[n]
+        if region[INDEXED]:
+            _remember(log, rows.slots[n], rows.ids[n])
     for value in range(len(layout.blocks)):
         floats[at, layout.first + value] = rows.values[n, value]
     for row in range(at, region[END] + 1):
@@ -286,9 +340,9 @@ def expire(log: Log, region: Ints, until_ms: int) -> None:
 
 
 @compiled
-def seen_before(log: Log, region: Ints, rows: Rows, n: int, within_ms: int) -> int:
+def seen_before(log: Log, rows: Rows, n: int, within_ms: int) -> int:
     """``NEW``, or ``DUPLICATE`` or ``CONFLICT`` of an entry within that time before it."""
-    row = _find(log.ints, region, rows.ids[n], rows.times[n] - within_ms)
+    row = _find_id(log, rows.slots[n], rows.ids[n], rows.times[n] - within_ms)
     if row < 0:
         return NEW
     return DUPLICATE if log.ints[row, CHECK] == rows.checks[n] else CONFLICT
@@ -309,11 +363,13 @@ def learn(log: Log, rows: Rows, layout: Layout, verdicts: Ints, n: int) -> int:
         n: Where to begin.
 
     Returns:
-        How many are done: if not all, the array is full; grow it and call again from there.
+        How many are done: if not all, the array or the index is full; grow it and go on.
     """
     while n < len(rows.slots):
+        if index_is_full(log, rows.slots[n]):
+            return n
         region = log.regions[rows.slots[n]]
-        seen = _find(log.ints, region, rows.ids[n], NEVER_MS)
+        seen = _find_id(log, rows.slots[n], rows.ids[n], NEVER_MS)
         if seen >= 0 and log.ints[seen, CHECK] == rows.checks[n]:
             verdicts[n] = DUPLICATE
             n += 1
@@ -362,7 +418,7 @@ def unpack(log: Log, slot: int, oldest_ms: int, entries: Ints, layout: Layout) -
     begin = region[BEGIN]
     log.ints[begin, TIME] = oldest_ms
     region[START] = region[END] = begin
-    region[SHIFT] = -begin
+    region[SHIFT], region[INDEXED] = -begin, 0
     for n in range(len(entries)):
         row = begin + 1 + n
         for word in range(entries.shape[1]):

@@ -11,6 +11,7 @@ from udfs.compiled import Floats, Ints, compiled
 from udfs.log_kernels import (
     COUNTS,
     END,
+    INDEXED,
     LATE,
     NEW,
     SHIFT,
@@ -21,6 +22,7 @@ from udfs.log_kernels import (
     Rows,
     add_pairs,
     expire,
+    index_is_full,
     insert,
     last_at,
     make_room,
@@ -495,14 +497,16 @@ def observe(
         n: Where to begin.
 
     Returns:
-        How many are done: if not all, the array is full; grow it and call again from there.
+        How many are done: if not all, the array or the index is full; grow it and go on.
     """
     spans = len(plan.kinds)
     begins, ends, found = np.empty(spans, np.int64), np.empty(spans, np.int64), np.empty(7)
     while n < len(rows.slots):
         region = log.regions[rows.slots[n]]
         if plan.dedupe_ms > 0:
-            verdicts[n] = seen_before(log, region, rows, n, plan.dedupe_ms)
+            if index_is_full(log, rows.slots[n]):
+                return n
+            verdicts[n] = seen_before(log, rows, n, plan.dedupe_ms)
             if verdicts[n] != NEW:
                 n += 1
                 continue
@@ -559,7 +563,10 @@ def measure(
 def add(log: Log, rows: Rows, layout: Layout, plan: Plan, n: int) -> int:
     """Add events without measuring; arguments and result as ``observe``."""
     while n < len(rows.slots):
-        if not make_room(log, rows.slots[n]):
+        slot = rows.slots[n]
+        if log.regions[slot, INDEXED] and index_is_full(log, slot):
+            return n
+        if not make_room(log, slot):
             return n
         region = log.regions[rows.slots[n]]
         insert(log, region, rows, n, layout)

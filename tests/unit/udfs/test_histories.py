@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from udfs.feature_spec import WindowFeature
 from udfs.histories import Entries, Histories, Layouts, StateFormatError
-from udfs.log_kernels import CONFLICT, DUPLICATE, NEW
+from udfs.log_kernels import CONFLICT, DUPLICATE, LONG, NEW
 from udfs.series import Series
 from udfs.window_plan import WindowPlan
 
@@ -307,6 +307,29 @@ def test_a_corrected_label_leaves_no_trace() -> None:
     pair.restart()
     for now in range(50):
         assert total(pair, now, 10) == sum(t % 3 == 0 for t in range(max(0, now - 9), now + 1))
+
+
+@pytest.mark.parametrize("restart_every", [0, 7])
+def test_repeats_are_found_in_long_histories(restart_every: int) -> None:
+    """By the index: ids come back soon, late, after they have expired, and in other keys."""
+    random = np.random.default_rng(2)
+    pair = Pair(1, horizon_ms=900, spans=[(50, 0)], dedupe_ms=800)
+    now = 0
+    for step in range(60):
+        times = [max(0, (now := now + 1) - int(random.integers(0, 40))) for _ in range(50)]
+        names_ = random.choice(["a", "b", "c"], 50, p=[0.8, 0.15, 0.05]).tolist()
+        ids = random.integers(0, 6_000, 50).tolist()
+        ids[::9] = [pair.naive[n].entries[-1].id if n in pair.naive else 1 for n in names_[::9]]
+        columns = zip(names_, times, ids, strict=True)
+        pair.observe([(n, Entry(t, (1.0,), i, i % 2)) for n, t, i in columns])
+        if restart_every and step % restart_every == 0:
+            pair.restart()
+    assert max(len(n.entries) for n in pair.naive.values()) > 5 * LONG
+    corrected = Pair(1)
+    for _ in range(40):
+        ids = random.integers(0, 900, 50).tolist()
+        corrected.learn([("a", Entry(i, (float(i % 3),), i, i % 2)) for i in ids])
+    assert len(corrected.naive["a"].entries) > 5 * LONG
 
 
 # -- many entities ------------------------------------------------------------------------------
