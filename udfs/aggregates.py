@@ -39,7 +39,6 @@ Reads = Literal["anything", "number", "category", "number or category", "point"]
 
 LOG = "O(log n)"
 SCAN = "O(n)"
-SORT = "O(n log n)"
 ROUNDED = "the last bit of a double"
 EXACT = "none"
 
@@ -89,20 +88,20 @@ AGGREGATES = (
         SINCE_PREVIOUS, "since_previous", "anything", "seconds since the event of lag1", error=EXACT
     ),
     Aggregate(SINCE_FIRST, "since_first", "anything", "seconds since the oldest", error=EXACT),
-    Aggregate(DISTINCT, "distinct", "number or category", "how many different values", SORT, EXACT),
-    Aggregate(ENTROPY, "entropy", "number or category", "Shannon's, of the values, in nats", SORT),
+    Aggregate(DISTINCT, "distinct", "number or category", "how many different values", SCAN, EXACT),
+    Aggregate(ENTROPY, "entropy", "number or category", "Shannon's, of the values, in nats", SCAN),
     Aggregate(
         TOP,
         "top<k>",
         "number or category",
         "the k-th largest number; of a category, how often the k-th most frequent comes",
-        SORT,
+        SCAN,
         EXACT,
     ),
     Aggregate(
         OWN_SHARE, "own_share", "category", "the part of events with own's value", SCAN, of_own=True
     ),
-    Aggregate(QUANTILE, "p<q>", "number", "the q-th percentile, linear between two values", SORT),
+    Aggregate(QUANTILE, "p<q>", "number", "the q-th percentile, linear between two values", SCAN),
     Aggregate(
         DISTANCE_KM, "distance_km", "point", "great circle to the point of lag1", of_own=True
     ),

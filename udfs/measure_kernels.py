@@ -237,51 +237,59 @@ def _decayed(
 
 
 @compiled
-def _sorted(log: Log, begin: int, end: int, value: int, layout: Layout) -> Floats:
-    """The values of a window, the smallest first."""
+def _values(log: Log, begin: int, end: int, value: int, layout: Layout) -> Floats:
+    """The values of a window, oldest first."""
     values = np.empty(end - begin)
     n = 0
     for row in range(begin + 1, end + 1):
         x = log.floats[row, layout.first + value]
         if x == x:
-            values[n] = x
+            values[n] = x + 0.0  # -0.0 is 0.0
             n += 1
-    values = values[:n]
-    values.sort()
-    return values
+    return values[:n]
 
 
 @compiled
-def _runs(values: Floats) -> Floats:
-    """How often each different value of a sorted array comes."""
-    counts = np.empty(len(values))
-    n = -1
-    for i in range(len(values)):
-        if i == 0 or values[i] != values[i - 1]:
-            n += 1
-            counts[n] = 0.0
-        counts[n] += 1.0
-    return counts[: n + 1]
+def _counts(values: Floats) -> Floats:
+    """How often each different value comes, by a hash table."""
+    size = 4
+    while size < 2 * len(values):
+        size *= 2
+    keys, counts = np.empty(size), np.zeros(size)
+    bits = values.view(np.int64)
+    for n in range(len(values)):
+        # A round number's low bits are all 0: fold the high ones in, and take the product's middle.
+        folded = bits[n] ^ (bits[n] >> 32)
+        place = ((folded * -7_046_029_254_386_353_131) >> 32) & (size - 1)
+        while counts[place] != 0.0 and keys[place] != values[n]:
+            place = (place + 1) & (size - 1)
+        keys[place] = values[n]
+        counts[place] += 1.0
+    return counts[counts > 0.0]
 
 
 @compiled
-def _of_sorted(values: Floats, aggregate: int, number: float, is_category: bool) -> float:
+def _of_all(values: Floats, aggregate: int, number: float, is_category: bool) -> float:
+    """The aggregates that look at every value."""
     n = len(values)
     if aggregate == a.QUANTILE:
         if n == 0:
             return np.nan
         place = number / 100.0 * (n - 1)
         low = min(int(place), n - 1)
-        high = min(low + 1, n - 1)
-        return values[low] + (place - low) * (values[high] - values[low])
+        parted = np.partition(values, low)
+        if low + 1 == n:
+            return parted[low]
+        return parted[low] + (place - low) * (parted[low + 1 :].min() - parted[low])
     if aggregate == a.TOP and not is_category:
-        return values[n - int(number)] if n >= number else np.nan
-    counts = _runs(values)
+        kth = n - int(number)
+        return np.partition(values, kth)[kth] if kth >= 0 else np.nan
+    counts = _counts(values)
     if aggregate == a.DISTINCT:
         return float(len(counts))
     if aggregate == a.TOP:
-        counts.sort()
-        return counts[len(counts) - int(number)] if len(counts) >= number else 0.0
+        kth = len(counts) - int(number)
+        return np.partition(counts, kth)[kth] if kth >= 0 else 0.0
     if n == 0:
         return np.nan
     entropy = 0.0
@@ -406,7 +414,7 @@ def _is_merged(aggregate: int) -> bool:
 
 
 @compiled
-def _is_sorted(aggregate: int) -> bool:
+def _is_of_all(aggregate: int) -> bool:
     return aggregate in (a.DISTINCT, a.ENTROPY, a.TOP, a.QUANTILE)
 
 
@@ -431,7 +439,7 @@ def _measure(
     _bounds(log, region, event, plan, layout, begins, ends)
     shift = region[SHIFT]
     merged_value, merged_begin, merged_end = -2, 0, 0
-    sorted_value, sorted_span = -2, -1
+    values_of, values_span = -2, -1
     values = found[:0]
     for n in range(len(plan.columns)):
         span, aggregate, value, decay, target = plan.columns[n]
@@ -455,12 +463,12 @@ def _measure(
                 _walk(log, shift, begin, merged_begin, value, layout, found)
                 merged_begin = begin
             features[target] = _of_found(aggregate, found, own[value])
-        elif _is_sorted(aggregate):
-            if value != sorted_value or span != sorted_span:
-                values = _sorted(log, begin, end, value, layout)
-                sorted_value, sorted_span = value, span
+        elif _is_of_all(aggregate):
+            if value != values_of or span != values_span:
+                values = _values(log, begin, end, value, layout)
+                values_of, values_span = value, span
             is_category = categories[value] != 0
-            features[target] = _of_sorted(values, aggregate, plan.numbers[n], is_category)
+            features[target] = _of_all(values, aggregate, plan.numbers[n], is_category)
         elif aggregate == a.OWN_SHARE:
             features[target] = _share(log, begin, end, value, own[value], layout)
         else:
