@@ -43,7 +43,7 @@ LONG = 64
 
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2**64 over the golden ratio: slots far apart in the index
 NEVER_MS = -(2**62)
-COUNTS, SUMS, SQUARES, LOWS, HIGHS = 0, 1, 2, 3, 4
+COUNTS, SUMS, SPREADS, LOWS, HIGHS = 0, 1, 2, 3, 4
 
 
 class Log(NamedTuple):
@@ -69,8 +69,8 @@ class Layout(NamedTuple):
 
     Attributes:
         first: Of the first value.
-        blocks: Of each value's count, sum, sum of squares, smallest and largest in the block;
-            (values, 5), -1 where nobody asks. Sums take two words.
+        blocks: Of each value's count, sum, sum of squared deviations, smallest and largest in the
+            block; (values, 5), -1 where nobody asks. A sum takes two words; deviations need it.
         gap: Of the block's longest time without an event, or -1.
         decays: Value (-1 counts events) and word of each decayed sum; its weight follows in the
             next word; (decays, 2).
@@ -133,13 +133,51 @@ def add_pairs(a: float, a_low: float, b: float, b_low: float) -> tuple[float, fl
 
 
 @compiled
-def square_of(x: float) -> tuple[float, float]:
-    """The rounded square and its exact error (Dekker's product)."""
-    square = x * x
+def _product_error(x: float, y: float) -> float:
+    """The exact error of the rounded ``x * y`` (Dekker's product)."""
+    product = x * y
     part = 134_217_729.0 * x  # 2**27 + 1
-    high = part - (part - x)
-    low = x - high
-    return square, ((high * high - square) + 2.0 * high * low) + low * low
+    x_high = part - (part - x)
+    x_low = x - x_high
+    part = 134_217_729.0 * y
+    y_high = part - (part - y)
+    y_low = y - y_high
+    return ((x_high * y_high - product) + x_high * y_low + x_low * y_high) + x_low * y_low
+
+
+@compiled
+def mean_of(total: float, low: float, n: float) -> tuple[float, float]:
+    """A pair of doubles divided by a whole number, as a pair."""
+    mean = (total + low) / n
+    rest = (total - mean * n) + (low - _product_error(mean, n))
+    return mean, rest / n
+
+
+@compiled
+def merged_spread(
+    spread_a: float,
+    n_a: float,
+    total_a: float,
+    low_a: float,
+    spread_b: float,
+    n_b: float,
+    total_b: float,
+    low_b: float,
+) -> float:
+    """The sum of squared deviations of two groups together, from each one's own, count and sum.
+
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances" (1979): nothing is subtracted but the means, which are pairs of doubles.
+    """
+    if n_a == 0.0:
+        return spread_b
+    if n_b == 0.0:
+        return spread_a
+    mean_a, rest_a = mean_of(total_a, low_a, n_a)
+    mean_b, rest_b = mean_of(total_b, low_b, n_b)
+    apart, error = two_sum(mean_a, -mean_b)
+    apart += error + (rest_a - rest_b)
+    return spread_a + spread_b + apart * apart * (n_a * n_b / (n_a + n_b))
 
 
 @compiled
@@ -234,9 +272,8 @@ def _start_block(log: Log, row: int, layout: Layout) -> None:
         word = words[SUMS]
         if word >= 0:
             floats[row, word], floats[row, word + 1] = x if is_there else 0.0, 0.0
-        word = words[SQUARES]
-        if word >= 0:
-            floats[row, word], floats[row, word + 1] = square_of(x if is_there else 0.0)
+        if words[SPREADS] >= 0:
+            floats[row, words[SPREADS]] = 0.0
         if words[LOWS] >= 0:
             floats[row, words[LOWS]] = x if is_there else np.inf
         if words[HIGHS] >= 0:
@@ -252,23 +289,32 @@ def _start_block(log: Log, row: int, layout: Layout) -> None:
 
 
 @compiled
-def _merge_block(log: Log, row: int, child: int, layout: Layout) -> None:
-    """Add an earlier block to that of ``row``."""
+def _merge_block(log: Log, row: int, child: int, size: int, layout: Layout) -> None:
+    """Add an earlier block to that of ``row``; both have ``size`` entries."""
     ints, floats = log.ints, log.floats
     for value in range(len(layout.blocks)):
         words = layout.blocks[value]
-        word = words[COUNTS]
+        word, count = words[SUMS], words[COUNTS]
+        if words[SPREADS] >= 0:
+            floats[row, words[SPREADS]] = merged_spread(
+                floats[row, words[SPREADS]],
+                ints[row, count] if count >= 0 else size,
+                floats[row, word],
+                floats[row, word + 1],
+                floats[child, words[SPREADS]],
+                ints[child, count] if count >= 0 else size,
+                floats[child, word],
+                floats[child, word + 1],
+            )
+        if count >= 0:
+            ints[row, count] += ints[child, count]
         if word >= 0:
-            ints[row, word] += ints[child, word]
-        for kind in (SUMS, SQUARES):
-            word = words[kind]
-            if word >= 0:
-                floats[row, word], floats[row, word + 1] = add_pairs(
-                    floats[row, word],
-                    floats[row, word + 1],
-                    floats[child, word],
-                    floats[child, word + 1],
-                )
+            floats[row, word], floats[row, word + 1] = add_pairs(
+                floats[row, word],
+                floats[row, word + 1],
+                floats[child, word],
+                floats[child, word + 1],
+            )
         word = words[LOWS]
         if word >= 0 and floats[child, word] < floats[row, word]:
             floats[row, word] = floats[child, word]
@@ -294,7 +340,7 @@ def make_block(log: Log, region: Ints, row: int, layout: Layout) -> None:
     low = number & -number
     child, size = row - 1, 1
     while size < low and child > region[START]:
-        _merge_block(log, row, child, layout)
+        _merge_block(log, row, child, size, layout)
         child -= size
         size <<= 1
 

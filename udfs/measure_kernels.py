@@ -26,14 +26,14 @@ from udfs.log_kernels import (
     insert,
     last_at,
     make_room,
+    mean_of,
+    merged_spread,
     seen_before,
-    square_of,
 )
 
 BY_TIME, BY_EVENTS, BY_SESSION = 0, 1, 2
 EARTH_RADIUS_KM = 6_371.0088  # as udfs.expressions
 NO_ROW = -1
-_NO_VARIANCE = 2.0**-98  # of the sum of squares; less is what the pairs of doubles have rounded
 
 
 class Plan(NamedTuple):
@@ -136,80 +136,44 @@ def _count(log: Log, shift: int, begin: int, end: int, value: int, layout: Layou
 def _walk(
     log: Log, shift: int, begin: int, end: int, value: int, layout: Layout, found: Floats
 ) -> None:
-    """Add the entries after ``begin`` up to ``end`` to ``found``: count, sum, squares, extremes."""
+    """Add the entries after ``begin`` up to ``end`` to ``found``.
+
+    Which is their count, sum (two words), squared deviations, smallest and largest.
+    """
     floats = log.floats
     words = layout.blocks[value]
-    count, sums, squares, lows, highs = words
-    if count < 0:
+    count, sums, spreads, lows, highs = words
+    if count < 0 and sums < 0 and lows < 0 and highs < 0:
         found[0] += end - begin
-        if sums < 0 and lows < 0 and highs < 0:
-            return
+        return
     row = end
     while row > begin:
         low = (row + shift) & -(row + shift)
-        if row - low >= begin:
-            if count >= 0:
-                found[0] += log.ints[row, count]
-            if sums >= 0:
-                found[1], found[2] = add_pairs(
-                    found[1], found[2], floats[row, sums], floats[row, sums + 1]
-                )
-            if squares >= 0:
-                found[3], found[4] = add_pairs(
-                    found[3], found[4], floats[row, squares], floats[row, squares + 1]
-                )
-            if lows >= 0:
-                found[5] = min(found[5], floats[row, lows])
-            if highs >= 0:
-                found[6] = max(found[6], floats[row, highs])
-            row -= low
-            continue
         x = floats[row, layout.first + value]
-        if x == x:
-            if count >= 0:
-                found[0] += 1.0
+        total, rest, spread, smallest, largest = x, 0.0, 0.0, x, x
+        n = 1.0 if x == x else 0.0
+        if row - low >= begin:
+            n = float(log.ints[row, count]) if count >= 0 else float(low)
             if sums >= 0:
-                found[1], found[2] = add_pairs(found[1], found[2], x, 0.0)
-            if squares >= 0:
-                square, error = square_of(x)
-                found[3], found[4] = add_pairs(found[3], found[4], square, error)
-            found[5] = min(found[5], x)
-            found[6] = max(found[6], x)
-        row -= 1
-
-
-@compiled
-def _variance(found: Floats) -> float:
-    """Sample variance from count, sum and sum of squares."""
-    n = found[0]
-    if n < 2.0:
-        return np.nan
-    # sum * sum / n as a pair, so that the difference keeps the squares' own precision.
-    mean = (found[1] + found[2]) / n
-    rest, rest_low = add_pairs(found[1], found[2], -mean * n, -_product_error(mean, n))
-    # squares - n * mean**2 - 2 * mean * rest - rest**2 / n, with sum = n * mean + rest
-    square, error = square_of(mean)
-    high = square * n
-    if not high < np.inf or not found[3] < np.inf:
-        return np.nan  # beyond 1e154 a square is no double
-    low = _product_error(square, n) + error * n
-    total, total_low = add_pairs(found[3], found[4], -high, -low)
-    twice = 2.0 * mean * (rest + rest_low)
-    deviations = (total + total_low) - twice - rest * rest / n
-    return deviations / (n - 1.0) if deviations > _NO_VARIANCE * found[3] else 0.0
-
-
-@compiled
-def _product_error(x: float, y: float) -> float:
-    """The exact error of the rounded ``x * y`` (Dekker's product)."""
-    product = x * y
-    part = 134_217_729.0 * x
-    x_high = part - (part - x)
-    x_low = x - x_high
-    part = 134_217_729.0 * y
-    y_high = part - (part - y)
-    y_low = y - y_high
-    return ((x_high * y_high - product) + x_high * y_low + x_low * y_high) + x_low * y_low
+                total, rest = floats[row, sums], floats[row, sums + 1]
+            if spreads >= 0:
+                spread = floats[row, spreads]
+            if lows >= 0:
+                smallest = floats[row, lows]
+            if highs >= 0:
+                largest = floats[row, highs]
+            row -= low
+        else:
+            row -= 1
+        if n == 0.0:
+            continue
+        if spreads >= 0:
+            found[3] = merged_spread(found[3], found[0], found[1], found[2], spread, n, total, rest)
+        found[0] += n
+        if sums >= 0:
+            found[1], found[2] = add_pairs(found[1], found[2], total, rest)
+        found[4] = min(found[4], smallest)
+        found[5] = max(found[5], largest)
 
 
 @compiled
@@ -369,26 +333,27 @@ def _of_found(aggregate: int, found: Floats, own: float) -> float:
     n = found[0]
     if aggregate == a.COUNT:
         return n
-    total = found[1] + found[2]
     if aggregate == a.SUM:
-        return total
+        return found[1] + found[2]
     if n == 0.0:
         return np.nan
-    if aggregate == a.MEAN:
-        return total / n
     if aggregate == a.MIN:
-        return found[5]
+        return found[4]
     if aggregate == a.MAX:
-        return found[6]
+        return found[5]
+    mean, rest = mean_of(found[1], found[2], n)
+    if aggregate == a.MEAN:
+        return mean + rest
     if aggregate == a.RATIO_TO_MEAN:
-        ratio = own / (total / n) if total != 0.0 else np.nan
+        ratio = own / (mean + rest) if mean != 0.0 else np.nan
         return ratio if abs(ratio) < np.inf else np.nan
+    variance = found[3] / (n - 1.0) if n > 1.0 and found[3] < np.inf else np.nan
     if aggregate == a.VARIANCE:
-        return _variance(found)
-    deviation = np.sqrt(_variance(found))
+        return variance
+    deviation = np.sqrt(variance)
     if aggregate == a.STD:
         return deviation
-    return (own - total / n) / deviation if deviation > 0.0 else np.nan
+    return ((own - mean) - rest) / deviation if deviation > 0.0 else np.nan
 
 
 @compiled
@@ -456,8 +421,8 @@ def _measure(
             features[target] = end - begin
         elif _is_merged(aggregate):
             if value != merged_value or end != merged_end or begin > merged_begin:
-                found[:5] = 0.0
-                found[5], found[6] = np.inf, -np.inf
+                found[:4] = 0.0
+                found[4], found[5] = np.inf, -np.inf
                 merged_value, merged_begin, merged_end = value, end, end
             if begin < merged_begin:
                 _walk(log, shift, begin, merged_begin, value, layout, found)
@@ -508,7 +473,7 @@ def observe(
         How many are done: if not all, the array or the index is full; grow it and go on.
     """
     spans = len(plan.kinds)
-    begins, ends, found = np.empty(spans, np.int64), np.empty(spans, np.int64), np.empty(7)
+    begins, ends, found = np.empty(spans, np.int64), np.empty(spans, np.int64), np.empty(6)
     while n < len(rows.slots):
         region = log.regions[rows.slots[n]]
         if plan.dedupe_ms > 0:
@@ -557,7 +522,7 @@ def measure(
 ) -> None:
     """Measure the windows of events that are not entries themselves; arguments as ``observe``."""
     spans, own = len(plan.kinds), np.full(len(layout.blocks), np.nan)
-    begins, ends, found = np.empty(spans, np.int64), np.empty(spans, np.int64), np.empty(7)
+    begins, ends, found = np.empty(spans, np.int64), np.empty(spans, np.int64), np.empty(6)
     for n in range(len(slots)):
         region = log.regions[slots[n]]
         event = _Event(times[n], NO_ROW, lows[n], highs[n])

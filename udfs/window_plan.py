@@ -21,14 +21,13 @@ _BLOCKS = {
     a.SUM: (log.SUMS,),
     a.MEAN: (log.SUMS,),
     a.RATIO_TO_MEAN: (log.SUMS,),
-    a.VARIANCE: (log.SUMS, log.SQUARES),
-    a.STD: (log.SUMS, log.SQUARES),
-    a.ZSCORE: (log.SUMS, log.SQUARES),
+    a.VARIANCE: (log.SUMS, log.SPREADS),
+    a.STD: (log.SUMS, log.SPREADS),
+    a.ZSCORE: (log.SUMS, log.SPREADS),
     a.MIN: (log.LOWS,),
     a.MAX: (log.HIGHS,),
 }
 _KINDS = 5
-_TWO_WORDS = (log.SUMS, log.SQUARES)
 
 
 class WindowPlan:
@@ -104,7 +103,7 @@ class WindowPlan:
         } | {(value, log.COUNTS) for value, can_lack in enumerate(nullable) if can_lack}
         for value, kind in sorted(needed):
             blocks[value, kind] = word
-            word += 2 if kind in _TWO_WORDS else 1
+            word += 2 if kind == log.SUMS else 1
         gap = -1
         if any(span.kind == "session" for span, _ in self._spans):
             gap, word = word, word + 1
