@@ -40,7 +40,11 @@ class _StoreProcess:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(
@@ -90,6 +94,7 @@ class RedisProcess(_StoreProcess):
     def __init__(self) -> None:
         if shutil.which("redis-server") is None:
             pytest.skip("no redis-server: apt-get install redis-server")
+        self._redis = pytest.importorskip("redis", reason="no client: make setup EXTRA=redis")
         super().__init__()
 
     @property
@@ -110,8 +115,7 @@ class RedisProcess(_StoreProcess):
                 return False
 
     def client(self) -> Any:
-        redis = pytest.importorskip("redis")
-        return redis.Redis.from_url(self.url)
+        return self._redis.Redis.from_url(self.url)
 
 
 class PostgresProcess(_StoreProcess):
@@ -119,6 +123,8 @@ class PostgresProcess(_StoreProcess):
 
     def __init__(self) -> None:
         self._bin = _postgres_bin()
+        reason = "no client: make setup EXTRA=postgres"
+        self._psycopg = pytest.importorskip("psycopg", reason=reason)
         super().__init__()
         if os.getuid() == 0:  # which PostgreSQL refuses to run as
             self.user = "postgres"
@@ -151,16 +157,14 @@ class PostgresProcess(_StoreProcess):
         psutil.wait_procs(backends, _STOP_S)
 
     def answers(self) -> bool:
-        psycopg = pytest.importorskip("psycopg")
         try:
-            psycopg.connect(self.dsn, connect_timeout=2).close()
-        except psycopg.OperationalError:
+            self._psycopg.connect(self.dsn, connect_timeout=2).close()
+        except self._psycopg.OperationalError:
             return False
         return True
 
     def run(self, *statements: str) -> None:
-        psycopg = pytest.importorskip("psycopg")
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
+        with self._psycopg.connect(self.dsn, autocommit=True) as connection:
             for statement in statements:
                 connection.execute(statement)
 
