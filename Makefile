@@ -83,10 +83,25 @@ $(DONE)/extra-torch: $(DONE)/packages conf/requirements-torch.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-torch.lock
 	@touch $@
 
-$(DONE)/extra-%:
-	@echo "no extra named $*: there are mlflow, onnx, s3, tensorflow, torch, tracing" >&2; exit 2
+$(DONE)/extra-redis: $(DONE)/packages conf/requirements-redis.lock
+	@echo "installing Redis's client"
+	@$(INSTALL) --require-hashes -r conf/requirements-redis.lock
+	@touch $@
 
-$(DONE)/dev: $(DONE)/project conf/requirements-dev.lock
+$(DONE)/extra-postgres: $(DONE)/packages conf/requirements-postgres.lock
+	@echo "installing psycopg"
+	@$(INSTALL) --require-hashes -r conf/requirements-postgres.lock
+	@touch $@
+
+$(DONE)/extra-feast: $(DONE)/packages conf/requirements-feast.lock
+	@echo "installing Feast"
+	@$(INSTALL) --require-hashes -r conf/requirements-feast.lock
+	@touch $@
+
+$(DONE)/extra-%: ; @echo "no extra named $*: there are feast, mlflow, onnx, postgres," \
+	"redis, s3, tensorflow, torch, tracing" >&2; exit 2
+
+$(DONE)/dev: $(DONE)/project $(DONE)/extra-redis $(DONE)/extra-postgres conf/requirements-dev.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-dev.lock
 	@touch $@
 
@@ -142,7 +157,8 @@ clean: ## Stop the local stack and remove .venv/ and build/
 	@if [ -x $(BIN)/streamscore ]; then $(BIN)/streamscore stack down; fi
 	@rm -rf $(VENV) build *.egg-info
 
-# No index is named in a lock, and no path of the machine that made it.
+# No index is named in a lock, and no path of the machine that made it. Redis's client is locked
+# without pyproject.toml, whose override keeps it from coming along with apache-beam.
 COMPILE = $(UV) pip compile --quiet --generate-hashes --python-version 3.11 \
 	--python-platform linux --custom-compile-command "make lock"
 # What PyTorch's own libraries are not linked to.
@@ -160,6 +176,11 @@ lock: setup
 		-o conf/requirements-mlflow.lock
 	@$(COMPILE) conf/requirements-torch.in -c conf/requirements.lock $(NO_GPU:%=--no-emit-package %) \
 		-o conf/requirements-torch.lock
+	@$(COMPILE) conf/requirements-postgres.in -c conf/requirements.lock \
+		-o conf/requirements-postgres.lock
+	@$(COMPILE) conf/requirements-feast.in -c conf/requirements.lock -o conf/requirements-feast.lock
+	@$(COMPILE) --no-config conf/requirements-redis.in -c conf/requirements.lock \
+		-o conf/requirements-redis.lock
 	@$(COMPILE) conf/requirements-server.in -c conf/requirements.lock \
 		-c conf/requirements-onnx.lock -o conf/requirements-server.lock
 	@for peer in mlflow mlserver tensorflow; do \

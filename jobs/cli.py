@@ -437,7 +437,9 @@ def stack_up(config: Config = _CONFIG) -> None:
 
     settings = _settings(config)
     with spinner("starting the stack") as progress:
-        state = stack.up(settings.kafka.bootstrap_servers, settings.topics, progress)
+        tables = [table.topic for table in settings.tables if table.topic]
+        kafka, topics = settings.kafka, settings.topics
+        state = stack.up(kafka.bootstrap_servers, topics, progress, tables=tables)
     console.print(f"Kafka runs at [bold]{state.bootstrap}[/], process {state.pid}")
 
 

@@ -15,6 +15,7 @@ from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
 from jobs import keyed, sinks, sources
+from jobs.enrichment import lookups_of, tables_of
 from jobs.settings import ModelTlsSettings, Settings
 from jobs.settings_file import SettingsError
 from model_server.breaker import BreakerOptions
@@ -108,6 +109,7 @@ def _stages(
             settings.flink.cached_entries,
             settings.flink.journal_events,
             scoring if last else None,
+            **({} if number else {"tables": tables_of(settings)}),
         )
         if number and settings.labels is not None and key == settings.labels.key:
             stream = stream.union(_labels(tables, settings, labels))
@@ -274,7 +276,7 @@ def _model(settings: Settings) -> ModelVersion:
 def _scoring(settings: Settings, model: ModelVersion) -> Scoring:
     output = _output(settings, model)
     if settings.model.embedded:
-        return EmbeddedScoring(model.path, settings.model.name, output)
+        return EmbeddedScoring(model.path, settings.model.name, output, lookups_of(settings))
     return ServedScoring(
         _client_options(settings),
         output,
@@ -282,6 +284,7 @@ def _scoring(settings: Settings, model: ModelVersion) -> Scoring:
         settings.model.calls_in_flight,
         settings.model.rollout.absolute() if settings.model.rollout else None,
         model.path,
+        lookups_of(settings),
     )
 
 
@@ -289,7 +292,11 @@ def _output(settings: Settings, model: ModelVersion) -> Output:
     schema = settings.schema_
     return Output(
         writer=RecordWriter(
-            settings.topics.events, schema.columns, schema.stages, settings.alerts.threshold
+            settings.topics.events,
+            schema.columns,
+            schema.stages,
+            settings.alerts.threshold,
+            bool(schema.lookups),
         ),
         preparation=Preparation.load(model.path),
         fallback_score=settings.model.fallback_score,

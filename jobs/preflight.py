@@ -11,6 +11,7 @@ from jobs.settings import Settings
 from jobs.stack import HOST, topic_partitions
 from model_server.errors import RepositoryError
 from model_server.repository import find_version
+from udfs.stores import MissingClient, store_of
 
 _CONNECT_S = 1.0
 _KAFKA_S = 5.0
@@ -30,13 +31,15 @@ def check(settings: Settings, conf: Path) -> list[str]:
         NotReadyError: the job cannot run.
     """
     _check_model(settings, conf)
-    _check_topics(settings, conf)
+    _check_clients(settings)
+    warnings = _check_topics(settings, conf)
     servers = settings.model.server.split(",")
     if settings.model.embedded or any(_answers(server.strip()) for server in servers):
-        return []
+        return warnings
     return [
+        *warnings,
         f"no model server answers at {settings.model.server}: predictions will be the fallback "
-        f"score until one does; start it with: streamscore serve --config {conf}"
+        f"score until one does; start it with: streamscore serve --config {conf}",
     ]
 
 
@@ -49,10 +52,18 @@ def _check_model(settings: Settings, conf: Path) -> None:
         raise NotReadyError(f"no model: {exc}", fix) from exc
 
 
-def _check_topics(settings: Settings, conf: Path) -> None:
+def _check_clients(settings: Settings) -> None:
+    for lookup in settings.lookups:
+        try:
+            store_of(lookup)
+        except MissingClient as exc:
+            raise NotReadyError(exc.problem, exc.fix) from exc
+
+
+def _check_topics(settings: Settings, conf: Path) -> list[str]:
     kafka, topics = settings.kafka, settings.topics
     if kafka.properties:
-        return  # names and values are the Java client's: ours cannot log in with them
+        return []  # names and values are the Java client's: ours cannot log in with them
     is_local = kafka.bootstrap_servers.startswith((f"{HOST}:", "localhost:"))
     make = f"streamscore stack up --config {conf}"
     try:
@@ -66,6 +77,11 @@ def _check_topics(settings: Settings, conf: Path) -> None:
         word = "topics are" if len(missing) > 1 else "topic is"
         fix = make if is_local else "make them, or correct topics in the settings"
         raise NotReadyError(f"{word} missing: {', '.join(missing)}", fix)
+    return [
+        f"table {table.name!r} has no topic {table.topic} yet: no event is scored before it has"
+        for table in settings.tables
+        if table.topic and table.topic not in found
+    ]
 
 
 def _answers(address: str) -> bool:

@@ -16,6 +16,7 @@ from jobs import settings_file
 from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.buckets import DEFAULT_MAX_PARALLELISM
+from udfs.enrichment_spec import LookupSpec, TableSpec
 from udfs.event_spec import EventSpec, LabelSpec
 from udfs.feature_spec import FeatureSpec
 from udfs.settings_types import DurationMs, Mistake, Strict, as_python
@@ -25,7 +26,7 @@ _HOST_PORT = re.compile(r"[^\s,]+:\d{1,5}")
 
 
 _EXAMPLE = "conf/fraud.yaml"
-_WITH_SECRETS = ("kafka", "flink", "model")
+_WITH_SECRETS = ("kafka", "flink", "model", "lookups")
 """Sections in which secrets can be, among free properties or as a token."""
 
 
@@ -53,6 +54,10 @@ class KafkaSettings(Strict):
     stop_at_end: bool = Field(False, description="end at the offsets seen at start (a backfill)")
     properties: dict[str, str] = Field(
         default_factory=dict, description="passed to the Kafka clients, e.g. security.protocol"
+    )
+    table_properties: dict[str, str] = Field(
+        default_factory=dict,
+        description="the same for what reads tables' topics, by librdkafka's names",
     )
 
 
@@ -215,6 +220,10 @@ class Settings(Strict):
     event: EventSpec = Field(description="schema of an event")
     labels: LabelSpec | None = Field(None, description="schema of a late label")
     features: FeatureSpec = Field(description="what the model gets to see")
+    tables: tuple[TableSpec, ...] = Field((), description="reference tables joined to events")
+    lookups: tuple[LookupSpec, ...] = Field(
+        (), description="stores that are asked for features before the model is called"
+    )
     model: ModelSettings = Field(default_factory=lambda: ModelSettings(), description="the model")
     alerts: AlertSettings = Field(default_factory=lambda: AlertSettings(), description="alerts")
     batch: BatchSettings = Field(default_factory=lambda: BatchSettings(), description="batches")
@@ -226,13 +235,17 @@ class Settings(Strict):
     @property
     def schema_(self) -> Schema:
         """Events, labels and features, checked against each other."""
-        return Schema(event=self.event, key=self.key, labels=self.labels, features=self.features)
+        return Schema(**{name: getattr(self, name) for name in Schema.model_fields})
 
     @property
     def features_hash(self) -> str:
         """SHA-256 of all that decides a feature's value; a model carries that of its training."""
         schema = as_python(self.schema_)
         schema["event"]["fields"].sort(key=lambda field: field["name"])
+        for name, specs in (("tables", self.tables), ("lookups", self.lookups)):
+            schema[name] = [spec.identity for spec in specs]
+            if not specs:  # what it was before there were any
+                del schema[name]
         return hashlib.sha256(orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def mistakes(self) -> Iterator[Mistake]:
@@ -252,6 +265,8 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     if "model" in sections and sections["model"].embedded and sections["model"].rollout:
         message = "an embedded model has no rollout: set model.embedded to false"
         yield Mistake(("model", "rollout"), message)
+    if sections.keys() >= {"lookups", "model"} and not sections["model"].embedded:
+        yield from _no_time_left(sections["lookups"], sections["model"].deadline)
     if "topics" in sections:
         yield from _loops(sections["topics"])
     if sections.keys() >= {"flink", "batch"}:
@@ -259,6 +274,13 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         if parallelism > buckets:
             message = f"{parallelism} is more than batch.buckets {buckets}: the rest would idle"
             yield Mistake(("flink", "parallelism"), message)
+
+
+def _no_time_left(lookups: tuple[LookupSpec, ...], deadline_ms: int) -> Iterator[Mistake]:
+    for n, lookup in enumerate(lookups):
+        if lookup.deadline >= deadline_ms:
+            message = f"must be below model.deadline, {deadline_ms}ms: the model needs the rest"
+            yield Mistake(("lookups", n, "deadline"), message)
 
 
 def _loops(topics: TopicSettings) -> Iterator[Mistake]:
@@ -317,10 +339,15 @@ def _sound(document: dict[str, Any]) -> dict[str, Any]:
 def masked(settings: Settings) -> dict[str, Any]:
     """The settings as plain types with the secrets' values hidden, to be shown."""
     document = settings.model_dump(mode="json")
-    for free in (document["kafka"]["properties"], document["flink"]["options"]):
+    kafka = document["kafka"]
+    for free in (kafka["properties"], kafka["table_properties"], document["flink"]["options"]):
         free.update({name: settings_file.MASK for name in free if SECRET.search(name)})
     if document["model"]["token"]:
         document["model"]["token"] = settings_file.MASK
+    for lookup in document["lookups"]:
+        store = lookup["redis"] or lookup["postgres"]
+        if store and store["password"]:
+            store["password"] = settings_file.MASK
     return document
 
 

@@ -193,6 +193,9 @@ def _literal_secrets(
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _literal_secrets(value, sections, (*path, str(key)))
+    elif isinstance(node, list):
+        for n, value in enumerate(node):
+            yield from _literal_secrets(value, sections, (*path, n))
     elif node and isinstance(node, str) and path[0] in sections and SECRET.search(_dotted(path)):
         variables = list(_VARIABLE.finditer(node))
         if not variables or any(match[2] for match in variables):

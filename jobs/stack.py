@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -339,13 +339,18 @@ class KafkaBroker:
 
 
 def up(
-    bootstrap: str, topics: TopicSettings, progress: Progress = silent, folder: Path = STACK
+    bootstrap: str,
+    topics: TopicSettings,
+    progress: Progress = silent,
+    folder: Path = STACK,
+    tables: Sequence[str] = (),
 ) -> BrokerState:
     """Bring the local broker up with a job's topics; does only what is left to do.
 
     Args:
         bootstrap: host:port it is to have, of this machine.
         topics: The topics to make.
+        tables: Topics of reference tables, to be made as compacted ones.
         progress: Called with one line per step.
         folder: The broker's folder.
 
@@ -364,6 +369,8 @@ def up(
         )
     progress("making topics")
     create_topics(started, partitions_of(topics))
+    compacted = dict.fromkeys(tables, topics.partitions)
+    create_topics(started, compacted, {"cleanup.policy": "compact"})
     state = broker.status()
     if state is None:
         raise StackError("Kafka ended", f"see {broker.log}")

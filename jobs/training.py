@@ -23,6 +23,7 @@ import orjson
 import pandas as pd
 import xgboost
 
+from jobs.enrichment import tables_of
 from jobs.environment import NotReadyError
 from jobs.metrics import average_precision, decide, roc_auc
 from jobs.settings import Settings
@@ -42,6 +43,7 @@ from udfs.offline import (
 )
 from udfs.preparation import Preparation
 from udfs.spec import Schema
+from udfs.table_readers import TableError
 
 METRICS_FILE = "metrics.json"
 SHOWN_FEATURES = 15
@@ -103,7 +105,7 @@ def train(settings: Settings, frame: pd.DataFrame, progress: Progress = silent) 
     clock = _Clock()
     labels = _labels(settings, frame)
     with clock.of("features"):
-        prepared = _prepare(settings.schema_, frame, labels, progress)
+        prepared = _prepare(settings, frame, labels, progress)
     part, rest = _split(prepared.rows, settings.training.train_fraction)
     schema = settings.schema_
     with clock.of("preparation"):
@@ -142,15 +144,18 @@ def _labels(settings: Settings, frame: pd.DataFrame) -> FloatArray:
 
 
 def _prepare(
-    schema: Schema, frame: pd.DataFrame, labels: FloatArray, progress: Progress
+    settings: Settings, frame: pd.DataFrame, labels: FloatArray, progress: Progress
 ) -> _Prepared:
+    schema = settings.schema_
     try:
-        history = history_of(schema, frame, progress)
+        history = history_of(schema, frame, progress, tables_of(settings))
         events = history.events
         known = labels[history.table_rows]
         computed = features_of(schema, events, labels_of(schema, events, known), progress)
     except HistoryError as exc:
         raise TrainingError(str(exc), "correct the data, or the settings' event section") from exc
+    except TableError as exc:
+        raise TrainingError(str(exc), "make the table's topic or file, then train again") from exc
     labelled = ~np.isnan(known[computed.rows])
     at = computed.rows[labelled]
     rows = Rows(computed.features[labelled], known[at], events.times[at])

@@ -199,11 +199,14 @@ class PredictClient:
         """State of the circuit breaker, a number fit for a gauge; any thread may read it."""
         return self._breaker.state if len(self._endpoints) == 1 else self._endpoints.breaker_state
 
-    async def predict(self, rows: npt.NDArray[np.float32]) -> Scores:
+    async def predict(
+        self, rows: npt.NDArray[np.float32], *, deadline_ms: float | None = None
+    ) -> Scores:
         """Score a batch.
 
         Args:
             rows: float32 (n, F); other numbers are cast.
+            deadline_ms: What was left of the deadline by others; the options' own when None.
 
         Returns:
             One score per row, in the rows' order, and the model that made them.
@@ -219,7 +222,7 @@ class PredictClient:
             name, version = protocol.served_by(response)
             return Scores(_check_scores(values, len(rows)), name, version)
 
-        return await self._call(protocol.predict, request, decode)
+        return await self._call(protocol.predict, request, decode, deadline_ms)
 
     async def explain(
         self, rows: npt.NDArray[np.float32], *, deadline_ms: float | None = None

@@ -133,15 +133,22 @@ class Arms:
         rows = np.flatnonzero(active.rollout.in_shadow(batch.keys))
         return (active.shadow, batch.select(rows)) if len(rows) else None
 
-    async def predict(self, arm: Arm, matrix: npt.NDArray[np.float32]) -> Scores:
+    async def predict(
+        self, arm: Arm, matrix: npt.NDArray[np.float32], deadline_ms: float | None = None
+    ) -> Scores:
         """Score rows by an arm, and judge the canary by how that went.
+
+        Args:
+            arm: Whose client asks.
+            matrix: float32 (n, columns).
+            deadline_ms: What is left of the arm's deadline; all of it when None.
 
         Raises:
             PredictError: One of its subclasses.
         """
         active, begun_s = self._active, self._clock()
         try:
-            scores = await arm.client.predict(matrix)
+            scores = await arm.client.predict(matrix, deadline_ms=deadline_ms)
         except PredictError:
             self._judge(active, arm, len(matrix), None, begun_s)
             raise

@@ -21,13 +21,16 @@ class FeatureBatch:
         raw: The records' bytes.
         positions: Partition, offset, Kafka time in ms; int64 (n, 3).
         times: Event times in epoch ms; int64 (n,).
-        entities: The entities of later stages, by the stage's name.
+        entities: The entities of later stages by the stage's name, the keys of look-ups by the
+            field's; None where the event has none to look up.
         values: The series that later stages keep, and the fields that formulas read, by name.
         features: The features so far, float64 (n, columns); NaN is missing.
         order: Place in each stage's order of arrival, int64 (n, stages so far).
         late: Which events came too late for exact features, bool (n,).
         dead_letters: Key and JSON text of records refused on the way.
         duplicates: Key and JSON text of records dropped as duplicates.
+        lookup_fallbacks: Names in JSON, commas between, of the look-ups that gave an event no
+            answer; empty before they are asked.
     """
 
     keys: list[str]
@@ -42,6 +45,7 @@ class FeatureBatch:
     late: npt.NDArray[np.bool_]
     dead_letters: list[tuple[str, bytes]] = field(default_factory=list)
     duplicates: list[tuple[str, bytes]] = field(default_factory=list)
+    lookup_fallbacks: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,6 +86,7 @@ class FeatureBatch:
             features=self.features[at],
             order=self.order[at],
             late=self.late[at],
+            lookup_fallbacks=[self.lookup_fallbacks[i] for i in rows if self.lookup_fallbacks],
         )
 
     def with_stage(

@@ -11,12 +11,13 @@ from pydantic import Field
 
 from udfs.settings_types import DurationMs, Mistake, Strict, UtcDatetime, doubles
 
-_PYTHON_TYPES: dict[str, tuple[type, ...]] = {
+PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "float": (float, int),
     "int": (int,),
     "bool": (bool,),
 }
+"""What JSON's values of a declared type are in Python."""
 
 
 class FieldSpec(Strict):
@@ -58,7 +59,7 @@ class FieldSpec(Strict):
         what = f"field {self.name!r}"
         if self.required:
             yield Mistake(("default",), f"{what} is required: a default would never be used")
-        if type(default) not in _PYTHON_TYPES[self.type]:
+        if type(default) not in PYTHON_TYPES[self.type]:
             yield Mistake(("default",), f"{what}: default {default!r} is not a {self.type}")
         elif not isinstance(default, str) and not (
             math.isfinite(default) and self._low <= default <= self._high

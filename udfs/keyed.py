@@ -239,10 +239,10 @@ def _plan(schema: Schema, name: str, stream: Stream) -> WindowPlan:
     return WindowPlan(
         windows,
         series,
-        SeriesReader(schema.event, series).nullable
+        SeriesReader(schema.known, series).nullable
         if stream == "events"
         else [False] * len(series),
-        frozenset(f.name for f in schema.event.fields if not f.is_numeric),
+        frozenset(f.name for f in schema.known.fields if not f.is_numeric),
         identified=dedupes or stream == "labels",
         horizon_ms=schema.horizon_ms(name, stream),
         lateness_ms=schema.event.time.allowed_lateness,
@@ -264,7 +264,7 @@ class StageInputs:
     def __init__(self, schema: Schema) -> None:
         self._later = {stage: schema.fields_of(stage) for stage in schema.stages[1:]}
         series = dict.fromkeys(s for name in schema.stages for s in KeyedStage(schema, name).series)
-        self._reader = SeriesReader(schema.event, tuple(series))
+        self._reader = SeriesReader(schema.known, tuple(series))
         self._fields = FormulaColumns(schema).fields
         self.stages = tuple(self._later)
         self.names = (*self._fields, *(s.name for s in self._reader.series))

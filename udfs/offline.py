@@ -30,12 +30,15 @@ from udfs.events import (
 from udfs.expressions import evaluate
 from udfs.keyed import FormulaColumns, Identities, KeyedStage, StageInputs, StageState
 from udfs.spec import Schema
+from udfs.table_readers import Tables
 
 CHUNK_ROWS = 2_048
 """Rows per call of a stage; the features do not depend on it."""
 
 _DECODE_ROWS = 4_096
 _NO_KAFKA_TIME_MS = 1 << 62  # later than any event: nothing is too far in the future
+
+NO_TABLES = Tables()
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and which part of that, 0 to 1, is done."""
@@ -85,20 +88,39 @@ def silent(_step: str, _done: float) -> None:
     """A progress callback that shows nothing."""
 
 
-def history_of(schema: Schema, frame: pd.DataFrame, progress: Progress = silent) -> History:
+def history_of(
+    schema: Schema,
+    frame: pd.DataFrame,
+    progress: Progress = silent,
+    tables: Tables = NO_TABLES,
+) -> History:
     """Read a table as the live job reads its topic.
 
     Columns that the schema does not name are ignored. A missing value (NaN, None, NaT, pandas' NA)
     is a JSON null. The column of an optional field may be absent: all its values are missing then.
+    So are a look-up's, whose column has the feature's name: what a store said at an event's time
+    is known from the predictions of then, and from nowhere else.
 
     Args:
         schema: The job's schema.
         frame: One row per event, columns named as the event's fields.
         progress: Shown while it is read.
+        tables: The schema's reference tables; read to their present end and joined.
 
     Raises:
         HistoryError: the column of a required field is absent, or the job would accept no row.
+        TableError: a table could not be loaded.
     """
+    joined = tables.open()
+    try:
+        history = _history_of(schema, frame, progress)
+        events = _with_lookups(schema, joined.join(history.events), frame)
+    finally:
+        joined.close()
+    return replace(history, events=events)
+
+
+def _history_of(schema: Schema, frame: pd.DataFrame, progress: Progress) -> History:
     names = _present(schema, frame)
     decoder = Decoder.for_events(schema.event, schema.key_fields)
     decoded = Decoded()
@@ -114,6 +136,20 @@ def history_of(schema: Schema, frame: pd.DataFrame, progress: Progress = silent)
         raise HistoryError("the history has no rows")
     events.positions[:, KAFKA_TIME_MS] = events.times
     return History(events, decoded.rejects)
+
+
+def _with_lookups(schema: Schema, events: Events, frame: pd.DataFrame) -> Events:
+    """The events with the look-ups' values that the table has."""
+    rows, numbers = events.positions[:, OFFSET], dict(events.numbers)
+    for lookup in schema.lookups:
+        for name, field in zip(lookup.columns, lookup.fields, strict=True):
+            if name in frame:
+                values = frame[name].to_numpy(np.float64, na_value=np.nan)[rows]
+            else:
+                values = np.full(len(events), np.nan)
+            default = np.nan if field.default is None else float(field.default)
+            numbers[name] = np.where(np.isnan(values), default, values)
+    return replace(events, numbers=numbers)
 
 
 def _present(schema: Schema, frame: pd.DataFrame) -> list[str]:
@@ -265,6 +301,7 @@ class _Chunk:
         self._rows = rows
         self._duplicates = self._conflicts = 0
         self._id = schema.event.id
+        self._lookup_columns = schema.lookup_columns
         self._events = _select(events, rows)
         first = {schema.key: self._events.texts[schema.key]}
         self._entities = first | inputs.entities(self._events)
@@ -294,8 +331,10 @@ class _Chunk:
         self._values = {k: column[kept] for k, column in self._values.items()}
 
     def result(self, formulas: FormulaColumns) -> OfflineFeatures:
-        """The features with those of the formulas."""
-        features = formulas.append(self._features, self._values)
+        """The features with those of the formulas and the look-ups."""
+        made = formulas.append(self._features, self._values)
+        looked_up = [self._events.numbers[name][:, None] for name in self._lookup_columns]
+        features = np.concatenate([made, *looked_up], axis=1)
         return OfflineFeatures(features, self._rows, self._duplicates, self._conflicts)
 
     def _identities(self, stage: KeyedStage) -> Identities:

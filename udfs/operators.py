@@ -27,6 +27,9 @@ from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 from udfs.scoring import Scoring
 from udfs.spec import Schema
 from udfs.states import BucketStates
+from udfs.table_readers import OpenTables, Tables
+
+NO_TABLES = Tables()
 
 Routed: TypeAlias = Row
 """Bucket and ``FeatureBatch`` or ``LabelBatch``."""
@@ -142,22 +145,41 @@ class _KeyedOperator(KeyedProcessFunction):
 
 
 class FirstStage(_KeyedOperator):
-    """Checks raw records, drops duplicates, computes the record key's features.
+    """Checks raw records, joins tables, drops duplicates, computes the record key's features.
 
     Input: records as the JVM's micro-batch joins them (see ``split_batch``), keyed by bucket.
     Output: ``Row(next bucket, FeatureBatch)``, or the records of ``Output.rows`` if it scores.
+
+    Args:
+        stage: See the base class.
+        tables: The reference tables; no event is read before they are loaded.
     """
 
+    def __init__(self, *stage: Any, tables: Tables = NO_TABLES, **named: Any) -> None:
+        super().__init__(*stage, **named)
+        self._declared_tables = tables
+        self._tables: OpenTables | None = None
+
     def open(self, runtime_context: RuntimeContext) -> None:
-        """See the base class."""
+        """See the base class. Blocks until the reference tables are loaded."""
         super().open(runtime_context)
+        self._tables = self._declared_tables.open()
         self._decoder = Decoder.for_events(self._schema.event, self._schema.key_fields)
         split_batch("")
         metrics = runtime_context.get_metrics_group()
         self._events_counter = metrics.counter("events")
         self._duplicates_counter = metrics.counter("duplicates")
         self._dead_letters_counter = metrics.counter("dead_letters")
+        self._table_records_counter = metrics.counter("table_records")
+        self._table_rejects_counter = metrics.counter("table_rejects")
         self._inputs = StageInputs(self._schema)
+        self._looked_up = tuple(dict.fromkeys(lookup.key for lookup in self._schema.lookups))
+
+    def close(self) -> None:
+        """See the base class."""
+        super().close()
+        if self._tables is not None:
+            self._tables.close()
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Row]:
         """One micro-batch of raw records."""
@@ -166,6 +188,8 @@ class FirstStage(_KeyedOperator):
         events, bucket = decoded.merged(), ctx.get_current_key()
         if events is None:
             return self._pass_on(bucket, self._refused(decoded.rejects), ctx)
+        assert self._tables is not None
+        events = self._tables.join(events)
         batch, rejects = self._of_bucket(bucket, self._batch(events))
         return self._pass_on(bucket, self._observe(bucket, batch, decoded.rejects + rejects), ctx)
 
@@ -212,7 +236,8 @@ class FirstStage(_KeyedOperator):
             raw=events.raw,
             positions=events.positions,
             times=events.times,
-            entities=self._inputs.entities(events),
+            entities={key: events.texts[key] for key in self._looked_up}
+            | self._inputs.entities(events),
             values=self._inputs.values(events),
             features=evaluate(self._schema.features.expressions, events),
             order=np.empty((len(events), 0), dtype=np.int64),
@@ -221,7 +246,8 @@ class FirstStage(_KeyedOperator):
 
     def _refused(self, rejects: list[Reject]) -> FeatureBatch:
         self._count(0, 0, len(rejects))
-        empty = FeatureBatch.empty(self._inputs.stages, self._inputs.names)
+        entities = (*self._looked_up, *self._inputs.stages)
+        empty = FeatureBatch.empty(entities, self._inputs.names)
         empty.dead_letters.extend(self._dead_letters(rejects))
         return empty
 
@@ -232,6 +258,10 @@ class FirstStage(_KeyedOperator):
         self._events_counter.inc(events)
         self._duplicates_counter.inc(duplicates)
         self._dead_letters_counter.inc(dead_letters)
+        assert self._tables is not None
+        read = self._tables.take_counts()
+        self._table_records_counter.inc(read.records)
+        self._table_rejects_counter.inc(read.refused)
 
 
 def _conflict(batch: FeatureBatch, row: int) -> Reject:

@@ -81,15 +81,22 @@ class RecordWriter:
         columns: The feature names, in the order of the batch's columns.
         stages: The key fields of the stages, in order.
         threshold: A score above it is an alert.
+        has_lookups: Whether predictions say which look-ups fell back.
     """
 
     def __init__(
-        self, topic: str, columns: Sequence[str], stages: Sequence[str], threshold: float
+        self,
+        topic: str,
+        columns: Sequence[str],
+        stages: Sequence[str],
+        threshold: float,
+        has_lookups: bool = False,
     ) -> None:
         self._topic = topic
         self._columns = tuple(columns)
         self.stages = tuple(stages)
         self._threshold = threshold
+        self._has_lookups = has_lookups
         self._templates: dict[tuple[Any, ...], Template] = {}
 
     def alert_rows(self, verdict: Verdict) -> list[int]:
@@ -108,8 +115,12 @@ class RecordWriter:
         times = np.empty((len(batch), 3), np.int64)
         times[:, 0], times[:, 1], times[:, 2] = batch.times, batch.positions[:, 2], scored_time_ms
         whole = np.concatenate([position, times, batch.order, position], axis=1)
-        texts = [""] * (2 * len(batch))
-        texts[::2], texts[1::2] = between_quotes(batch.ids), between_quotes(batch.keys)
+        columns = [between_quotes(batch.ids), between_quotes(batch.keys)]
+        if self._has_lookups:
+            columns.append(batch.lookup_fallbacks)
+        texts = [""] * (len(columns) * len(batch))
+        for n, column in enumerate(columns):
+            texts[n :: len(columns)] = column
         records = self._template(verdict).fill(floats, whole, texts)
         for row in np.flatnonzero(batch.late).tolist():
             records[row] = records[row][:-1] + b',"late":true}'
@@ -128,7 +139,9 @@ class RecordWriter:
         parts: list[str | int] = [
             f'{{"schema_version":{SCHEMA_VERSION},"prediction_id":"{topic[1:-1]}-',
             *(WHOLE, "-", WHOLE, '","event_id":"', TEXT, '","key":"', TEXT, '","score":', FLOAT),
-            f',"model":{model},"fallback_reason":{_json(fallback_reason)},"event_time_ms":',
+            f',"model":{model},"fallback_reason":{_json(fallback_reason)},',
+            *(('"lookup_fallbacks":[', TEXT, "],") if self._has_lookups else ()),
+            '"event_time_ms":',
             *(WHOLE, ',"ingest_time_ms":', WHOLE, ',"scored_time_ms":', WHOLE, ',"features":{'),
             *_members(self._columns, FLOAT),
             '},"order":{',

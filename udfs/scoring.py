@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from threading import Thread
@@ -31,7 +31,10 @@ from model_server.errors import InvalidRows, PredictError
 from udfs.arms import Arm, Arms
 from udfs.batch import FeatureBatch
 from udfs.encoders import Matrix
+from udfs.enrichment_spec import LookupSpec
 from udfs.events import FloatArray
+from udfs.lookup_metrics import LookupMetrics
+from udfs.lookups import Lookups
 from udfs.preparation import Preparation
 from udfs.preparations import Answer, Preparations
 from udfs.records import RecordWriter, Verdict
@@ -75,6 +78,7 @@ class Output:
             features=np.zeros((1, columns)),
             order=np.zeros((1, len(self.writer.stages)), np.int64),
             late=np.zeros(1, np.bool_),
+            lookup_fallbacks=[""],
         )
         self.rows(batch, self.fallback(batch, "", "warm_up"), None)
 
@@ -145,12 +149,27 @@ class Scoring(Protocol):
 
 
 class EmbeddedScoring:
-    """Scores with the model file itself; no server."""
+    """Scores with the model file itself; no server.
 
-    def __init__(self, version_dir: Path, model_name: str, output: Output) -> None:
+    Args:
+        version_dir: The model's version.
+        model_name: Its name.
+        output: Writes what was scored.
+        lookups: Stores that are asked for features first; a batch waits for them.
+    """
+
+    def __init__(
+        self,
+        version_dir: Path,
+        model_name: str,
+        output: Output,
+        lookups: tuple[LookupSpec, ...] = (),
+    ) -> None:
         self._version_dir = version_dir
         self._model_name = model_name
         self._output = output
+        self._declared_lookups = lookups
+        self._lookups: Lookups | None = None
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Load the model once and warm it up."""
@@ -158,15 +177,26 @@ class EmbeddedScoring:
         self._model.warm_up()
         self._output.warm_up()
         self._version = int(self._version_dir.name)
+        if self._declared_lookups:
+            self._lookups = _open_lookups(self._declared_lookups)
+            group = runtime_context.get_metrics_group()
+            self._lookup_metrics = LookupMetrics(self._declared_lookups, group)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Close the stores' connections, if there are any."""
+        if self._lookups is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            _run(self._lookups.close()).result(_CLOSE_S)
 
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """Score at once."""
         if not len(batch):
             yield self._output.rows(batch, None, None)
             return
+        if self._lookups is not None:
+            batch = _run(self._lookups.enrich(batch)).result()
+            self._lookup_metrics.tell(self._lookups.counts)
         matrix = self._output.model_input(batch)
         scores = np.asarray(self._model.predict(matrix), dtype=np.float64)
         verdict = Verdict(scores, self._model_name, self._version)
@@ -241,6 +271,7 @@ class ServedScoring:
             the operator waits for an answer, which holds back the source.
         rollout: The file that sends a share of the keys elsewhere, see ``udfs.rollout``; or none.
         version_dir: Where the output's preparation is from; those of other versions lie beside it.
+        lookups: Stores that are asked for features first, within the client's deadline.
     """
 
     COPIES = 4
@@ -258,6 +289,7 @@ class ServedScoring:
         calls_in_flight: int,
         rollout: Path | None = None,
         version_dir: Path | None = None,
+        lookups: tuple[LookupSpec, ...] = (),
     ) -> None:
         self._options = options
         self._output = output
@@ -265,20 +297,22 @@ class ServedScoring:
         self._calls_in_flight = calls_in_flight
         self._rollout = rollout
         self._version_dir = version_dir
+        self._declared_lookups = lookups
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Make the client; its channel opens with the first call."""
         self._buckets: dict[int, _Bucket] = {}
-        self._loop = _event_loop()
+        self._lookups = _open_lookups(self._declared_lookups)
         self._preparations = Preparations(self._output.preparation, self._version_dir)
         self._arms = Arms(self._options, self._rollout, known=self._preparations.of)
-        self._following = self._run(self._arms.follow())
+        self._following = _run(self._arms.follow())
         self._copies: set[asyncio.Task[None]] = set()
         self._shadows: deque[_Part] = deque()
         self._output.warm_up()
         descriptor = MapStateDescriptor("in-flight", Types.LONG(), Types.PICKLED_BYTE_ARRAY())
         self._state = runtime_context.get_map_state(descriptor)
         metrics = runtime_context.get_metrics_group()
+        self._lookup_metrics = LookupMetrics(self._declared_lookups, metrics)
         self._fallbacks = metrics.counter("fallbacks")
         # Not a gauge: in thread mode Flink would call a Python object that PyFlink has let go of,
         # and the TaskManager would die of it (SIGSEGV).
@@ -291,8 +325,9 @@ class ServedScoring:
         for bucket in self._buckets.values():
             for call in bucket.calls:
                 call.answer.cancel()
-        with contextlib.suppress(TimeoutError):
-            self._run(self._arms.close()).result(_CLOSE_S)
+        for closing in (self._arms.close(), self._lookups.close()):
+            with contextlib.suppress(TimeoutError):
+                _run(closing).result(_CLOSE_S)
 
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """Ask for a batch's scores, and give what has been answered meanwhile."""
@@ -346,7 +381,7 @@ class ServedScoring:
             rows += len(batch)
         batch = FeatureBatch.merged([mine.waiting.pop(number) for number in numbers])
         mine.waiting_rows -= rows
-        mine.calls.append(_Call(numbers, batch, self._run(self._answer(batch))))
+        mine.calls.append(_Call(numbers, batch, _run(self._answer(batch))))
 
     def _next_answered(self, mine: _Bucket) -> Iterator[Row]:
         """Wait until a call is done; the records of those that are."""
@@ -374,6 +409,7 @@ class ServedScoring:
         if mine.waiting and not mine.calls:
             self._ask(mine)
         self._tell_breaker_state()
+        self._lookup_metrics.tell(self._lookups.counts)
         if mine.calls and not mine.timer_set:
             mine.timer_set = True
             timers.register_processing_time_timer(time.time_ns() // 1_000_000 + self.POLL_MS)
@@ -391,7 +427,8 @@ class ServedScoring:
             while mine.waiting and len(mine.calls) < self._calls_in_flight:
                 self._ask(mine)
             yield from self._next_answered(mine)
-        self._run(self._copies_done()).result()
+        self._lookup_metrics.tell(self._lookups.counts)
+        _run(self._copies_done()).result()
         yield from self._shadow_rows()
 
     def _shadow_rows(self) -> Iterator[Row]:
@@ -399,24 +436,26 @@ class ServedScoring:
             part = self._shadows.popleft()
             yield self._output.shadow_rows(part.batch, part.verdict)
 
-    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
     async def _answer(self, batch: FeatureBatch) -> list[_Part]:
+        begun_s = time.monotonic()
+        batch = await self._lookups.enrich(batch)
         self._copy(batch)
         parts = self._arms.parts(batch)
-        return await asyncio.gather(*(self._answer_of(arm, part) for arm, part in parts))
+        return await asyncio.gather(*(self._answer_of(arm, part, begun_s) for arm, part in parts))
 
-    async def _answer_of(self, arm: Arm, batch: FeatureBatch) -> _Part:
-        begun_s = time.monotonic()
-        verdict, answer = await self._verdict(arm, batch)
-        left_ms = arm.deadline_ms - 1_000.0 * (time.monotonic() - begun_s)
+    async def _answer_of(self, arm: Arm, batch: FeatureBatch, begun_s: float) -> _Part:
+        verdict, answer = await self._verdict(arm, batch, _left_ms(arm, begun_s))
+        left_ms = _left_ms(arm, begun_s)
         return _Part(batch, verdict, await self._explain(arm, answer, verdict, left_ms))
 
-    async def _verdict(self, arm: Arm, batch: FeatureBatch) -> tuple[Verdict, Answer | None]:
+    async def _verdict(
+        self, arm: Arm, batch: FeatureBatch, deadline_ms: float
+    ) -> tuple[Verdict, Answer | None]:
         try:
             answer = await self._preparations.predict(
-                partial(self._arms.predict, arm), arm.client.options, batch.features
+                partial(self._arms.predict, arm, deadline_ms=deadline_ms),
+                replace(arm.client.options, deadline_ms=deadline_ms),
+                batch.features,
             )
         except PredictError as exc:
             name = self._options.model_name
@@ -430,12 +469,12 @@ class ServedScoring:
         at_work = len(self._copies)
         found = self._arms.copies(batch, at_work) if at_work < self.COPIES else None
         if found is not None:
-            task = self._loop.create_task(self._answer_of_shadow(*found))
+            task = asyncio.get_running_loop().create_task(self._answer_of_shadow(*found))
             self._copies.add(task)
             task.add_done_callback(self._copies.discard)
 
     async def _answer_of_shadow(self, arm: Arm, batch: FeatureBatch) -> None:
-        verdict, _ = await self._verdict(arm, batch)
+        verdict, _ = await self._verdict(arm, batch, arm.deadline_ms)
         self._shadows.append(_Part(batch, verdict, None))
 
     async def _copies_done(self) -> None:
@@ -454,6 +493,22 @@ class ServedScoring:
         except PredictError:
             return None  # an alert without reasons is worth more than a late one
         return answer.preparation.by_feature(contributions)
+
+
+def _left_ms(arm: Arm, begun_s: float) -> float:
+    """What is left of the arm's deadline, at least a millisecond."""
+    return max(1.0, arm.deadline_ms - 1_000.0 * (time.monotonic() - begun_s))
+
+
+def _open_lookups(specs: tuple[LookupSpec, ...]) -> Lookups:
+    """The look-ups, connected to the stores that answer at once."""
+    lookups = Lookups(specs)
+    _run(lookups.connect()).result()
+    return lookups
+
+
+def _run(coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+    return asyncio.run_coroutine_threadsafe(coroutine, _event_loop())
 
 
 @cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from udfs.aggregates import Reads, parse_aggregate
+from udfs.enrichment_spec import LookupSpec, TableSpec, mistakes_of, with_tables
 from udfs.event_spec import EventSpec, LabelSpec, is_key
 from udfs.expression_spec import ExpressionFeature
 from udfs.feature_spec import FeatureSpec, WindowFeature
@@ -28,12 +29,21 @@ class Schema(Strict):
         key: The field that Kafka records and the first stage are keyed by.
         labels: The schema of a label, or none.
         features: The declared features.
+        tables: Reference tables, whose fields events get.
+        lookups: Stores that are asked for features while a batch is scored.
     """
 
     event: EventSpec
     key: str
     labels: LabelSpec | None = None
     features: FeatureSpec
+    tables: tuple[TableSpec, ...] = ()
+    lookups: tuple[LookupSpec, ...] = ()
+
+    @property
+    def known(self) -> EventSpec:
+        """The event with the fields that the tables add."""
+        return with_tables(self.event, self.tables)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -59,8 +69,14 @@ class Schema(Strict):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every feature name in the order in which they are made: the model's order."""
-        return (*self.stage_columns, *(f.name for f in self.features.formulas))
+        """Every feature name in the order in which they are made, look-ups last: the model's."""
+        formulas = (f.name for f in self.features.formulas)
+        return (*self.stage_columns, *formulas, *self.lookup_columns)
+
+    @property
+    def lookup_columns(self) -> tuple[str, ...]:
+        """The names of the features that look-ups bring."""
+        return tuple(column for lookup in self.lookups for column in lookup.columns)
 
     def horizon_ms(self, stage: str, stream: str) -> int:
         """How long a history is kept, in event time: the longest window, late events included."""
@@ -85,6 +101,7 @@ class Schema(Strict):
             else:
                 yield from self._value_mistakes(path, window)
         yield from self._formula_mistakes()
+        yield from mistakes_of(self.event, self.tables, self.lookups, self.columns)
 
     def _expression_mistakes(self, n: int, expression: ExpressionFeature) -> Iterator[Mistake]:
         path: Path = ("features", "expressions", n)
@@ -92,18 +109,18 @@ class Schema(Strict):
         wanted = f"a {'string' if is_text else 'number'} for type {expression.type}"
         for i, name in enumerate(expression.fields):
             at = (*path, "fields", i)
-            yield from self.event.unfit(at, name, lambda f: f.is_numeric != is_text, wanted)
+            yield from self.known.unfit(at, name, lambda f: f.is_numeric != is_text, wanted)
         if expression.formula is not None:
-            yield from _unreadable((*path, "formula"), expression.formula, kinds_of(self.event))
+            yield from _unreadable((*path, "formula"), expression.formula, kinds_of(self.known))
 
     def _value_mistakes(self, path: Path, window: WindowFeature) -> Iterator[Mistake]:
-        kinds = kinds_of(self.event)
+        kinds = kinds_of(self.known)
         if window.where is not None:
             yield from _unreadable((*path, "where"), window.where, kinds, "truth")
         if isinstance(window.value, tuple):
             for i, name in enumerate(window.value):
                 at = (*path, "value", i)
-                yield from self.event.unfit(at, name, lambda f: f.is_numeric, "a number")
+                yield from self.known.unfit(at, name, lambda f: f.is_numeric, "a number")
         elif window.value is not None and kinds.get(window.value) == "text":
             yield from _unfit_category(path, window)
         elif window.value is not None:
@@ -139,7 +156,7 @@ class Schema(Strict):
     @property
     def formula_kinds(self) -> dict[str, Kind]:
         """What a formula over features may read: numeric fields, and features, which hide them."""
-        fields = {n: k for n, k in kinds_of(self.event).items() if k != "text"}
+        fields = {n: k for n, k in kinds_of(self.known).items() if k != "text"}
         return {**fields, **dict.fromkeys(self.stage_columns, "number")}
 
 

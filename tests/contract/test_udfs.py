@@ -172,6 +172,9 @@ class Metrics:
     def counter(self, name: str) -> Count:
         return self.counters.setdefault(name, Count())
 
+    def add_group(self, name: str, value: str) -> Metrics:
+        return self
+
 
 class Context:
     """The runtime context of one subtask, and what its function learns of the current key."""
@@ -474,15 +477,15 @@ def scorable(seed: int = 1) -> list[Any]:
 # -- the functions ------------------------------------------------------------------------------
 
 
-def prepared() -> Preparation:
+def prepared(schema: Schema = SCHEMA) -> Preparation:
     """Each feature has its own imputed value; some terminals are known."""
     texts = ("t0", "t1", "t2")
     known = OneHot(texts=texts, codes=tuple(map(code_of, texts)), other=True)
     inputs = [
         Input(name=name, impute=float(n), indicator=name == "lat")
-        for n, name in enumerate(SCHEMA.columns)
+        for n, name in enumerate(schema.columns)
     ]
-    at = SCHEMA.columns.index("at")
+    at = schema.columns.index("at")
     inputs[at] = Input(name="at", encoding=known, indicator=True)
     return Preparation(inputs)
 
@@ -490,24 +493,31 @@ def prepared() -> Preparation:
 @pytest.fixture(scope="module")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with one version of a small model over the schema's columns."""
-    preparation = prepared()
+    return write_model(tmp_path_factory.mktemp("models"), prepared())
+
+
+def write_model(models_dir: Path, preparation: Preparation) -> Path:
     columns = list(preparation.columns)
     rows = np.random.default_rng(2).random((300, len(columns))).astype(np.float32) * 20
     target = (rows[:, 0] > 5).astype(int)
     matrix = xgboost.DMatrix(rows, target, feature_names=columns)
     params = {"objective": "binary:logistic", "max_depth": 2, "nthread": 1, "eta": 1.0}
-    folder = tmp_path_factory.mktemp("models") / "fraud" / "7"
+    folder = models_dir / "fraud" / "7"
     folder.mkdir(parents=True)
     xgboost.train(params, matrix, num_boost_round=3).save_model(folder / "model.ubj")
     (folder / "features.json").write_text(json.dumps(preparation.document()))
-    return folder.parents[1]
+    return models_dir
 
 
 @pytest.fixture(scope="module")
 def output(models_dir: Path) -> Output:
-    columns = SCHEMA.columns
+    return output_of(SCHEMA, models_dir)
+
+
+def output_of(schema: Schema, models_dir: Path) -> Output:
+    columns = schema.columns
     preparation = Preparation.load(models_dir / "fraud" / "7")
-    writer = RecordWriter("events", columns, SCHEMA.stages, 0.5)
+    writer = RecordWriter("events", columns, schema.stages, 0.5, bool(schema.lookups))
     return Output(writer, preparation, 0.25, True)
 
 
@@ -708,6 +718,7 @@ class TestFirstStage:
         subtask = Subtask(first_stage())
         batches = [batch for _, batch in subtask.run_all(events())]
         counted = {name: c.value for name, c in subtask.context.metrics.counters.items()}
+        assert (counted.pop("table_records"), counted.pop("table_rejects")) == (0, 0)
         assert counted == {
             "events": sum(map(len, batches)),
             "dead_letters": sum(len(b.dead_letters) for b in batches),

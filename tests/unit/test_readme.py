@@ -9,11 +9,13 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import pytest
 import typer
+import yaml
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
@@ -27,6 +29,7 @@ from model_server.servables import Servables
 from udfs import aggregates
 from udfs.events import Decoded, Decoder
 from udfs.keyed import IntArray, KeyedStage
+from udfs.lookups import LookupCounts
 from udfs.settings_types import format_duration
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -250,6 +253,11 @@ def test_the_metrics_are_complete() -> None:
     assert {(cells[0], cells[1]) for cells in rows("metric")} == kinds
 
 
+def test_the_lookup_metrics_are_complete() -> None:
+    expected = {f"lookup_{field.name}" for field in fields(LookupCounts)}
+    assert {cells[0] for cells in rows("look-up metric")} == expected
+
+
 def test_the_servers_metrics_are_complete() -> None:
     registry = ServerMetrics(Servables()).registry
     names = {family.name for family in registry.collect()}
@@ -350,6 +358,17 @@ def test_the_dead_letter_is_one() -> None:
     letter = example("schema: dead_letter")
     (reject,) = decode(FRAUD, base64.b64decode(letter["raw_base64"])).rejects
     assert (reject.code, reject.message) == (letter["code"], letter["message"])
+
+
+def test_the_enrichment_is_settings() -> None:
+    (block,) = (b for b in blocks(README, "yaml") if b.comment == "settings: enrichment")
+    loaded = settings.load(FRAUD, yaml.safe_load(block.text))
+    columns = ("profile_chargebacks", "profile_limit", "account_age_days")
+    assert loaded.schema_.lookup_columns == columns
+    assert [f.name for t in loaded.tables for f in t.event_fields] == [
+        "terminal_risk",
+        "terminal_kind",
+    ]
 
 
 def test_the_payment_is_an_event() -> None:

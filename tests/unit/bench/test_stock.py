@@ -139,7 +139,7 @@ def our_features(chunks: list[tuple[list[dict], list[dict]]]) -> dict[str, list[
             ids = [events.texts["transaction_id"][n] for n in rows]
             observed = stage.observe(
                 state,
-                [events.texts[stage.key][n] for n in rows],
+                [events.texts[stage.name][n] for n in rows],
                 events.times[rows],
                 {"amount": events.numbers["amount"][rows]},
                 Identities.of_events(ids, [events.raw[n] for n in rows]),

@@ -94,6 +94,16 @@ def as_bytes(record: bytes | str) -> bytes:
     return record.encode() if isinstance(record, str) else record
 
 
+def test_a_prediction_says_which_lookups_fell_back() -> None:
+    writer = RecordWriter("transactions", COLUMNS, STAGES, 0.85, has_lookups=True)
+    marks = ["", '"profile"', '"profile","account"']
+    batch = replace(make_batch([b"{}"] * 3), lookup_fallbacks=marks)
+    made = writer.predictions(batch, answered(0.9, 0.9, 0.9), 1_700_000_001_000)
+    found = [check("prediction", as_bytes(record)) for record in made]
+    assert [d["lookup_fallbacks"] for d in found] == [[], ["profile"], ["profile", "account"]]
+    assert [d["key"] for d in found] == ["c0", "c1", "c2"]
+
+
 def reasons(writer: RecordWriter, *contributions: float) -> list[dict[str, Any]]:
     """Why the first event of a batch scored as it did."""
     return writer.reasons(make_batch([b"{}"]).features[0], np.array(contributions))
