@@ -50,10 +50,10 @@ def columns_of(schema: Schema) -> list[Column]:
     found = {}
     for spec in schema.features.windows:
         names = iter(spec.columns)
-        for window_ms in spec.windows:
+        for window in spec.windows:
             for aggregate in spec.aggregates:
                 name = next(names)
-                found[name] = Column(name, spec.key, window_ms, aggregate)
+                found[name] = Column(name, spec.stage, window.reach_ms, aggregate)
     return [found[name] for name in schema.columns]
 
 

@@ -84,8 +84,8 @@ def measure(schema: Schema, keys: int, events: int) -> KeyCost:
     stage = KeyedStage(schema, schema.key)
     stage.warm_up()
     state = stage.new_state()
-    horizon_ms = max(window for w in schema.features.of_key(schema.key) for window in w.windows)
-    traffic = _Traffic(keys, horizon_ms)
+    windows = schema.features.of_stage(schema.key)
+    traffic = _Traffic(keys, max(w.reach_ms for spec in windows for w in spec.windows))
     _seconds(stage, state, traffic, 2 * EVENTS_PER_KEY * keys)
     seconds = [_seconds(stage, state, traffic, events) for _ in range(_REPEATS)]
     slots = np.arange(len(state.events), dtype=np.int64)
@@ -102,7 +102,7 @@ def _seconds(stage: KeyedStage, state: StageState, traffic: _Traffic, events: in
     """CPU time inside the engine, which has one thread: other work on the machine is not in it."""
     total_s, said_s, done = 0.0, time.monotonic(), 0
     for names, times, amounts, identities in traffic.batches(events):
-        values = dict.fromkeys(stage.event_values, amounts)
+        values = {series.name: amounts for series in stage.series}
         begun_s = time.thread_time()
         stage.observe(state, names, times, values, identities)
         total_s += time.thread_time() - begun_s

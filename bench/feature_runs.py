@@ -289,10 +289,10 @@ def _features(
 
 def _as_window(chosen: Settings, columns: Sequence[Column]) -> dict[str, Any]:
     """The settings of one window with some features of one of the settings' windows."""
-    spec = chosen.features.of_key(columns[0].key)[0]
+    spec = chosen.features.of_stage(columns[0].key)[0]
     return {
         "prefix": spec.prefix,
-        "key": spec.key,
+        "key": list(spec.key),
         "value": spec.value,
         "windows": [f"{columns[0].window_ms}ms"],
         "aggregates": [column.aggregate for column in columns],
