@@ -137,6 +137,7 @@ def _events(
         _source_options(settings, settings.topics.events),
         sources.bucket_expression(labels, key),
         settings.batch.window,
+        ends=settings.kafka.stop_at_end,
     )
 
 
@@ -151,6 +152,7 @@ def _labels(
         _source_options(settings, topic),
         str(labels[0]),
         settings.batch.label_window,
+        ends=settings.kafka.stop_at_end,
     )
     reader = LabelReader(settings.schema_, Routing(labels), topic)
     return batches.flat_map(reader, _ROUTED).name("labels").uid("labels")

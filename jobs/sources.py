@@ -19,8 +19,18 @@ CREATE TEMPORARY TABLE `{name}` (
   `kafka_partition` INT METADATA FROM 'partition' VIRTUAL,
   `kafka_offset` BIGINT METADATA FROM 'offset' VIRTUAL,
   `kafka_time` TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL,
-  `arrival` AS PROCTIME()
+  {arrival}
 ) WITH ({options})
+"""
+
+_PROCESSING_TIME = "`arrival` AS PROCTIME()"
+# Flink drops the timers of processing time when an input ends, and with them the windows that are
+# open. Those of event time end with the input: here the event time is the clock's, read for each
+# record, so that no record is late. Without an idle timeout: what has been idle when it ends does not
+# end the windows of those after it.
+_CLOCK_AS_EVENT_TIME = """
+  `arrival` AS CURRENT_ROW_TIMESTAMP(),
+  WATERMARK FOR `arrival` AS `arrival`
 """
 
 _BATCHES = """
@@ -88,6 +98,8 @@ def micro_batches(
     options: Mapping[str, str],
     bucket: str,
     window_ms: int,
+    *,
+    ends: bool = False,
 ) -> DataStream:
     """A topic as a stream of ``(bucket, records)``; see ``udfs.events.split_batch``.
 
@@ -97,8 +109,11 @@ def micro_batches(
         options: The Kafka connector's options.
         bucket: SQL expression of the bucket's label.
         window_ms: Longest time a record waits for its batch.
+        ends: Whether the topic is read to an end, which the last batches must survive.
     """
-    tables.execute_sql(_SOURCE.format(name=name, options=with_options(options)))
+    arrival = _CLOCK_AS_EVENT_TIME if ends else _PROCESSING_TIME
+    source = _SOURCE.format(name=name, arrival=arrival, options=with_options(options))
+    tables.execute_sql(source)
     tables.execute_sql(_TEXTS.format(name=name, bucket=bucket))
     window = f"{window_ms / 1000:.3f}"
     table = tables.sql_query(_BATCHES.format(name=name, window=window))
