@@ -4,8 +4,9 @@ Both are started as their users would, one after the other, and asked by ``bench
 over gRPC with the Open Inference Protocol: 1, 32 and 512 rows, 1 to 64 clients. The limit is
 XGBoost called in a loop, with no server at all.
 
-MLServer lives in an environment of its own, from `make peers`. It is measured without worker
-processes and with one per core; the baseline is whichever is better at the size.
+MLServer lives in an environment of its own, from `make peers`. Both are measured with one process
+and with a worker process per core; each counts as it is better at the size. Start and memory are
+those of one process.
 Written to build/bench/serving.json.
 
 Examples:
@@ -105,7 +106,8 @@ def _bench(options: argparse.Namespace) -> int:
     starts: dict[str, Server] = {}
     memory: dict[str, int] = {}
     for name, start in (
-        ("ours", _ours(folder)),
+        ("ours", _ours(folder, workers=1)),
+        ("ours_workers", _ours(folder, workers=psutil.cpu_count() or 1)),
         ("mlserver", _mlserver(folder, workers=0)),
         ("mlserver_workers", _mlserver(folder, workers=psutil.cpu_count() or 1)),
     ):
@@ -154,11 +156,12 @@ def _peer_versions() -> dict[str, str]:
 
 
 @contextmanager
-def _ours(folder: Path) -> Iterator[Server]:
+def _ours(folder: Path, *, workers: int) -> Iterator[Server]:
     port, http_port = free_port(), free_port()
     command = [sys.executable, "-m", "model_server", "--models-dir", str(folder / "models")]
     command += ["--model-name", MODEL, "--port", str(port), "--http-port", str(http_port)]
-    with _running("ours", command, folder, {}, port, http_port) as server:
+    command += ["--workers", str(workers)]
+    with _running(f"ours_{workers}", command, folder, {}, port, http_port) as server:
         yield server
 
 
@@ -278,15 +281,15 @@ def _results(
     def add(name: str, value: float, unit: str, baseline: float, note: str) -> None:
         results.append(compared(name, value, unit, baseline, note))
 
-    peers = ("mlserver", "mlserver_workers")
+    own, peers = ("ours", "ours_workers"), ("mlserver", "mlserver_workers")
     for rows in options.rows:
         best = {
             name: max(
                 by_name[f"{name}_{rows}rows_{c}clients"]["calls_per_s"] for c in options.clients
             )
-            for name in ("ours", *peers)
+            for name in (*own, *peers)
         }
-        ours, peer = best["ours"], max(best[name] for name in peers)
+        ours, peer = (max(best[name] for name in names) for names in (own, peers))
         plural, limit = "s" * (rows > 1), loop[f"xgboost_{rows}"]
         add(f"ratio_mlserver_{rows}row{plural}", ours / peer, "x", 1.0, "of the best calls/s")
         add(f"calls_{rows}rows", ours, "calls/s", peer, "baseline: MLServer's best")
@@ -294,10 +297,12 @@ def _results(
         forest = loop[f"forest_{rows}"]
         add(f"forest_loop_{rows}rows", forest, "calls/s", limit, "our trees in a loop; the same")
         for clients in options.clients:
-            names = [f"{name}_{rows}rows_{clients}clients" for name in ("ours", *peers)]
+            at = f"{rows}rows_{clients}clients"
             for figure in ("p50", "p99"):
-                value, *others = (by_name[name][figure] for name in names)
-                add(f"{figure}_{rows}rows_{clients}clients", value, "ms", min(others), "the same")
+                value, other = (
+                    min(by_name[f"{name}_{at}"][figure] for name in names) for names in (own, peers)
+                )
+                add(f"{figure}_{at}", value, "ms", other, "the same")
     ready_s = [starts[name].ready_s for name in ("ours", "mlserver")]
     add("start_to_ready", ready_s[0], "s", ready_s[1], "baseline: MLServer")
     mebibytes = [memory[name] / 2**20 for name in ("ours", "mlserver")]

@@ -26,8 +26,8 @@ CREATE TEMPORARY TABLE `{name}` (
 _PROCESSING_TIME = "`arrival` AS PROCTIME()"
 # Flink drops the timers of processing time when an input ends, and with them the windows that are
 # open. Those of event time end with the input: here the event time is the clock's, read for each
-# record, so that no record is late. Without an idle timeout: an input that is idle when it ends does
-# not end the windows after it.
+# record, so that no record is late. Without an idle timeout: an input that is idle when it ends
+# does not end the windows after it.
 _CLOCK_AS_EVENT_TIME = """
   `arrival` AS CURRENT_ROW_TIMESTAMP(),
   WATERMARK FOR `arrival` AS `arrival`
