@@ -117,6 +117,10 @@ class Histories:
         layouts: How packed histories may lie; none if all are as today.
     """
 
+    _observe = staticmethod(measure_kernels.observe)
+    _learn = staticmethod(kernels.learn)
+    _measure = staticmethod(measure_kernels.measure)
+
     def __init__(
         self,
         plan: WindowPlan,
@@ -291,7 +295,7 @@ class Histories:
         rows = entries.rows
 
         def run(at: int) -> int:
-            return measure_kernels.observe(
+            return self._observe(
                 self._log,
                 rows,
                 plan.layout,
@@ -322,9 +326,7 @@ class Histories:
         """
         verdicts = np.zeros(len(entries.slots), np.int64)
         rows = entries.rows
-        self._run(
-            lambda at: kernels.learn(self._log, rows, self.plan.layout, verdicts, at), entries
-        )
+        self._run(lambda at: self._learn(self._log, rows, self.plan.layout, verdicts, at), entries)
         return verdicts
 
     def _run(self, kernel: Callable[[int], int], entries: Entries) -> None:
@@ -351,7 +353,7 @@ class Histories:
         plan = self.plan
         features = np.empty((len(slots), len(plan.columns)))
         lows, highs = plan.bounds(times)
-        measure_kernels.measure(
+        self._measure(
             self._log, slots, times, plan.layout, plan.plan, plan.categories, lows, highs, features
         )
         return features
