@@ -322,7 +322,12 @@ def _number_faults(spec: FieldSpec, values: FloatArray) -> Iterator[tuple[BoolAr
 
 def numbers_fit(spec: FieldSpec, values: FloatArray) -> BoolArray:
     """Which numbers the decoder would take, bool (n,); NaN is missing and fits."""
-    return ~np.logical_or.reduce([wrong for wrong, _ in _number_faults(spec, values)])
+    return _none_of(_number_faults(spec, values))
+
+
+def _none_of(faults: Iterator[tuple[BoolArray, str]]) -> BoolArray:
+    fit: BoolArray = ~np.logical_or.reduce([wrong for wrong, _ in faults])
+    return fit
 
 
 def _check_key(name: str, column: Sequence[str]) -> None:
@@ -401,5 +406,4 @@ def times_fit(spec: TimeSpec, written: IntArray, kafka_ms: IntArray) -> tuple[In
         Epoch ms, int64 (n,), undefined where they do not fit; and bool (n,).
     """
     times = _in_ms(spec, written)
-    faults = _time_faults(spec, written, times, kafka_ms)
-    return times, ~np.logical_or.reduce([wrong for wrong, _ in faults])
+    return times, _none_of(_time_faults(spec, written, times, kafka_ms))

@@ -170,7 +170,9 @@ def _with_doubtful(
     return events.select(np.argsort(events.positions[:, OFFSET])), decoded.rejects
 
 
-def _with_raw_repeats(schema: Schema, frame: pd.DataFrame, events: Events) -> Events:
+def _with_raw_repeats(
+    schema: Schema, frame: pd.DataFrame, names: list[str], events: Events
+) -> Events:
     """The events, with the records of those whose id is there more than once."""
     ids = events.texts[schema.event.id]
     hashes = np.fromiter(map(hash, ids), np.int64, len(ids))
@@ -179,7 +181,7 @@ def _with_raw_repeats(schema: Schema, frame: pd.DataFrame, events: Events) -> Ev
     raw = [b""] * len(events)
     if len(repeated):
         at = np.flatnonzero(np.isin(hashes, repeated))
-        records = _records(schema, frame.iloc[events.positions[at, OFFSET]])
+        records = _records(schema, frame[names].iloc[events.positions[at, OFFSET]])
         for n, record in zip(at.tolist(), records, strict=True):
             raw[n] = record
     return replace(events, raw=raw)

@@ -274,8 +274,18 @@ class KeyedStage:
         times: IntArray,
         values: FloatArray,
         identities: Identities,
+        are_new: bool = False,
     ) -> int:
-        """As ``learn``, of labels whose histories are known, int64 (n,)."""
+        """As ``learn``, of labels whose histories are known.
+
+        Args:
+            state: The histories.
+            slots: The history of each label, int64 (n,).
+            times: Epoch ms, int64 (n,).
+            values: The labels, float64 (n,).
+            identities: Compared with those there.
+            are_new: No two are of one event, and none is there yet: none is looked for.
+        """
         entries = Entries(
             slots,
             times,
@@ -283,6 +293,9 @@ class KeyedStage:
             identities.ids,
             identities.checks,
         )
+        if are_new:
+            state.labels.learn_new(entries)
+            return 0
         verdicts = state.labels.learn(entries)
         return int(np.count_nonzero(verdicts == kernels.DUPLICATE))
 

@@ -36,6 +36,12 @@ def learn(log: Log, rows: Rows, layout: Layout, verdicts: Ints, n: int) -> int:
 
 
 @compiled_without_gil
+def add(log: Log, rows: Rows, layout: Layout, plan: Plan, n: int) -> int:
+    """As ``measure_kernels.add``."""
+    return measure_kernels.add(log, rows, layout, plan, n)
+
+
+@compiled_without_gil
 def measure(
     log: Log,
     slots: Ints,

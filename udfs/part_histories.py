@@ -1,4 +1,4 @@
-"""The histories of some entities whose numbers of entries are known before: no look-up, no growth."""
+"""The histories of entities whose numbers of entries are known before: without look-ups."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class PartHistories(Histories):
     """
 
     _observe = staticmethod(parallel_kernels.observe)
+    _add = staticmethod(parallel_kernels.add)
     _learn = staticmethod(parallel_kernels.learn)
     _measure = staticmethod(parallel_kernels.measure)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -61,6 +62,8 @@ class StagePass:
         self._label_starts = np.zeros(count + 1, np.int64)
         if labels is not None:
             self._label_rows = group(labels.entities, self._label_starts)
+            ids = np.sort(labels.identities.ids)
+            self._are_new = bool((ids[1:] != ids[:-1]).all())
         self.kept = np.zeros(len(events.times), np.bool_)
         self.late = np.zeros(len(events.times), np.bool_)
         self.duplicates = self.conflicts = 0
@@ -76,7 +79,7 @@ class StagePass:
         total = len(self._rows)
         places = np.searchsorted(self._starts, np.arange(0, total, part_rows))
         cuts = np.unique([0, *places.tolist(), len(self._starts) - 1]).tolist()
-        jobs = [pool.submit(self._part, a, b, features) for a, b in zip(cuts, cuts[1:])]
+        jobs = [pool.submit(self._part, a, b, features) for a, b in pairwise(cuts)]
         for job, end in zip(jobs, cuts[1:], strict=True):
             duplicates, conflicts = job.result()
             self.duplicates += duplicates
@@ -91,7 +94,12 @@ class StagePass:
             rows = self._label_rows[label_starts[0] : label_starts[-1]]
             labels = _taken(self._labels, rows, first)
             self._stage.learn_slots(
-                state, labels.entities, labels.times, labels.values[""], labels.identities
+                state,
+                labels.entities,
+                labels.times,
+                labels.values[""],
+                labels.identities,
+                self._are_new,
             )
         rows = self._rows[starts[0] : starts[-1]]
         events = _taken(self._events, rows, first)

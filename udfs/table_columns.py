@@ -59,7 +59,7 @@ class TextColumn:
     @property
     def longest(self) -> int:
         """The most bytes that any row's text takes in JSON."""
-        return 2 + _MOST_BYTES_OF_CHARACTER * max(len(value or "null") for value in self.values)
+        return 2 + _MOST_BYTES_OF_CHARACTER * max(4, *map(len, filter(None, self.values)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ _Numbers = tuple[FloatArray, IntArray, BoolArray]
 
 
 def _numbers(spec: FieldSpec, column: pd.Series[Any]) -> _Numbers:
-    """Values, the same as whole numbers, and which are of the field's type and surely so in JSON."""
+    """Values, the same as whole numbers, and which JSON surely keeps as the field's type."""
     match (spec.type, column.dtype):
         case ("float" | "int", np.dtype(kind="i")) | ("bool", np.dtype(kind="b")):
             whole = column.to_numpy(np.int64)
@@ -210,9 +210,8 @@ def read_columns(
             texts[spec.name] = text_column(spec, column, spec.name in keys or spec.name == event.id)
     written, is_time = _written_times(event, texts, numbers)
     times, is_believed = times_fit(event.time, written, np.full(rows, kafka_ms))
-    sure = is_time & is_believed
-    for column in (*texts.values(), *numbers.values()):
-        sure &= column.sure
+    everywhere = [c.sure for c in texts.values()] + [c.sure for c in numbers.values()]
+    sure = np.logical_and.reduce([is_time & is_believed, *everywhere])
     return Columns(times, texts, numbers, sure & _is_short(event, texts, numbers))
 
 
@@ -242,8 +241,8 @@ def _is_short(
 ) -> BoolArray:
     """Which rows are records of at most ``max_bytes``, however their characters are escaped."""
     names = sum(_MOST_BYTES_OF_CHARACTER * len(name) + 4 for name in (*texts, *numbers))
-    fixed = 2 + names + _MOST_BYTES_OF_NUMBER * len(numbers)
-    columns = texts.values()
-    if fixed + sum(column.longest for column in columns) <= event.max_bytes:
+    rest = event.max_bytes - 2 - names - _MOST_BYTES_OF_NUMBER * len(numbers)
+    if sum(column.longest for column in texts.values()) <= rest:
         return np.ones(1, np.bool_)
-    return fixed + np.sum([column.most_bytes() for column in columns], axis=0) <= event.max_bytes
+    lengths: IntArray = np.sum([column.most_bytes() for column in texts.values()], axis=0)
+    return lengths <= rest

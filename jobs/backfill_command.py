@@ -1,0 +1,43 @@
+"""The options of ``streamscore features backfill``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def backfill(
+    conf: Annotated[Path, typer.Argument(metavar="CONF", help="The job's settings file.")],
+    data: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The history: a .parquet, .csv or .jsonl of events."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The .parquet file to write.")],
+    order: Annotated[
+        Literal["time", "arrival"],
+        typer.Option(
+            help="time: as if each event had arrived at its own time; arrival: in the order of the "
+            "rows, with late events as the job saw them."
+        ),
+    ] = "time",
+    precision: Annotated[
+        Literal["float64", "float32"], typer.Option(help="Type of the feature columns.")
+    ] = "float64",
+) -> None:
+    """Write a history's features as the job would have computed them, an event a row.
+
+    Each row sees only what came before it. Refused rows and duplicates are left out and counted, in
+    the table shown and in the file's metadata. Memory: the events' fields and features, see README.
+
+    Example: streamscore features backfill conf/fraud.yaml --data history.parquet --out set.parquet
+    """
+    from jobs import backfill as features
+    from jobs import settings
+    from jobs.console import bars, console, facts_table
+
+    loaded = settings.load(conf)
+    with bars() as progress:
+        done = features.backfill(loaded, data, out, order, precision, progress)
+    console.print(facts_table(f"features of {data.name}", features.summary(done)))
