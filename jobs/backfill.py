@@ -9,6 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -157,8 +158,11 @@ class _Rows:
     ) -> None:
         self._settings, self._events, self._features = settings, history.events, computed.features
         self._type = np.dtype(precision)
-        self._order: npt.NDArray[np.intp] = np.argsort(computed.rows)
-        self._rows = computed.rows[self._order]
+        rows, order = computed.rows, np.arange(len(computed.rows))
+        if (np.diff(rows) < 0).any():
+            order = np.argsort(rows)
+            self._features = self._features[order]
+        self._rows = rows[order]
         self._label = None if labels is None else labels[history.table_rows]
         self._names = _fields(settings)
 
@@ -173,7 +177,7 @@ class _Rows:
             columns[label_column(self._settings) or ""] = pa.array(
                 self._label[rows], from_pandas=True
             )
-        features = self._features[self._order[start : start + _GROUP_ROWS]]
+        features = self._features[start : start + _GROUP_ROWS]
         by_column = np.ascontiguousarray(features.T, self._type)
         columns |= zip(self._settings.schema_.columns, map(pa.array, by_column), strict=True)
         return pa.table(columns)
@@ -181,7 +185,9 @@ class _Rows:
     def _field(self, name: str, rows: npt.NDArray[np.intp]) -> pa.Array:
         if name == self._settings.schema_.event.time.field:
             return pa.array(self._events.times[rows], pa.timestamp("ms", "UTC"))
-        texts = self._events.texts[name]
+        texts, first, last = self._events.texts[name], int(rows[0]), int(rows[-1]) + 1
+        if last - first == len(rows):
+            return pa.array(texts[first:last])
         return pa.array([texts[row] for row in rows.tolist()])
 
 
@@ -199,9 +205,15 @@ def _write(out: Path, rows: _Rows, metadata: dict[str, Any], progress: Progress)
 
 
 def _groups(rows: _Rows, progress: Progress) -> Iterator[pa.Table]:
-    for start in range(0, max(1, len(rows)), _GROUP_ROWS):
-        yield rows.table(start)
-        progress("Writing", min(1.0, (start + _GROUP_ROWS) / max(1, len(rows))))
+    """Each made while the one before it is written."""
+    with ThreadPoolExecutor(1) as ahead:
+        made = ahead.submit(rows.table, 0)
+        for start in range(_GROUP_ROWS, len(rows), _GROUP_ROWS):
+            group, made = made.result(), ahead.submit(rows.table, start)
+            yield group
+            progress("Writing", start / len(rows))
+        yield made.result()
+    progress("Writing", 1.0)
 
 
 def _write_groups(path: Path, groups: Iterator[pa.Table], metadata: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs.exit_codes import ExitCode
+
 
 def backfill(
     conf: Annotated[Path, typer.Argument(metavar="CONF", help="The job's settings file.")],
@@ -36,8 +38,13 @@ def backfill(
     from jobs import backfill as features
     from jobs import settings
     from jobs.console import bars, console, facts_table
+    from jobs.settings_file import SettingsError
 
-    loaded = settings.load(conf)
+    try:
+        loaded = settings.load(conf)
+    except SettingsError as exc:
+        typer.echo(str(exc), err=True)
+        raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
     with bars() as progress:
         done = features.backfill(loaded, data, out, order, precision, progress)
     console.print(facts_table(f"features of {data.name}", features.summary(done)))

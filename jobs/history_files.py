@@ -32,10 +32,11 @@ def read_frame(path: Path, schema: Schema, columns: Collection[str] | None = Non
         HistoryFileError: no such file, another ending, or it cannot be read.
     """
     texts: dict[Hashable, type] = {f.name: str for f in schema.event.fields if f.type == "string"}
+    repeated = [str(name) for name in texts if name != schema.event.id]
     try:
         match path.suffix:
             case ".parquet":
-                return _read_parquet(path, list(map(str, texts)), columns)
+                return _read_parquet(path, repeated, columns)
             case ".csv":
                 # Only nothing is missing: "NA" may be a country.
                 return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
@@ -59,12 +60,12 @@ def _read_json_lines(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _read_parquet(path: Path, texts: list[str], columns: Collection[str] | None) -> pd.DataFrame:
-    """Texts stay dictionary-encoded, as categories: each is one object, however often it comes."""
+def _read_parquet(path: Path, repeated: list[str], columns: Collection[str] | None) -> pd.DataFrame:
+    """Repeated texts stay dictionary-encoded: each is one object, however often it comes."""
     wanted = None
     if columns is not None:
         wanted = [name for name in pq.read_schema(path).names if name in columns]
-    table = pq.read_table(path, columns=wanted, read_dictionary=texts)
+    table = pq.read_table(path, columns=wanted, read_dictionary=repeated)
     frame: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
     return frame
 

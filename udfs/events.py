@@ -63,6 +63,23 @@ class Reject:
     kafka_time_ms: int
 
 
+class CodedTexts(list[str]):
+    """A column of texts that knows which of them are equal.
+
+    Attributes:
+        codes: A number for each, the same for equal texts, from 0; int64 (n,).
+        most: How many numbers there are; each is below it.
+
+    Args:
+        codes: Indices into ``values``, int64 (n,).
+        values: Different texts; some may be in no row.
+    """
+
+    def __init__(self, codes: IntArray, values: npt.NDArray[np.object_]) -> None:
+        super().__init__(values[codes].tolist())
+        self.codes, self.most = codes, len(values)
+
+
 @dataclass(frozen=True, slots=True)
 class Events:
     """``n`` checked events as columns.

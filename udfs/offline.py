@@ -8,7 +8,7 @@ refuse or drop as a duplicate is no training row either.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from udfs.batch import LabelBatch
-from udfs.events import BoolArray, Events, FloatArray, IntArray
+from udfs.events import BoolArray, CodedTexts, Events, FloatArray, IntArray
 from udfs.expressions import evaluate
 from udfs.history import History, HistoryError, Progress, history_of, labels_of, silent
 from udfs.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
@@ -37,7 +37,7 @@ __all__ = [
     "silent",
 ]
 
-CHUNK_ROWS = 16_384
+CHUNK_ROWS = 32_768
 """Events that a thread takes at a time; the features do not depend on it."""
 
 Order = Literal["time", "arrival"]
@@ -115,6 +115,28 @@ def _refuse_own_labels(schema: Schema) -> None:
             )
 
 
+@dataclass(slots=True)
+class _Entities:
+    """A stage's entities: the number of each event's, and of each entity by its name."""
+
+    codes: IntArray
+    count: int
+    _numbers: Callable[[], dict[str, int]]
+
+    @classmethod
+    def of(cls, column: list[str]) -> _Entities:
+        if isinstance(column, CodedTexts):
+            codes = column.codes
+            return cls(codes, column.most, lambda: dict(zip(column, codes.tolist(), strict=True)))
+        codes, names = pd.factorize(np.array(column, object))
+        return cls(codes.astype(np.int64), len(names), lambda: {n: i for i, n in enumerate(names)})
+
+    def known(self, names: list[str]) -> IntArray:
+        """The number of each name, -1 for one that is not there; int64 (n,)."""
+        numbers = self._numbers()
+        return np.fromiter((numbers.get(name, -1) for name in names), np.int64, len(names))
+
+
 class _Run:
     """Events on their way through the stages, as a ``FeatureBatch`` is in the live job."""
 
@@ -133,8 +155,7 @@ class _Run:
         inputs = StageInputs(schema)
         first = {schema.key: events.texts[schema.key]}
         self._entities = {
-            name: np.array(column, object)
-            for name, column in (first | inputs.entities(events)).items()
+            name: _Entities.of(column) for name, column in (first | inputs.entities(events)).items()
         }
         self._features = np.empty((len(events), len(schema.stage_columns)))
         self._values = {name: np.empty(len(events)) for name in inputs.names}
@@ -160,16 +181,16 @@ class _Run:
     def stage(self, name: str) -> Iterator[float]:
         """Compute a stage's features; gives which part of it is done. Duplicates leave."""
         stage = KeyedStage(self._schema, name)
-        codes, entities = pd.factorize(self._entities.pop(name))
+        entities = self._entities.pop(name)
         events = StageEvents(
-            codes.astype(np.int64, copy=False),
+            entities.codes,
             self._times,
             {s.name: self._values[s.name] for s in stage.series},
-            self._identities if stage.dedupes else Identities.none(len(codes)),
+            self._identities if stage.dedupes else Identities.none(len(entities.codes)),
         )
         first, self._column = self._column, self._column + len(stage.columns)
         target = self._features[:, first : self._column]
-        done = StagePass(stage, len(entities), events, self._labels_of(stage, entities))
+        done = StagePass(stage, entities.count, events, self._labels_of(stage, entities))
         yield from done.run(target, self._pool, self._chunk_rows)
         self._late |= done.late
         self._duplicates += done.duplicates
@@ -180,12 +201,11 @@ class _Run:
     def _keep(self, kept: BoolArray) -> None:
         self._kept, self._late = self._kept[kept], self._late[kept]
         self._times, self._features = self._times[kept], self._features[kept]
-        self._entities = {name: column[kept] for name, column in self._entities.items()}
+        for entities in self._entities.values():
+            entities.codes = entities.codes[kept]
         self._values = {name: column[kept] for name, column in self._values.items()}
 
-    def _labels_of(
-        self, stage: KeyedStage, entities: npt.NDArray[np.object_]
-    ) -> StageEvents | None:
+    def _labels_of(self, stage: KeyedStage, entities: _Entities) -> StageEvents | None:
         """The labels that a stage learns before the first event.
 
         A label lies at its own event's time, and a label window ends ``delay`` before the event
@@ -195,9 +215,8 @@ class _Run:
         labels = self._labels
         if labels is None or not stage.reads_labels:
             return None
-        known = pd.Index(entities).get_indexer(np.array(labels.entities, object))
         return StageEvents(
-            known.astype(np.int64, copy=False),
+            entities.known(labels.entities),
             labels.times,
             {"": labels.values},
             Identities(_hashes(labels.ids), labels.values.view(np.int64)),

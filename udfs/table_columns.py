@@ -17,6 +17,7 @@ import pandas as pd
 from udfs.event_spec import PYTHON_TYPES, EventSpec, FieldSpec
 from udfs.events import (
     BoolArray,
+    CodedTexts,
     FloatArray,
     IntArray,
     epoch_ms_of_iso,
@@ -46,10 +47,12 @@ class TextColumn:
     values: list[str | None]
     sure: BoolArray
 
-    def texts(self, rows: Rows) -> list[str]:
+    def texts(self, rows: Rows) -> CodedTexts:
         """The texts of these rows; of a row that is not sure, anything."""
-        texts: list[str] = np.array(self.values, object)[self.codes[rows]].tolist()
-        return texts
+        codes = self.codes[rows]
+        if codes.min(initial=0) < 0:
+            codes = np.where(codes < 0, len(self.values) - 1, codes)
+        return CodedTexts(codes, np.array(self.values, object))
 
     def most_bytes(self) -> IntArray:
         """The most bytes that each row's text takes in JSON."""
@@ -59,7 +62,8 @@ class TextColumn:
     @property
     def longest(self) -> int:
         """The most bytes that any row's text takes in JSON."""
-        return 2 + _MOST_BYTES_OF_CHARACTER * max(4, *map(len, filter(None, self.values)))
+        longest = max(map(len, filter(None, self.values)), default=0)
+        return 2 + _MOST_BYTES_OF_CHARACTER * max(longest, len("null"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ def _factorized(column: pd.Series[Any]) -> tuple[IntArray, list[Any]]:
     elif column.dtype.kind != "O":
         return np.zeros(len(column), np.int64), [None]
     try:
-        codes, found = pd.factorize(column)
+        codes, found = pd.factorize(column.to_numpy(object))
     except TypeError:  # a list or an object in it
         return np.zeros(len(column), np.int64), [None]
     return codes.astype(np.int64, copy=False), found.tolist()
