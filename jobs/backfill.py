@@ -20,12 +20,14 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.enrichment import tables_of
 from jobs.environment import NotReadyError
 from jobs.history_files import HistoryFileError, label_column, labels_in, read_frame
 from jobs.settings import Settings
 from udfs.events import FloatArray
 from udfs.history import History, HistoryError, Progress, history_of, labels_of, silent
 from udfs.offline import OfflineFeatures, Order, features_of
+from udfs.table_readers import TableError
 
 METADATA_KEY = b"streamscore"
 """Of the file's metadata: what ``Backfilled.metadata`` holds, as JSON."""
@@ -80,16 +82,19 @@ def backfill(
     _refuse(settings, data, out)
     label = label_column(settings)
     progress("Reading", 0.0)
-    wanted = [f.name for f in settings.schema_.event.fields] + [label or ""]
+    fields = [f.name for f in settings.schema_.event.fields]
+    wanted = [*fields, *settings.schema_.lookup_columns, label or ""]
     frame = read_frame(data, settings.schema_, wanted)
     labels = labels_in(settings, frame) if _needs_label(settings) or label in frame else None
     try:
-        history = history_of(settings.schema_, frame, progress)
+        history = history_of(settings.schema_, frame, progress, tables_of(settings))
         computed = _computed(settings, history, labels, order, progress)
     except HistoryError as exc:
         raise HistoryFileError(
             str(exc), "correct the data, or the settings' event section"
         ) from exc
+    except TableError as exc:
+        raise NotReadyError(str(exc), "make the table's topic or file, then try again") from exc
     metadata = {
         "config_hash": settings.features_hash,
         "order": order,

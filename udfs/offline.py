@@ -166,6 +166,7 @@ class _Run:
         ]
         for job in jobs:
             job.result()
+        self._looked_up = [events.numbers[name] for name in schema.lookup_columns]
         self._kept = np.arange(len(events))
         self._late = np.zeros(len(events), np.bool_)
         self._duplicates = self._conflicts = 0
@@ -201,6 +202,7 @@ class _Run:
     def _keep(self, kept: BoolArray) -> None:
         self._kept, self._late = self._kept[kept], self._late[kept]
         self._times, self._features = self._times[kept], self._features[kept]
+        self._looked_up = [column[kept] for column in self._looked_up]
         for entities in self._entities.values():
             entities.codes = entities.codes[kept]
         self._values = {name: column[kept] for name, column in self._values.items()}
@@ -223,9 +225,12 @@ class _Run:
         )
 
     def result(self, rows: npt.NDArray[np.intp]) -> OfflineFeatures:
-        """The features with those of the formulas; ``rows`` are the events' own."""
+        """The features with those of the formulas and look-ups; ``rows`` are the events' own."""
+        features = FormulaColumns(self._schema).append(self._features, self._values)
+        if self._looked_up:
+            features = np.column_stack([features, *self._looked_up])
         return OfflineFeatures(
-            FormulaColumns(self._schema).append(self._features, self._values),
+            features,
             rows[self._kept],
             self._duplicates,
             self._conflicts,
