@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jobs import backfill_command
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
 
@@ -42,6 +43,10 @@ rollout_app = typer.Typer(
     help="Try a model version on a share of a running job's keys.", no_args_is_help=True
 )
 app.add_typer(rollout_app, name="rollout")
+
+features_app = typer.Typer(help="The features a job computes.", no_args_is_help=True)
+app.add_typer(features_app, name="features")
+features_app.command("backfill")(backfill_command.backfill)
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings file.")]
 _CONFIG = Path("conf/fraud.yaml")
@@ -139,7 +144,7 @@ def train(
 
     Example: streamscore train --size full
     """
-    from jobs import demo_data, training
+    from jobs import demo_data, history_files, training
     from jobs.console import bars, console, facts_table
 
     settings = _settings(config)
@@ -147,7 +152,7 @@ def train(
         if data is None:
             frame = demo_data.load(size, progress=progress)
         else:
-            frame = training.read_frame(data, settings.schema_)
+            frame = history_files.read_frame(data, settings.schema_)
         trained = training.train(settings, frame, progress)
     version = trained.version
     title = f"model {version.name}, version {version.version}"

@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 import uuid
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ import pandas as pd
 import xgboost
 
 from jobs.enrichment import tables_of
-from jobs.environment import NotReadyError
+from jobs.history_files import HistoryFileError, labels_in
 from jobs.metrics import average_precision, decide, roc_auc
 from jobs.settings import Settings
 from model_server.errors import RepositoryError
@@ -51,7 +51,7 @@ _PART = "{rows:,} rows, {positives:,} positive, {from} to {to}"
 _TAKEN = frozenset((errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR))
 
 
-class TrainingError(NotReadyError):
+class TrainingError(HistoryFileError):
     """No model can be trained on this history with these settings."""
 
 
@@ -100,10 +100,11 @@ def train(settings: Settings, frame: pd.DataFrame, progress: Progress = silent) 
         progress: Shown while it goes on.
 
     Raises:
-        TrainingError: a column is missing or wrong, or a part of the history has only one label.
+        HistoryFileError: a column is missing or wrong.
+        TrainingError: a part of the history has only one label, or the model cannot be written.
     """
     clock = _Clock()
-    labels = _labels(settings, frame)
+    labels = labels_in(settings, frame)
     with clock.of("features"):
         prepared = _prepare(settings, frame, labels, progress)
     part, rest = _split(prepared.rows, settings.training.train_fraction)
@@ -119,28 +120,6 @@ def train(settings: Settings, frame: pd.DataFrame, progress: Progress = silent) 
         metrics = _report(settings, part, rest, np.asarray(scores, np.float64))
     metrics |= {"rows": prepared.counts, "gain": _gain(booster), "seconds": clock.seconds}
     return Trained(_store(settings, booster, preparation, metrics), metrics)
-
-
-def _labels(settings: Settings, frame: pd.DataFrame) -> FloatArray:
-    name = settings.training.label or (settings.labels.value if settings.labels else None)
-    if name is None:
-        raise TrainingError(
-            "no label to train on", "name its column in training.label of the settings"
-        )
-    if name not in frame:
-        known = ", ".join(map(str, frame.columns))
-        raise TrainingError(
-            f"no column {name!r} with the label; there are: {known}",
-            "add it, or name another in training.label of the settings",
-        )
-    try:
-        values = frame[name].astype("float64").to_numpy()
-    except (TypeError, ValueError) as exc:
-        raise TrainingError(f"label column {name!r}: {exc}", "make its values 0 or 1") from exc
-    wrong = values[~np.isnan(values) & ~np.isin(values, (0.0, 1.0))]
-    if len(wrong):
-        raise TrainingError(f"label column {name!r} holds {wrong[0]:g}", "make its values 0 or 1")
-    return values
 
 
 def _prepare(
@@ -304,44 +283,6 @@ def _publish(draft: Path, models_dir: Path, name: str) -> ModelVersion:
                 raise
         else:
             return ModelVersion(name, version, target.resolve())
-
-
-def read_frame(path: Path, schema: Schema) -> pd.DataFrame:
-    """Read a history of one's own.
-
-    Args:
-        path: A ``.parquet``, ``.csv`` or ``.jsonl`` file.
-        schema: Which CSV columns are text: ids like 0012 would lose their zeros.
-
-    Raises:
-        TrainingError: no such file, another ending, or it cannot be read.
-    """
-    texts: dict[Hashable, type] = {f.name: str for f in schema.event.fields if f.type == "string"}
-    try:
-        match path.suffix:
-            case ".parquet":
-                return pd.read_parquet(path)
-            case ".csv":
-                # Only nothing is missing: "NA" may be a country.
-                return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
-            case ".jsonl":
-                return _read_json_lines(path)
-    except (OSError, ValueError) as exc:
-        raise TrainingError(f"{path} cannot be read: {exc}", "check the file") from exc
-    raise TrainingError(
-        f"{path} is of no known kind", "name a .parquet, .csv or .jsonl file in --data"
-    )
-
-
-def _read_json_lines(path: Path) -> pd.DataFrame:
-    rows = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(dict(orjson.loads(line)))
-            except (TypeError, ValueError) as exc:
-                raise ValueError(f"line {number} is not a JSON object: {exc}") from exc
-    return pd.DataFrame(rows)
 
 
 def summary(trained: Trained) -> dict[str, str]:

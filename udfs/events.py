@@ -8,7 +8,7 @@ neighbours go on. The cost of ``k`` bad records among ``n`` is O(k log n) passes
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -23,6 +23,7 @@ from udfs.event_spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 PARTITION, OFFSET, KAFKA_TIME_MS = range(3)
 """Columns of a positions array."""
@@ -62,6 +63,23 @@ class Reject:
     kafka_time_ms: int
 
 
+class CodedTexts(list[str]):
+    """A column of texts that knows which of them are equal.
+
+    Attributes:
+        codes: A number for each, the same for equal texts, from 0; int64 (n,).
+        most: How many numbers there are; each is below it.
+
+    Args:
+        codes: Indices into ``values``, int64 (n,).
+        values: Different texts; some may be in no row.
+    """
+
+    def __init__(self, codes: IntArray, values: npt.NDArray[np.object_]) -> None:
+        super().__init__(values[codes].tolist())
+        self.codes, self.most = codes, len(values)
+
+
 @dataclass(frozen=True, slots=True)
 class Events:
     """``n`` checked events as columns.
@@ -82,6 +100,28 @@ class Events:
 
     def __len__(self) -> int:
         return len(self.raw)
+
+    def select(self, rows: npt.NDArray[np.intp]) -> Events:
+        """These events alone, in this order."""
+        at = rows.tolist()
+        return Events(
+            [self.raw[i] for i in at],
+            self.positions[rows],
+            self.times[rows],
+            {name: [column[i] for i in at] for name, column in self.texts.items()},
+            {name: column[rows] for name, column in self.numbers.items()},
+        )
+
+    def part(self, start: int, stop: int) -> Events:
+        """The events from ``start`` to before ``stop``."""
+        rows = slice(start, stop)
+        return Events(
+            self.raw[rows],
+            self.positions[rows],
+            self.times[rows],
+            {name: column[rows] for name, column in self.texts.items()},
+            {name: column[rows] for name, column in self.numbers.items()},
+        )
 
 
 @dataclass(slots=True)
@@ -283,16 +323,31 @@ def _check_numbers(spec: FieldSpec, column: list[Any]) -> FloatArray:
         values = np.array(column, dtype=np.float64)
     except OverflowError as exc:
         raise EventError("out_of_range", f"field {spec.name} is too large") from exc
-    if np.isinf(values).any():
-        raise EventError("out_of_range", f"field {spec.name} is not finite")
-    if spec.min is not None and (values < spec.min).any():
-        raise EventError("out_of_range", f"field {spec.name} is below its minimum {spec.min:g}")
-    if spec.max is not None and (values > spec.max).any():
-        raise EventError("out_of_range", f"field {spec.name} is above its maximum {spec.max:g}")
+    for wrong, what in _number_faults(spec, values):
+        if wrong.any():
+            raise EventError("out_of_range", f"field {spec.name} {what}")
     return values
 
 
-def _check_key(name: str, column: list[str]) -> None:
+def _number_faults(spec: FieldSpec, values: FloatArray) -> Iterator[tuple[BoolArray, str]]:
+    yield np.isinf(values), "is not finite"
+    if spec.min is not None:
+        yield values < spec.min, f"is below its minimum {spec.min:g}"
+    if spec.max is not None:
+        yield values > spec.max, f"is above its maximum {spec.max:g}"
+
+
+def numbers_fit(spec: FieldSpec, values: FloatArray) -> BoolArray:
+    """Which numbers the decoder would take, bool (n,); NaN is missing and fits."""
+    return _none_of(_number_faults(spec, values))
+
+
+def _none_of(faults: Iterator[tuple[BoolArray, str]]) -> BoolArray:
+    fit: BoolArray = ~np.logical_or.reduce([wrong for wrong, _ in faults])
+    return fit
+
+
+def _check_key(name: str, column: Sequence[str]) -> None:
     if not all(column):
         raise EventError("bad_key", f"field {name} is empty")
     if _CONTROL.search("".join(column)):
@@ -303,7 +358,27 @@ def _check_key(name: str, column: list[str]) -> None:
         raise EventError("bad_key", f"field {name} is longer than {MAX_KEY_BYTES} bytes")
 
 
-def _epoch_ms_of_iso(text: str) -> int:
+def keys_fit(name: str, texts: Sequence[str]) -> BoolArray:
+    """Which texts the decoder would take as a key or an id, bool (n,)."""
+    if not texts:
+        return np.empty(0, np.bool_)
+    try:
+        _check_key(name, texts)
+    except EventError:
+        if len(texts) == 1:
+            return np.zeros(1, np.bool_)
+        half = len(texts) // 2
+        return np.concatenate([keys_fit(name, texts[:half]), keys_fit(name, texts[half:])])
+    return np.ones(len(texts), np.bool_)
+
+
+def epoch_ms_of_iso(text: str) -> int:
+    """Epoch milliseconds of an ISO 8601 time; without an offset it is UTC.
+
+    Raises:
+        ValueError: it is no such time.
+        OverflowError: it is beyond what a clock can say.
+    """
     moment = datetime.fromisoformat(text)
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return round(aware.timestamp() * 1_000)
@@ -312,16 +387,40 @@ def _epoch_ms_of_iso(text: str) -> int:
 def _check_times(spec: TimeSpec, column: list[Any], positions: IntArray) -> IntArray:
     try:
         if spec.format == "iso8601":
-            column = [_epoch_ms_of_iso(text) for text in column]
-        times = np.array(column, dtype=np.int64)
+            column = [epoch_ms_of_iso(text) for text in column]
+        written = np.array(column, dtype=np.int64)
     except (ValueError, OverflowError) as exc:
         raise EventError("bad_time", f"field {spec.field} is not a time: {exc}") from exc
-    if spec.format == "epoch_s":
-        if ((times > 10**14) | (times < -(10**14))).any():  # abs() of the smallest int64 wraps
-            raise EventError("bad_time", f"field {spec.field} is too large for seconds")
-        times = times * 1_000
-    if (times < spec.earliest_ms).any():
-        raise EventError("bad_time", f"field {spec.field} is before {spec.earliest:%Y-%m-%d}")
-    if (times > positions[:, KAFKA_TIME_MS] + spec.max_future).any():
-        raise EventError("bad_time", f"field {spec.field} is too far in the future")
+    times = _in_ms(spec, written)
+    for wrong, what in _time_faults(spec, written, times, positions[:, KAFKA_TIME_MS]):
+        if wrong.any():
+            raise EventError("bad_time", f"field {spec.field} {what}")
     return times
+
+
+def _in_ms(spec: TimeSpec, written: IntArray) -> IntArray:
+    return written * 1_000 if spec.format == "epoch_s" else written
+
+
+def _time_faults(
+    spec: TimeSpec, written: IntArray, times: IntArray, kafka_ms: IntArray
+) -> Iterator[tuple[BoolArray, str]]:
+    if spec.format == "epoch_s":  # not abs(), which wraps for the smallest int64
+        yield (written > 10**14) | (written < -(10**14)), "is too large for seconds"
+    yield times < spec.earliest_ms, f"is before {spec.earliest:%Y-%m-%d}"
+    yield times > kafka_ms + spec.max_future, "is too far in the future"
+
+
+def times_fit(spec: TimeSpec, written: IntArray, kafka_ms: IntArray) -> tuple[IntArray, BoolArray]:
+    """Event times, and which of them the decoder would take.
+
+    Args:
+        spec: How times are written and which are believed.
+        written: Whole numbers as they are written, those of ISO 8601 in epoch ms; int64 (n,).
+        kafka_ms: When Kafka got the records, int64 (n,).
+
+    Returns:
+        Epoch ms, int64 (n,), undefined where they do not fit; and bool (n,).
+    """
+    times = _in_ms(spec, written)
+    return times, _none_of(_time_faults(spec, written, times, kafka_ms))

@@ -19,6 +19,7 @@ from udfs import log_kernels as kernels
 from udfs import measure_kernels
 from udfs.compiled import Floats, Ints
 from udfs.log_kernels import Log, Rows
+from udfs.measure_kernels import Plan
 from udfs.window_plan import WindowPlan
 
 # Version, whether entries have ids, layout, series, zero (entries stay aligned); place in the order
@@ -116,6 +117,11 @@ class Histories:
         max_entries: The array's size at which unpacked histories are better dropped.
         layouts: How packed histories may lie; none if all are as today.
     """
+
+    _observe = staticmethod(measure_kernels.observe)
+    _add = staticmethod(measure_kernels.add)
+    _learn = staticmethod(kernels.learn)
+    _measure = staticmethod(measure_kernels.measure)
 
     def __init__(
         self,
@@ -291,7 +297,7 @@ class Histories:
         rows = entries.rows
 
         def run(at: int) -> int:
-            return measure_kernels.observe(
+            return self._observe(
                 self._log,
                 rows,
                 plan.layout,
@@ -309,10 +315,11 @@ class Histories:
 
     def add_again(self, entries: Entries) -> None:
         """Add events that ``observe`` took once, in the same order; the outcome is the same."""
-        plan, rows = self.plan, entries.rows
-        self._run(
-            lambda at: measure_kernels.add(self._log, rows, plan.layout, plan.plan, at), entries
-        )
+        self._add_all(entries, self.plan.plan)
+
+    def _add_all(self, entries: Entries, plan: Plan) -> None:
+        rows, layout = entries.rows, self.plan.layout
+        self._run(lambda at: self._add(self._log, rows, layout, plan, at), entries)
 
     def learn(self, entries: Entries) -> Ints:
         """Add entries; one whose id is there already replaces it, or is a mere repeat.
@@ -322,10 +329,12 @@ class Histories:
         """
         verdicts = np.zeros(len(entries.slots), np.int64)
         rows = entries.rows
-        self._run(
-            lambda at: kernels.learn(self._log, rows, self.plan.layout, verdicts, at), entries
-        )
+        self._run(lambda at: self._learn(self._log, rows, self.plan.layout, verdicts, at), entries)
         return verdicts
+
+    def learn_new(self, entries: Entries) -> None:
+        """As ``learn`` of entries with ids that are not there yet: none is looked for."""
+        self._add_all(entries, self.plan.plan._replace(horizon_ms=-kernels.NEVER_MS))
 
     def _run(self, kernel: Callable[[int], int], entries: Entries) -> None:
         at = kernel(0)
@@ -351,7 +360,7 @@ class Histories:
         plan = self.plan
         features = np.empty((len(slots), len(plan.columns)))
         lows, highs = plan.bounds(times)
-        measure_kernels.measure(
+        self._measure(
             self._log, slots, times, plan.layout, plan.plan, plan.categories, lows, highs, features
         )
         return features

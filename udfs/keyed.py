@@ -21,9 +21,12 @@ from udfs.events import Events, FloatArray, IntArray
 from udfs.feature_spec import KEY_SEPARATOR
 from udfs.formulas import parse
 from udfs.histories import Entries, Histories, Layouts, as_matrix
+from udfs.part_histories import PartHistories
 from udfs.series import Series, SeriesReader
 from udfs.spec import Schema
 from udfs.window_plan import WindowPlan, series_of
+
+Rows = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,10 @@ class Identities:
     def of_labels(cls, ids: Sequence[str], values: FloatArray) -> Identities:
         """The identities of labels: a corrected label differs in the check."""
         return cls(_hash(map(str.encode, ids), len(ids)), values.astype(np.float64).view(np.int64))
+
+    def select(self, rows: Rows) -> Identities:
+        """Those of these rows alone."""
+        return Identities(self.ids[rows], self.checks[rows])
 
     @classmethod
     def none(cls, n: int) -> Identities:
@@ -74,7 +81,7 @@ class Observed:
     """
 
     features: FloatArray
-    kept: npt.NDArray[np.intp]
+    kept: Rows
     duplicates: list[int]
     conflicts: list[int]
     late: npt.NDArray[np.bool_]
@@ -145,6 +152,17 @@ class KeyedStage:
             Histories(self._labels, lambda e: read("labels", e), max_entries, known.get("labels")),
         )
 
+    def new_part(self, lengths: IntArray, label_lengths: IntArray) -> StageState:
+        """Empty histories of entities numbered from 0, for one of several threads.
+
+        Args:
+            lengths: How many events each entity can have, int64 (entities,).
+            label_lengths: And how many labels, int64 (entities,).
+        """
+        return StageState(
+            PartHistories(self._events, lengths), PartHistories(self._labels, label_lengths)
+        )
+
     def warm_up(self) -> None:
         """Compile the loops, or load them from Numba's cache: the first call takes seconds."""
         zero, one = np.zeros(1, np.int64), np.ones(1)
@@ -171,8 +189,36 @@ class KeyedStage:
             values: The stage's series by name, float64 (n,) each.
             identities: Compared with those seen, on the first stage only.
         """
-        entries = Entries(
+        return self.observe_slots(
+            state,
             state.events.slots(entities),
+            lambda kept: state.labels.slots([entities[i] for i in kept.tolist()]),
+            times,
+            values,
+            identities,
+        )
+
+    def observe_slots(
+        self,
+        state: StageState,
+        slots: IntArray,
+        label_slots: Callable[[Rows], IntArray],
+        times: IntArray,
+        values: dict[str, FloatArray],
+        identities: Identities,
+    ) -> Observed:
+        """As ``observe``, of events whose histories are known.
+
+        Args:
+            state: The bucket's histories.
+            slots: The history of each event, int64 (n,).
+            label_slots: Gives the history of labels of each of some rows.
+            times: Event times, epoch ms, int64 (n,).
+            values: The stage's series by name, float64 (n,) each.
+            identities: Compared with those seen, on the first stage only.
+        """
+        entries = Entries(
+            slots,
             times,
             as_matrix([values[s.name] for s in self.series], len(times)),
             identities.ids,
@@ -183,10 +229,8 @@ class KeyedStage:
         kept = np.flatnonzero((verdicts == kernels.NEW) | late)
         if len(kept) < len(times):
             features, times, entries = features[kept], times[kept], entries.select(kept)
-            entities = [entities[i] for i in kept.tolist()]
         if self.reads_labels:
-            slots = state.labels.slots(entities)
-            measured = state.labels.measure(slots, times)
+            measured = state.labels.measure(label_slots(kept), times)
             features = np.concatenate([features, measured], axis=1)[:, self._order]
         return Observed(
             features,
@@ -221,13 +265,37 @@ class KeyedStage:
         Returns:
             How many were repeats.
         """
+        return self.learn_slots(state, state.labels.slots(entities), times, values, identities)
+
+    def learn_slots(
+        self,
+        state: StageState,
+        slots: IntArray,
+        times: IntArray,
+        values: FloatArray,
+        identities: Identities,
+        are_new: bool = False,
+    ) -> int:
+        """As ``learn``, of labels whose histories are known.
+
+        Args:
+            state: The histories.
+            slots: The history of each label, int64 (n,).
+            times: Epoch ms, int64 (n,).
+            values: The labels, float64 (n,).
+            identities: Compared with those there.
+            are_new: No two are of one event, and none is there yet: none is looked for.
+        """
         entries = Entries(
-            state.labels.slots(entities),
+            slots,
             times,
             np.repeat(values[:, None], len(self._labels.series), axis=1),
             identities.ids,
             identities.checks,
         )
+        if are_new:
+            state.labels.learn_new(entries)
+            return 0
         verdicts = state.labels.learn(entries)
         return int(np.count_nonzero(verdicts == kernels.DUPLICATE))
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from jobs import cli, settings, training
 from jobs.environment import ROOT
 from jobs.exit_codes import ExitCode
+from jobs.history_files import HistoryFileError
 from jobs.settings import Settings
 from jobs.training import TrainingError, train
 from model_server.backends.xgboost import XGBoostModel
@@ -180,7 +181,7 @@ def test_without_labels_section_the_label_must_be_named(job: Settings, frame: pd
     windows = tuple(w for w in job.features.windows if w.stream == "events")
     features = job.features.model_copy(update={"windows": windows})
     bare = job.model_copy(update={"labels": None, "features": features})
-    with pytest.raises(TrainingError, match=r"no label to train on.*training\.label"):
+    with pytest.raises(HistoryFileError, match=r"no label to train on.*training\.label"):
         train(bare, frame)
 
 
@@ -200,45 +201,9 @@ def test_without_labels_section_the_label_must_be_named(job: Settings, frame: pd
 def test_a_wrong_history_is_refused(
     job: Settings, frame: pd.DataFrame, change: Any, message: str
 ) -> None:
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises(HistoryFileError, match=message):
         train(job, change(frame))
     assert not job.model.path.exists()
-
-
-@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
-def test_a_file_is_read_as_it_was_written(
-    job: Settings, frame: pd.DataFrame, tmp_path: Path, kind: str
-) -> None:
-    path = tmp_path / f"history.{kind}"
-    if kind == "parquet":
-        frame.to_parquet(path)
-    elif kind == "csv":
-        frame.to_csv(path, index=False)
-    else:
-        frame.to_json(path, orient="records", lines=True)
-    got = history_of(job.schema_, training.read_frame(path, job.schema_)).events
-    assert got.raw == history_of(job.schema_, frame).events.raw
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("absent.csv", None, "cannot be read"),
-        ("history.xlsx", b"", "no known kind"),
-        ("history.jsonl", b'{"a": 1}\n{"a":', "line 2 is not a JSON object"),
-        ("list.jsonl", b"[1]\n", "line 1 is not a JSON object"),
-        ("history.parquet", b"no", "cannot be read"),
-        ("history.csv", b"", "cannot be read"),
-    ],
-)
-def test_an_unreadable_file_is_refused(
-    job: Settings, tmp_path: Path, name: str, content: bytes | None, message: str
-) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(TrainingError, match=message):
-        training.read_frame(path, job.schema_)
 
 
 def test_the_command_shows_metrics_folder_and_next_step(

@@ -267,7 +267,6 @@ def test_an_empty_table_is_an_error() -> None:
 def test_pandas_types_make_no_difference(dtypes: dict[str, str]) -> None:
     frame = table([a_row(), a_row(id="j", items=None, kind=None)])
     plain, typed = (history_of(SCHEMA, f).events for f in (frame, frame.astype(dtypes)))
-    assert plain.raw == typed.raw
     assert plain.texts == typed.texts
     np.testing.assert_array_equal(plain.numbers["items"], typed.numbers["items"])
 
@@ -302,7 +301,12 @@ def test_progress_ends_at_one() -> None:
     seen: list[tuple[str, float]] = []
     history = history_of(SCHEMA, table([a_row()]), lambda *at: seen.append(at))
     features_of(SCHEMA, history.events, progress=lambda *at: seen.append(at))
-    assert seen == [("Reading", 1.0), ("Computing features", 1.0)]
+    steps = dict.fromkeys(step for step, _ in seen)
+    assert list(steps) == ["Reading", "Computing features"]
+    for step in steps:
+        done = [part for of, part in seen if of == step]
+        assert done == sorted(done)
+        assert done[-1] == 1.0
 
 
 def test_no_engine_is_imported() -> None:
