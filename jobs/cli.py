@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jobs import features_cli
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
 
@@ -42,6 +43,7 @@ rollout_app = typer.Typer(
     help="Try a model version on a share of a running job's keys.", no_args_is_help=True
 )
 app.add_typer(rollout_app, name="rollout")
+app.add_typer(features_cli.app, name="features")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings file.")]
 _CONFIG = Path("conf/fraud.yaml")
