@@ -143,7 +143,7 @@ class Causes:
             cause = self._missing_before(row, described) or self._places(row, described)
         if not cause and (predictions.late[row] or self.replayed.late[line]):
             lateness = format_duration(self._schema.event.time.allowed_lateness)
-            return f"the event is late, by more than {lateness}: its windows lack what is forgotten"
+            return f"the event is late, by more than {lateness}: windows lack what was forgotten"
         return cause
 
     @cached_property

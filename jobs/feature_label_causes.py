@@ -77,28 +77,35 @@ class LabelCauses:
         described: Described,
         predicted: float,
     ) -> int | None:
-        """How many of the labels, the first ones, give the predicted value; none if no number."""
+        """The most of the labels, the first so many, that give the predicted value; or none."""
         stage = KeyedStage(self._schema, described.stage)
         column = stage.plans["labels"].columns.index(described.name)
         state = stage.new_state()
-        slot = state.labels.slots([entity])
+        slot, at, found = state.labels.slots([entity]), np.array([t], np.int64), None
         for count in range(min(len(rows), _MOST_LABELS)):
-            value = state.labels.measure(slot, np.array([t], np.int64))[0, column]
+            value = state.labels.measure(slot, at)[0, column]
             if np.isclose(value, predicted, rtol=_TOLERANCE, atol=0, equal_nan=True):
-                return count
+                found = count
             row = rows[count : count + 1]
             identities = Identities(labels.identities.ids[row], labels.identities.checks[row])
             stage.learn(state, [entity], labels.times[row], labels.values[row], identities)
-        return None
+        return found
 
     def _late(self, labels: LabelColumns, row: int, scored_ms: int, window: WindowFeature) -> str:
         partition, offset, came_ms = labels.positions[row].tolist()
-        age = format_duration(came_ms - int(labels.times[row]))
+        age = _about(came_ms - int(labels.times[row]))
         text = (
             f"the label of {labels.ids[row]} (record {partition}/{offset} of the labels) was not "
             f"known yet: it came {age} after its event, the delay is "
             f"{format_duration(window.delay)}"
         )
         if came_ms > scored_ms:
-            return f"{text}; the event was scored {format_duration(came_ms - scored_ms)} earlier"
+            return f"{text}; the event was scored {_about(came_ms - scored_ms)} earlier"
         return f"{text}; it was in the topic, and the job read it after the event"
+
+
+def _about(duration_ms: int) -> str:
+    for name, unit_ms in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
+        if duration_ms >= unit_ms:
+            return f"{duration_ms / unit_ms:.1f}{name}"
+    return f"{duration_ms}ms"

@@ -136,7 +136,9 @@ def _fill_events(stage: KeyedStage, per_day: float, progress: Progress) -> tuple
     starts = range(0, len(times), _BATCH_ROWS)
     events = sum(min(_BATCH_ROWS, len(times) - start) for start in starts[-len(journal) :])
     packed = state.events.pack(state.events.slots(names))
-    filled = _Filled(codes, times, packed, state.events.capacity_bytes)
+    newest = np.zeros(len(names), np.int64)
+    np.maximum.at(newest, codes, times)
+    filled = _Filled(newest[codes] - times, packed, state.events.capacity_bytes)
     return _size(stage, "events", per_day, filled), sum(journal) / events
 
 
@@ -152,7 +154,7 @@ def _fill_labels(stage: KeyedStage, per_day: float, progress: Progress) -> Size:
         _forget(stage, names, int(times[rows][-1]), state)
         progress(f"filling {stage.name} labels", min(1.0, (start + _BATCH_ROWS) / len(times)))
     packed = state.labels.pack(state.labels.slots(names))
-    filled = _Filled(codes, times, packed, state.labels.capacity_bytes)
+    filled = _Filled(times[-1] - times, packed, state.labels.capacity_bytes)
     return _size(stage, "labels", per_day, filled)
 
 
@@ -177,18 +179,17 @@ def _traffic(
 
 @dataclass(frozen=True, slots=True)
 class _Filled:
-    """Key and time of the events that were filled in, and what became of them."""
+    """What was filled in, and what became of it.
 
-    codes: IntArray
-    times: IntArray
+    Attributes:
+        ages: Of each event when the last one that makes its key forget had come, ms; int64 (n,).
+        packed: The history of each key.
+        capacity_bytes: Of the unpacked ones.
+    """
+
+    ages: IntArray
     packed: list[bytes]
     capacity_bytes: int
-
-    def entries(self, horizon_ms: int) -> int:
-        """How many are not older than their key's newest by the horizon."""
-        newest = np.zeros(len(self.packed), np.int64)
-        np.maximum.at(newest, self.codes, self.times)
-        return int(np.count_nonzero(self.times > newest[self.codes] - horizon_ms))
 
 
 def _size(stage: KeyedStage, stream: Stream, per_day: float, filled: _Filled) -> Size:
@@ -201,7 +202,7 @@ def _size(stage: KeyedStage, stream: Stream, per_day: float, filled: _Filled) ->
         stream=stream,
         horizon_ms=horizon_ms,
         keys=keys,
-        entries=filled.entries(horizon_ms),
+        entries=int(np.count_nonzero(filled.ages < horizon_ms)),
         packed_bytes=sum(map(len, filled.packed)),
         unpacked_bytes=filled.capacity_bytes,
         entry_words=plan.words,

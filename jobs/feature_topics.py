@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +37,37 @@ class TopicError(RuntimeError):
     """A topic cannot be read; the text says what to do."""
 
 
+class Reader(Protocol):
+    """Gives whole topics.
+
+    Attributes:
+        ranges: What each partition holds, by topic; known once its reading has begun.
+    """
+
+    ranges: dict[str, dict[int, Range]]
+
+    def read(self, topic: str) -> Iterator[Sequence[Record]]:
+        """The records of a topic, chunk by chunk; each partition's in order."""
+
+
+class Record(Protocol):
+    """What is used of confluent_kafka's message."""
+
+    def value(self) -> Any:
+        """Its bytes, or none."""
+
+    def partition(self) -> Any:
+        """Its partition."""
+
+    def offset(self) -> Any:
+        """Its offset."""
+
+    def timestamp(self) -> tuple[int, int]:
+        """Kind of time and the time, epoch ms."""
+
+
 def read(settings: Settings, properties: Mapping[str, str], progress: Progress) -> Source:
     """Read the three topics from their beginning to where they end now.
-
-    The predictions first: an event that is scored meanwhile has none yet, and no prediction is
-    without its event.
 
     Args:
         settings: The job's.
@@ -51,8 +77,16 @@ def read(settings: Settings, properties: Mapping[str, str], progress: Progress) 
     Raises:
         TopicError: a topic is missing, or the broker does not answer.
     """
+    bootstrap = settings.kafka.bootstrap_servers
+    return collect(settings, KafkaReader(bootstrap, properties, progress))
+
+
+def collect(settings: Settings, reader: Reader) -> Source:
+    """The three topics as columns.
+
+    The predictions are read first: what is scored meanwhile has its event but no prediction.
+    """
     topics, schema = settings.topics, settings.schema_
-    reader = _Reader(settings.kafka.bootstrap_servers, properties, progress)
     predictions = _predictions(schema, topics.events, reader.read(topics.predictions))
     events = _events(schema, reader, topics.events)
     labels = None
@@ -61,8 +95,14 @@ def read(settings: Settings, properties: Mapping[str, str], progress: Progress) 
     return Source(events, labels, predictions)
 
 
-class _Reader:
-    """Reads whole topics."""
+class KafkaReader:
+    """Reads whole topics of a broker.
+
+    Args:
+        bootstrap: host:port of the brokers.
+        properties: Further properties of librdkafka.
+        progress: Shown while it reads.
+    """
 
     def __init__(self, bootstrap: str, properties: Mapping[str, str], progress: Progress) -> None:
         self._options = {
@@ -137,13 +177,13 @@ def _is_before_end(message: Message, at: dict[int, int], ranges: Mapping[int, Ra
     return offset < end
 
 
-def _raw(messages: Sequence[Message]) -> tuple[list[bytes], IntArray]:
+def _raw(messages: Sequence[Record]) -> tuple[list[bytes], IntArray]:
     raw = [message.value() or b"" for message in messages]
     places = [(m.partition() or 0, m.offset() or 0, m.timestamp()[1]) for m in messages]
     return raw, np.array(places, np.int64)
 
 
-def _events(schema: Schema, reader: _Reader, topic: str) -> EventColumns:
+def _events(schema: Schema, reader: Reader, topic: str) -> EventColumns:
     decoder = Decoder.for_events(schema.event, schema.key_fields)
     inputs, columns = StageInputs(schema), Growing()
     ids, entities = Texts(), {stage: Entities() for stage in schema.stages}
@@ -189,7 +229,7 @@ def _add_events(columns: Growing, schema: Schema, part: Events) -> None:
     )
 
 
-def _labels(schema: Schema, reader: _Reader, topic: str) -> LabelColumns:
+def _labels(schema: Schema, reader: Reader, topic: str) -> LabelColumns:
     assert schema.labels is not None
     spec, columns = schema.labels, Growing()
     decoder = Decoder.for_labels(spec, schema.event)
@@ -218,7 +258,7 @@ def _labels(schema: Schema, reader: _Reader, topic: str) -> LabelColumns:
     )
 
 
-def _predictions(schema: Schema, topic: str, chunks: Iterable[Sequence[Message]]) -> Predictions:
+def _predictions(schema: Schema, topic: str, chunks: Iterable[Sequence[Record]]) -> Predictions:
     names, stages = schema.columns, schema.stages
     known, columns, keys = set(names), Growing(), Entities()
     seen: set[str] = set()
