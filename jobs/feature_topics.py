@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from udfs.spec import Schema
 Progress = Callable[[str, float], None]
 
 _ROWS = 4_096
+_POLL_S = 0.1
 _SILENCE_S = 30.0
 
 
@@ -150,9 +152,12 @@ class KafkaReader:
         at = {n: r.first for n, r in ranges.items() if r.end > r.first}
         total = sum(ranges[n].end - first for n, first in at.items())
         consumer.assign([TopicPartition(topic, n, first) for n, first in at.items()])
+        deadline_s = time.monotonic() + _SILENCE_S
         while at:
-            messages = consumer.consume(_ROWS, _SILENCE_S)
-            if not messages:
+            messages = consumer.consume(_ROWS, _POLL_S)  # waits so long for the last few
+            if messages:
+                deadline_s = time.monotonic() + _SILENCE_S
+            elif time.monotonic() > deadline_s:
                 raise TopicError(f"{topic} gave no record for {_SILENCE_S:.0f} s; try again")
             wanted = [m for m in messages if _is_before_end(m, at, ranges)]
             if wanted:
