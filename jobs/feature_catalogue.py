@@ -10,13 +10,14 @@ from typing import Literal
 
 from udfs import aggregates as a
 from udfs.aggregates import Named, parse_aggregate
+from udfs.enrichment_spec import LookupSpec
 from udfs.expression_spec import ExpressionFeature
 from udfs.feature_spec import FormulaFeature, WindowFeature
 from udfs.settings_types import format_duration
 from udfs.spec import Schema
 from udfs.window_spec import Window
 
-Kind = Literal["expression", "window", "formula"]
+Kind = Literal["expression", "window", "formula", "lookup"]
 
 _EXPRESSIONS = {
     "value": "the field {0}",
@@ -97,11 +98,12 @@ def describe(schema: Schema) -> list[Described]:
     for stage in schema.stages:
         for window in schema.features.of_stage(stage):
             found += _of_window(stage, window)
-    return found + [_of_formula(formula) for formula in schema.features.formulas]
+    found += [_of_formula(formula) for formula in schema.features.formulas]
+    return found + [d for lookup in schema.lookups for d in _of_lookup(lookup)]
 
 
 def _of_expression(schema: Schema, spec: ExpressionFeature) -> Iterator[Described]:
-    optional = {f.name for f in schema.event.fields if not f.required and f.default is None}
+    optional = {f.name for f in schema.known.fields if not f.required and f.default is None}
     for number, name in enumerate(spec.columns):
         category = spec.categories[number] if spec.categories else ""
         meaning = _EXPRESSIONS[spec.type].format(
@@ -175,6 +177,26 @@ def _of_formula(spec: FormulaFeature) -> Described:
         missing="if it reads a missing number, or the result is infinite",
         cost="O(1)",
     )
+
+
+def _of_lookup(spec: LookupSpec) -> Iterator[Described]:
+    for name, field in zip(spec.columns, spec.fields, strict=True):
+        default = field.default
+        yield Described(
+            name=name,
+            kind="lookup",
+            stage="",
+            stream="",
+            aggregate="look-up",
+            window="",
+            reads=f"{spec.name}[{spec.key}].{field.name}",
+            where="",
+            delay="",
+            meaning=f"What the store {spec.name} has as {field.name} for the event's {spec.key}.",
+            unit="as stored",
+            missing="if the store has none or is late" if default is None else f"never: {default}",
+            cost="a call per batch",
+        )
 
 
 def reads_of(spec: WindowFeature) -> str:

@@ -96,6 +96,9 @@ def _sections(settings: Settings) -> list[tuple[str, str, Table]]:
     rows = [(d.name, d.meaning, d.unit, d.missing) for d in formulas]
     note = "Computed last; they cost no state."
     sections.append(("Of other features", note, (("feature", "meaning", "unit", "missing"), rows)))
+    lookups = [(d.name, d.meaning, d.unit, d.missing) for d in described if d.kind == "lookup"]
+    note = "Asked for while a batch is scored; training takes them from its data."
+    sections.append(("From stores", note, (("feature", "meaning", "unit", "missing"), lookups)))
     return [section for section in sections if section[2][1]]
 
 

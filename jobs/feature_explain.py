@@ -10,6 +10,7 @@ import numpy as np
 from jobs.feature_catalogue import Described, describe
 from jobs.feature_columns import EventColumns, LabelColumns, Source
 from jobs.feature_parity import as_json, is_same
+from jobs.feature_reach import not_recomputed
 from jobs.feature_replay import Rows, event_rows, replay
 from jobs.settings import Settings
 from udfs.events import FloatArray
@@ -45,9 +46,9 @@ class Explained:
 
     Attributes:
         feature: What it is.
-        recomputed: From the topics; none is missing.
+        recomputed: From the topics; none is missing, or a table or a look-up decides it.
         predicted: In the prediction; none is missing.
-        is_equal: Whether they agree.
+        is_equal: Whether they agree; none if it is not recomputed.
         after_ms: The window begins after this time; none for what is no window.
         until_ms: It ends with this time; none for what is no window.
         entries: What it holds, the oldest first.
@@ -56,7 +57,7 @@ class Explained:
     feature: Described
     recomputed: float | None
     predicted: float | None
-    is_equal: bool
+    is_equal: bool | None
     after_ms: int | None
     until_ms: int | None
     entries: list[Entry]
@@ -85,7 +86,7 @@ class Explanation:
     @property
     def is_equal(self) -> bool:
         """Whether every value is the prediction's."""
-        return all(f.is_equal for f in self.features)
+        return all(f.is_equal is not False for f in self.features)
 
 
 def explained(
@@ -151,7 +152,12 @@ class _Window:
         partition, offset, _ = events.positions[self._event].tolist()
         made = self._recomputed()
         found = predictions.features[self._row]
-        same = is_same(made, found)
+        made = np.append(made, np.full(len(found) - len(made), np.nan))  # look-ups are last
+        same: list[bool | None] = is_same(made, found).tolist()
+        unknown = not_recomputed(self._schema)
+        for n, name in enumerate(self._schema.columns):
+            if name in unknown:
+                made[n], same[n] = np.nan, None
         described = describe(self._schema)
         return Explanation(
             event_id=events.ids[self._event],
@@ -160,7 +166,7 @@ class _Window:
             offset=offset,
             late=bool(predictions.late[self._row]),
             features=[
-                self._feature(d, as_json(made[n]), as_json(found[n]), bool(same[n]))
+                self._feature(d, as_json(made[n]), as_json(found[n]), same[n])
                 for n, d in enumerate(described)
                 if feature in ("", d.name)
             ],
@@ -177,7 +183,7 @@ class _Window:
         return values
 
     def _feature(
-        self, described: Described, made: float | None, found: float | None, same: bool
+        self, described: Described, made: float | None, found: float | None, same: bool | None
     ) -> Explained:
         if described.kind != "window":
             return Explained(described, made, found, same, None, None, [])

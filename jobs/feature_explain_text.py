@@ -13,6 +13,7 @@ from rich.table import Table
 from jobs.feature_explain import Entry, Explained, Explanation
 
 _IDS_SHOWN = 5
+_VERDICTS = {True: "[green]equal[/]", False: "[red]differs[/]", None: "not recomputed"}
 
 
 def as_document(found: Explanation) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def _overview(found: Explanation) -> Table:
             str(len(f.entries)) if is_window else "",
             _number(f.recomputed),
             _number(f.predicted),
-            "[green]equal[/]" if f.is_equal else "[red]differs[/]",
+            _VERDICTS[f.is_equal],
             newest if is_window else f.feature.reads,
         )
     return table

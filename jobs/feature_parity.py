@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from jobs.feature_causes import Causes, Trained
 from jobs.feature_columns import PREDICTED_SCORED, Source
+from jobs.feature_reach import not_recomputed
 from jobs.feature_replay import Rows, event_rows, replay
 from jobs.settings import Settings
 from udfs.events import FloatArray
@@ -115,22 +116,24 @@ def compare(settings: Settings, source: Source, limit: int | None, progress: Pro
     newest = _newest(source, limit)
     compared = newest[present]
     wrong = np.zeros(replayed.features.shape, np.bool_)
-    for n in range(wrong.shape[1]):
+    unknown = not_recomputed(schema)
+    columns = [n for n, name in enumerate(schema.columns) if name not in unknown]
+    for n in columns:
         found, made = predictions.features[present, n], replayed.features[:, n]
         wrong[:, n] = ~is_same(found, made) & compared
-        progress("comparing", (n + 1) / wrong.shape[1])
+        progress("comparing", (n + 1) / (columns[-1] + 1))
     missing = np.flatnonzero((rows < 0) & newest)
     causes = Causes(settings, source, rows, present, replayed, wrong)
-    counts = wrong.sum(axis=0).tolist()
+    counts = zip(schema.columns, wrong.sum(axis=0).tolist(), strict=False)  # look-ups are last
     return Parity(
         predictions=len(predictions),
         repeats=predictions.records - predictions.elsewhere - len(predictions),
         compared=int(np.count_nonzero(compared)),
-        values=int(np.count_nonzero(compared)) * wrong.shape[1],
+        values=int(np.count_nonzero(compared)) * len(columns),
         late=int(np.count_nonzero(predictions.late[present] & compared)),
         without_event=len(missing),
         unscored=len(source.events) - len(present),
-        by_feature={c: n for c, n in zip(schema.columns, counts, strict=True) if n},
+        by_feature={name: count for name, count in counts if count},
         first=_first(source, causes, missing, present, wrong),
         notes=_notes(settings, source),
         other_features=[*predictions.extra, *predictions.absent],
@@ -191,6 +194,8 @@ def as_json(value: float) -> float | None:
 
 def _notes(settings: Settings, source: Source) -> list[str]:
     predictions, notes = source.predictions, []
+    if unknown := sorted(not_recomputed(settings.schema_)):
+        notes.append(f"not recomputed, as tables or look-ups decide them: {', '.join(unknown)}")
     if predictions.elsewhere:
         notes.append(f"{predictions.elsewhere:,} predictions are of another events topic: left out")
     for names, what in ((predictions.extra, "settings"), (predictions.absent, "predictions")):

@@ -21,6 +21,7 @@ from jobs.feature_columns import (
     Source,
     Texts,
 )
+from jobs.feature_reach import without_tables
 from jobs.settings import Settings
 from jobs.stack import StackError, topic_partitions
 from udfs.events import Decoder, Events, IntArray
@@ -196,6 +197,7 @@ def _events(schema: Schema, reader: Reader, topic: str) -> EventColumns:
     for messages in reader.read(topic):
         decoded = decoder.decode(*_raw(messages))
         for part in decoded.parts:
+            part = without_tables(schema, part)
             ids.extend(part.texts[schema.event.id])
             of_stage = {schema.key: part.texts[schema.key]} | inputs.entities(part)
             for stage, names in of_stage.items():

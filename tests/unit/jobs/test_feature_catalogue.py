@@ -11,6 +11,7 @@ from jobs import settings
 from jobs.environment import ROOT
 from jobs.feature_catalogue import Described, describe, window_text
 from jobs.feature_docs import html, markdown
+from jobs.feature_reach import not_recomputed
 from jobs.settings import Settings
 from tests.support.recorded_case import case_settings
 from udfs.aggregates import AGGREGATES
@@ -117,3 +118,29 @@ def test_the_state_is_that_of_the_readme() -> None:
     assert "24 bytes and 32 per kept event, which is kept for 169h" in text
     assert "24 bytes and 16 per kept event" in text
     assert "24 bytes and 32 per kept label, which is kept for 889h" in text
+
+
+def test_what_tables_and_lookups_decide_is_not_recomputed() -> None:
+    schema = case_settings().schema_
+    table = {"name": "shop", "key": "terminal_id", "topic": "shops"}
+    table |= {"fields": [{"name": "rank", "type": "float"}, {"name": "kind", "type": "string"}]}
+    lookup = {"name": "store", "key": "card_id", "redis": {"url": "redis://127.0.0.1:6379/0"}}
+    lookup |= {"fields": [{"name": "age", "type": "float"}]}
+    window = {"prefix": "w", "key": "card_id", "windows": ["1h"], "aggregates": ["count"]}
+    features = {
+        "expressions": [{"name": "rank", "type": "value", "fields": ["shop_rank"]}],
+        "windows": [window, window | {"prefix": "x", "where": "shop_kind == 'a'"}],
+        "formulas": [
+            {"name": "half", "formula": "w_count_1h / 2"},
+            {"name": "share", "formula": "x_count_1h / w_count_1h"},
+            {"name": "double", "formula": "share * 2"},
+        ],
+    }
+    changed = Schema.model_validate(
+        {"event": schema.event, "key": schema.key, "features": features}
+        | {"tables": [table], "lookups": [lookup]}
+    )
+    expected = {"rank", "x_count_1h", "share", "double", "store_age"}
+    assert not_recomputed(changed) == expected
+    assert tuple(d.name for d in describe(changed)) == changed.columns
+    assert not_recomputed(schema) == frozenset()
