@@ -3,7 +3,8 @@
 5 % of the events come up to half an hour of event time out of order, 1 % a day late. The labels of
 the first 40,000 are known before their delay has passed. In the middle the job is ended and started
 again from its newest checkpoint, so some predictions come twice. Then `streamscore features parity`
-recomputes and compares all. Written to build/bench/parity.json; exit code 1 on any difference.
+recomputes and compares all. Written to build/bench/parity.json; exit code 1 on a difference of a
+prediction that is not late: the features of late ones are not promised to be exact.
 
 Examples:
   python -m bench.parity --quick
@@ -79,7 +80,7 @@ def _bench(options: argparse.Namespace) -> int:
         topics = {**at.create_outputs("parity"), "events": events, "labels": labels}
         _score(at, topics, options.records)
         found, seconds, peak_bytes = _parity(at)
-        if not found["is_equal"]:
+        if found["differences"] > found["late_differences"] or found["without_event"]:
             at.failures.append(f"{found['differences']:,} differences; {found['first'][:3]}")
         document = {
             "machine": about,
@@ -91,6 +92,7 @@ def _bench(options: argparse.Namespace) -> int:
         results = [
             Result("values_compared", found["values"], "values"),
             Result("differences", found["differences"], "values"),
+            Result("differences_of_late_ones", found["late_differences"], "values"),
             Result("late_predictions", found["late"], "predictions"),
             Result("repeated_predictions", found["repeats"], "predictions"),
             Result("parity_duration", seconds, "s"),

@@ -132,18 +132,23 @@ class Causes:
                 "restart, and not again after it"
             )
         predictions = self._source.predictions
+        late = bool(predictions.late[row] or self.replayed.late[line])
         if described.stream == "labels":
             cause = self._labels.cause(
                 int(self.rows[row]),
                 predictions.times[row],
                 described,
                 float(predictions.features[row, self.columns.index(described.name)]),
+                late,
             )
         else:
             cause = self._missing_before(row, described) or self._places(row, described)
-        if not cause and (predictions.late[row] or self.replayed.late[line]):
+        if late and not cause:
             lateness = format_duration(self._schema.event.time.allowed_lateness)
-            return f"the event is late, by more than {lateness}: windows lack what was forgotten"
+            return (
+                f"the event is late, by more than {lateness}: its windows lack what was forgotten; "
+                "of labels, a restart brings back some of it"
+            )
         return cause
 
     @cached_property

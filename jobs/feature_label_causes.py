@@ -30,7 +30,9 @@ class LabelCauses:
         self._schema = schema
         self._source = source
 
-    def cause(self, event: int, times: IntArray, described: Described, predicted: float) -> str:
+    def cause(
+        self, event: int, times: IntArray, described: Described, predicted: float, late: bool
+    ) -> str:
         """The cause; empty if the labels explain nothing.
 
         Args:
@@ -38,6 +40,7 @@ class LabelCauses:
             times: Of the prediction: event time, Kafka time, time of the score.
             described: The feature.
             predicted: Its value in the prediction.
+            late: Whether the event is late: that explains it better than labels read in time.
         """
         labels = self._source.labels
         if labels is None:
@@ -45,9 +48,11 @@ class LabelCauses:
         window = next(w for w in self._schema.features.windows if described.name in w.columns)
         (entity,) = self._source.events.entities[described.stage].of(np.array([event], np.intp))
         rows = self._in_reach(labels, entity, int(times[PREDICTED_EVENT]), window)
-        known = self._known(labels, entity, rows, int(times[PREDICTED_EVENT]), described, predicted)
-        scored_ms = int(times[PREDICTED_SCORED])
+        t, scored_ms = int(times[PREDICTED_EVENT]), int(times[PREDICTED_SCORED])
         after = rows[labels.positions[rows, 2] > scored_ms]
+        if late and not len(after):
+            return ""
+        known = self._known(labels, entity, rows, t, described, predicted)
         if known is not None:
             return self._late(labels, int(rows[known]), scored_ms, window)
         if len(after):

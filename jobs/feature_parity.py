@@ -60,6 +60,7 @@ class Parity:
         late: Compared predictions that say so.
         without_event: Predictions whose record is not in the events topic, or is refused now.
         unscored: Accepted records of the events topic that have no prediction.
+        late_differences: Values that differ in those.
         by_feature: Differences by feature, those without any left out.
         first: The first ``SHOWN`` differences in the order of scoring, events missing included.
         notes: What else a reader should know.
@@ -71,6 +72,7 @@ class Parity:
     compared: int
     values: int
     late: int
+    late_differences: int
     without_event: int
     unscored: int
     by_feature: dict[str, int]
@@ -98,7 +100,14 @@ def is_same(one: FloatArray, other: FloatArray) -> npt.NDArray[np.bool_]:
     return same
 
 
-def compare(settings: Settings, source: Source, limit: int | None, progress: Progress) -> Parity:
+def compare(
+    settings: Settings,
+    source: Source,
+    limit: int | None,
+    progress: Progress,
+    *,
+    with_late: bool = True,
+) -> Parity:
     """Recompute the features of all predictions and compare them.
 
     Args:
@@ -106,6 +115,7 @@ def compare(settings: Settings, source: Source, limit: int | None, progress: Pro
         source: Its topics.
         limit: Compare only the newest so many; none compares all.
         progress: Shown meanwhile.
+        with_late: Also those that say late, whose features are not promised to be exact.
     """
     predictions, schema = source.predictions, settings.schema_
     rows = event_rows(source)
@@ -114,6 +124,8 @@ def compare(settings: Settings, source: Source, limit: int | None, progress: Pro
         schema, source.events, rows[present], predictions.order[present], source.labels, progress
     )
     newest = _newest(source, limit)
+    if not with_late:
+        newest &= ~predictions.late
     compared = newest[present]
     wrong = np.zeros(replayed.features.shape, np.bool_)
     unknown = not_recomputed(schema)
@@ -131,6 +143,7 @@ def compare(settings: Settings, source: Source, limit: int | None, progress: Pro
         compared=int(np.count_nonzero(compared)),
         values=int(np.count_nonzero(compared)) * len(columns),
         late=int(np.count_nonzero(predictions.late[present] & compared)),
+        late_differences=int(np.count_nonzero(wrong[predictions.late[present]])),
         without_event=len(missing),
         unscored=len(source.events) - len(present),
         by_feature={name: count for name, count in counts if count},

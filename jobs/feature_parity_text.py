@@ -24,6 +24,11 @@ def lines(parity: Parity) -> Iterator[str]:
         f"compared {parity.values:,} values of {parity.compared:,} predictions, "
         f"{parity.late:,} of them late: {parity.differences:,} differences"
     )
+    if parity.late_differences:
+        yield (
+            f"{parity.late_differences:,} of them are of late predictions, whose features are not "
+            "promised to be exact; --without-late leaves them out"
+        )
     if parity.without_event:
         yield f"{parity.without_event:,} predictions could not be compared: no event"
     yield from (f"note: {note}" for note in parity.notes)

@@ -283,6 +283,8 @@ def _predictions(schema: Schema, topic: str, chunks: Iterable[Sequence[Record]])
         columns.add(**_as_columns(own, names, stages))
     places = columns.take("places", np.empty((0, 2), np.int64))
     rows = _last(places)
+    foreign = columns.take("foreign", np.empty(0, np.bool_))[rows]
+    other = seen if foreign.any() else set()  # those of replaced predictions do not count
     return Predictions(
         places=places[rows],
         features=columns.take("features", np.empty((0, len(names))))[rows],
@@ -290,10 +292,10 @@ def _predictions(schema: Schema, topic: str, chunks: Iterable[Sequence[Record]])
         times=columns.take("times", np.empty((0, 3), np.int64))[rows],
         versions=columns.take("versions", np.empty(0, np.int64))[rows],
         late=columns.take("late", np.empty(0, np.bool_))[rows],
-        foreign=columns.take("foreign", np.empty(0, np.bool_))[rows],
+        foreign=foreign,
         keys=keys.of(rows),
-        extra=sorted(seen - known),
-        absent=sorted(seen & known),
+        extra=sorted(other - known),
+        absent=sorted(other & known),
         records=records,
         elsewhere=elsewhere,
     )

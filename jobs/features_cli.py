@@ -138,6 +138,13 @@ def parity(
         int | None,
         typer.Option(min=1, help="Compare the newest so many predictions; all are recomputed."),
     ] = None,
+    without_late: Annotated[
+        bool,
+        typer.Option(
+            "--without-late",
+            help="Leave out predictions that say late: their features are not promised exact.",
+        ),
+    ] = False,
     properties: Properties = None,
     as_json: AsJson = False,
 ) -> None:
@@ -155,7 +162,7 @@ def parity(
     settings = _settings(conf)
     with bars() as progress:
         source = _source(settings, properties, progress)
-        result = compare(settings, source, limit, progress)
+        result = compare(settings, source, limit, progress, with_late=not without_late)
     if as_json:
         _print_json(as_document(result))
     else:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from jobs.feature_parity import SHOWN, is_same
+from jobs.feature_parity import SHOWN, compare, is_same
 from jobs.feature_parity_text import as_document, lines
+from jobs.feature_replay import silent
+from jobs.feature_topics import collect
 from tests.support.recorded_case import DAY_MS, HOUR_MS, NOW_MS, Case, label, make_case
 
 COUNT = 500
@@ -168,6 +170,19 @@ def test_a_limit_compares_the_newest(case: Case) -> None:
     assert (found.compared, found.differences) == (50, 0)
 
 
+def test_late_predictions_can_be_left_out(case: Case) -> None:
+    late = next(d for d in case.predictions() if d.get("late"))
+    changed = late["features"] | {"card_count_24h": 99.0}
+    case.write_prediction(late | {"features": changed})
+    found = case.parity()
+    assert (found.differences, found.late_differences) == (1, 1)
+    assert "the event is late" in found.first[0].cause
+    assert "--without-late" in "\n".join(lines(found))
+    exact = compare(case.settings, case.source(), None, silent, with_late=False)
+    assert exact.is_equal
+    assert exact.compared == COUNT - found.late
+
+
 def test_no_more_than_so_many_are_listed_and_all_are_counted(case: Case) -> None:
     for document in case.predictions()[:60]:
         case.write_prediction(document | {"features": document["features"] | {"amount": -1.0}})
@@ -192,6 +207,22 @@ def test_what_counts_as_the_same(one: float, other: float, same: bool) -> None:
     import numpy as np
 
     assert is_same(np.array([one]), np.array([other])).tolist() == [same]
+
+
+def test_what_a_table_decides_is_not_compared(case: Case) -> None:
+    table = {"name": "shop", "key": "terminal_id", "topic": "shops"}
+    table |= {"fields": [{"name": "rank", "type": "float"}]}
+    ranked = {"prefix": "rank", "key": "card_id", "value": "shop_rank", "windows": ["1h"]}
+    features = case.settings.features.model_dump(mode="json")
+    features["windows"].append(ranked | {"aggregates": ["mean"]})
+    changes = {"features": features, "tables": [table]}
+    settings = type(case.settings).model_validate(case.settings.model_dump(mode="json") | changes)
+    for document in case.predictions():
+        case.write_prediction(document | {"features": document["features"] | {"rank_mean_1h": 0.5}})
+    found = compare(settings, collect(settings, case.topics), None, silent)
+    assert found.is_equal
+    assert found.values == COUNT * (len(settings.schema_.columns) - 1)
+    assert any("rank_mean_1h" in note for note in found.notes)
 
 
 def _event(case: Case, prediction: dict[str, object]) -> bytes:
