@@ -114,6 +114,7 @@ class KafkaReader:
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
+            "queued.max.messages.kbytes": 32_768,
             "log_level": 3,
             **properties,
         }
