@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs import cli, feature_topics, settings
+from jobs.console import console
 from jobs.environment import ROOT
 from jobs.exit_codes import ExitCode
 from jobs.feature_columns import Source
@@ -18,6 +19,12 @@ from tests.support.recorded_case import Case, make_case
 FRAUD = str(ROOT / "conf" / "fraud.yaml")
 COLUMNS = settings.load(FRAUD).schema_.columns
 runner = CliRunner(env={"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "250"})
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The console has the width that it was made with, by whichever test came first."""
+    monkeypatch.setattr(console, "width", 250)
 
 
 def test_list_has_a_row_for_each_feature() -> None:
