@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jobs import backfill_command
+from jobs import backfill_command, features_cli
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
 
@@ -43,10 +43,8 @@ rollout_app = typer.Typer(
     help="Try a model version on a share of a running job's keys.", no_args_is_help=True
 )
 app.add_typer(rollout_app, name="rollout")
-
-features_app = typer.Typer(help="The features a job computes.", no_args_is_help=True)
-app.add_typer(features_app, name="features")
-features_app.command("backfill")(backfill_command.backfill)
+features_cli.app.command("backfill")(backfill_command.backfill)
+app.add_typer(features_cli.app, name="features")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings file.")]
 _CONFIG = Path("conf/fraud.yaml")

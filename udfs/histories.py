@@ -172,8 +172,8 @@ class Histories:
 
     @property
     def capacity_bytes(self) -> int:
-        """Memory of the shared array, in bytes."""
-        return self._log.ints.nbytes
+        """Memory of the shared array and of the index of ids, in bytes."""
+        return self._log.ints.nbytes + self._log.seen.nbytes
 
     def slots(self, entities: Sequence[str]) -> Ints:
         """The slot of each entity; an unknown one is read, or begins with an empty history.

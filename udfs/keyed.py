@@ -128,10 +128,14 @@ class KeyedStage:
         return self._events.series
 
     @property
+    def plans(self) -> dict[Stream, WindowPlan]:
+        """The windows of each stream."""
+        return {"events": self._events, "labels": self._labels}
+
+    @property
     def series_names(self) -> dict[Stream, list[str]]:
         """The names of the series of each stream."""
-        plans: dict[Stream, WindowPlan] = {"events": self._events, "labels": self._labels}
-        return {stream: [s.name for s in plan.series] for stream, plan in plans.items()}
+        return {stream: [s.name for s in plan.series] for stream, plan in self.plans.items()}
 
     def new_state(
         self,

@@ -142,7 +142,7 @@ class WindowPlan:
         lows = np.empty((len(times), len(self._spans)), np.int64)
         highs = np.empty_like(lows)
         for n, (window, delay_ms) in enumerate(self._spans):
-            lows[:, n], highs[:, n] = _bounds(window, times - delay_ms)
+            lows[:, n], highs[:, n] = bounds_of(window, times - delay_ms)
         return lows, highs
 
 
@@ -175,8 +175,16 @@ def _kind(window: Window) -> tuple[int, int]:
     return BY_TIME, 0
 
 
-def _bounds(window: Window, at: Ints) -> tuple[Ints, Ints]:
-    """After which time the window begins, and with which it ends."""
+def bounds_of(window: Window, at: Ints) -> tuple[Ints, Ints]:
+    """After which time a window begins, and with which it ends.
+
+    Args:
+        window: Any kind; one by events or session does not begin earlier than that.
+        at: Event times less the delay, epoch ms, int64 (n,).
+
+    Returns:
+        Two arrays, int64 (n,).
+    """
     if window.tumbling is not None:
         return at // window.tumbling * window.tumbling - 1, at
     if window.hopping is not None and window.every is not None:
