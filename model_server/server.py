@@ -12,9 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from model_server.backends import load as load_by_files
 from model_server.call_record import Observers
@@ -25,19 +23,13 @@ from model_server.listeners import Listeners
 from model_server.logs import CallLog
 from model_server.metrics import ServerMetrics
 from model_server.options import Ports, ServerOptions
+from model_server.running import RunningServer
 from model_server.servables import Servables
 from model_server.tracing import start_tracing
 
 __all__ = ["ModelServer", "Ports", "RunningServer", "ServerOptions", "serve", "start"]
 
 logger = logging.getLogger(__name__)
-
-
-class Stoppable(Protocol):
-    """A server, or several."""
-
-    async def stop(self) -> None:
-        """Drain and close."""
 
 
 class ModelServer:
@@ -160,28 +152,6 @@ class ModelServer:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         logger.info("event=stopped")
-
-
-@dataclass(frozen=True)
-class RunningServer:
-    """A server that is SERVING.
-
-    Attributes:
-        ports: Where it listens.
-        server: The server itself.
-    """
-
-    ports: Ports
-    server: Stoppable
-
-    @property
-    def port(self) -> int:
-        """Where it listens for gRPC."""
-        return self.ports.grpc
-
-    async def stop(self) -> None:
-        """Drain and close."""
-        await self.server.stop()
 
 
 async def start(options: ServerOptions, *, load_model: LoadModel | None = None) -> RunningServer:

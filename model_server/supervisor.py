@@ -31,7 +31,7 @@ from model_server.listeners import Listeners
 from model_server.logs import CallLog
 from model_server.metrics import ServerMetrics
 from model_server.options import Ports, ServerOptions
-from model_server.server import RunningServer
+from model_server.running import RunningServer
 from model_server.worker_channel import Asker
 from model_server.worker_reports import Counts, Merged
 

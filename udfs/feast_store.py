@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from udfs.enrichment_spec import FeastSpec
-from udfs.stores import Answer, canonical
+from udfs.store import Answer, canonical
 
 __all__ = ["FeastStore"]
 

@@ -28,7 +28,8 @@ from udfs.batch import FeatureBatch
 from udfs.enrichment_spec import LookupField, LookupSpec
 from udfs.events import FloatArray
 from udfs.lookup_cache import Cache, Found
-from udfs.stores import Answer, Store, store_of
+from udfs.store import Answer, Store
+from udfs.stores import store_of
 
 __all__ = ["Lookup", "LookupCounts", "Lookups"]
 

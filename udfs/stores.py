@@ -8,55 +8,21 @@ releases every month.
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import orjson
 
 from udfs.enrichment_spec import LookupSpec, PostgresSpec, RedisSpec
+from udfs.store import Answer, MissingClient, Store, canonical
 
 __all__ = [
-    "Answer",
-    "MissingClient",
     "PostgresStore",
     "RedisStore",
-    "Store",
-    "canonical",
     "store_of",
 ]
 
 _CONNECT_S = 2.0
-
-Answer: TypeAlias = Mapping[str, Any] | Exception | None
-"""A key's values by name; None if the store has none; why they cannot be read."""
-
-
-class MissingClient(RuntimeError):
-    """The package that speaks to the store is not installed.
-
-    Attributes:
-        problem: What is missing.
-        fix: How to get it.
-    """
-
-    def __init__(self, problem: str, fix: str) -> None:
-        super().__init__(f"{problem}: {fix}")
-        self.problem = problem
-        self.fix = fix
-
-
-class Store(Protocol):
-    """Asked for many keys at once; several times at once."""
-
-    async def fetch(self, keys: Sequence[str]) -> Sequence[Answer]:
-        """The values of each key, in the keys' order. Raises whatever its client does."""
-
-    async def connect(self) -> None:
-        """Open a connection and see that it works. Raises whatever its client does."""
-
-    async def close(self) -> None:
-        """Close the connections."""
 
 
 def store_of(spec: LookupSpec) -> Store:
@@ -206,19 +172,3 @@ class PostgresStore:
         for connection in self._idle:
             await connection.close()
         self._idle.clear()
-
-
-_INT64 = range(-(2**63), 2**63)
-
-
-def canonical(key: str, kind: str) -> str | None:
-    """A key as a store of such keys writes it; None if the type has no such value."""
-    try:
-        match kind:
-            case "int":
-                return str(int(key)) if int(key) in _INT64 else None
-            case "uuid":
-                return str(uuid.UUID(key))
-    except ValueError:
-        return None
-    return None if "\0" in key else key

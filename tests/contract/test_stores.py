@@ -18,7 +18,8 @@ import pytest
 from tests.support.stores import PostgresProcess, RedisProcess
 from udfs.enrichment_spec import LookupSpec
 from udfs.lookups import Lookup
-from udfs.stores import MissingClient, Store, store_of
+from udfs.store import MissingClient, Store
+from udfs.stores import store_of
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -15,7 +15,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from numba import cfunc, types
 
-from model_server.backends.trees.native import HEAD
+from model_server.backends.trees.code_file import HEAD
 
 __all__ = ["compile_code"]
 
@@ -198,7 +198,7 @@ def compile_code() -> bytes:
     """Translate the loops for this processor, for about three seconds.
 
     Returns:
-        ``native.HEAD`` with the place of each loop, then the code, which may lie anywhere.
+        ``HEAD`` with the place of each loop, then the code, which may lie anywhere.
 
     Raises:
         ValueError: The compiler made code that cannot lie anywhere.

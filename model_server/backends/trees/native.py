@@ -13,7 +13,6 @@ import logging
 import mmap
 import os
 import platform
-import struct
 import subprocess
 import sys
 import tempfile
@@ -27,10 +26,11 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from model_server.backends.trees.code_file import HEAD
 from model_server.copies import cache_dir
 from model_server.errors import ModelError
 
-__all__ = ["HEAD", "Kernels", "Run", "address", "kernels"]
+__all__ = ["Kernels", "Run", "address", "kernels"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +38,6 @@ _MODULE = "model_server.backends.trees.kernels"
 _SOURCE = Path(__file__).with_name("kernels.py")
 _ROOT = _SOURCE.parents[3]
 _DIGEST_BYTES = hashlib.sha256().digest_size
-
-HEAD = struct.Struct("<2Q48x")
-"""At which byte each loop begins; what follows is aligned as LLVM counts on."""
 
 _PROCESSOR = ("vendor_id", "cpu family", "model\t", "flags", "CPU ", "Features")
 """Lines of /proc/cpuinfo by which a compiler chooses instructions, on x86-64 and on ARM."""

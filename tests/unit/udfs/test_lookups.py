@@ -15,7 +15,7 @@ from udfs.enrichment_spec import CacheSpec, LookupSpec
 from udfs.lookup_cache import Cache, Found
 from udfs.lookup_metrics import LookupMetrics
 from udfs.lookups import Lookup, LookupCounts
-from udfs.stores import Answer
+from udfs.store import Answer
 
 
 class Clock:
