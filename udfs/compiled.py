@@ -21,6 +21,7 @@ Bytes = npt.NDArray[np.uint8]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _SOURCES = (
+    "aggregate_kernels.py",
     "aggregates.py",
     "compiled.py",
     "frames.py",
