@@ -83,9 +83,10 @@ $(DONE)/extra-torch: $(DONE)/packages conf/requirements-torch.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-torch.lock
 	@touch $@
 
+# Without pyproject.toml, whose override keeps Redis's client from coming along with apache-beam.
 $(DONE)/extra-redis: $(DONE)/packages conf/requirements-redis.lock
 	@echo "installing Redis's client"
-	@$(INSTALL) --require-hashes -r conf/requirements-redis.lock
+	@$(INSTALL) --no-config --require-hashes -r conf/requirements-redis.lock
 	@touch $@
 
 $(DONE)/extra-postgres: $(DONE)/packages conf/requirements-postgres.lock
