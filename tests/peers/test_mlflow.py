@@ -93,7 +93,7 @@ async def test_no_call_fails_while_the_alias_moves(registry: Registry, rows: np.
                 async with asyncio.timeout(PATIENCE_S):
                     while True:
                         await until(1)
-                        statuses = running.server._servables.statuses("fraud")
+                        statuses = running.server.servables.statuses("fraud")
                         if version in statuses and statuses[version].error:
                             return statuses[version].error
 
