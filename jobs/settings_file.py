@@ -149,7 +149,7 @@ def read(path: Path, *, example: str) -> dict[str, Any]:
         raise SettingsError(f"{path}: no such file; {example} is one to start from") from exc
     except OSError as exc:
         raise SettingsError(f"{path}: cannot be read: {exc.strerror}") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # ValueError: 2024-13-45
         raise SettingsError(f"{path}: not YAML: {exc}") from exc
     if not isinstance(document, dict):
         raise SettingsError(f"{path}: must be a mapping of settings, like {example}")

@@ -257,6 +257,7 @@ def of_rows(
     aggregate: int,
     number: float,
     value: int,
+    partner: int,
     event: Event,
     own: Floats,
     layout: Layout,
@@ -286,7 +287,8 @@ def of_rows(
     seconds = (event.time_ms - log.ints[row, TIME]) / 1_000.0
     if aggregate == a.SINCE_PREVIOUS:
         return seconds
-    distance = _distance_km(own[value], own[value + 1], floats[row, at], floats[row, at + 1])
+    other = floats[row, layout.first + partner]
+    distance = _distance_km(own[value], own[partner], floats[row, at], other)
     if aggregate == a.SPEED_KMH:
         return distance / seconds * 3_600.0 if seconds > 0.0 else np.nan
     return distance

@@ -71,6 +71,8 @@ class WindowFeature(Strict):
                 yield Mistake(("aggregates", n), message)
         if unfit:
             yield Mistake(("value",), unfit)
+        if isinstance(self.value, tuple) and self.value[0] == self.value[1]:
+            yield Mistake(("value",), "a point needs two fields: [latitude, longitude]")
         if self.delay and any(w.kind == "session" for w in self.windows):
             yield Mistake(("delay",), "a session window ends with the event: it has no delay")
         if twice := doubles(w.label for w in self.windows):

@@ -186,7 +186,10 @@ class _Parser:
         if isinstance(value, bool):
             return _Node("truth", lambda columns, n: value)
         if isinstance(value, int | float):
-            number = float(value)
+            try:
+                number = float(value)
+            except OverflowError:
+                raise self._fail(node, "is too large for a number") from None
             return _Node("number", lambda columns, n: number)
         if isinstance(value, str):
             return _Node("text", lambda columns, n: value)
@@ -231,37 +234,42 @@ class _Parser:
         )
 
     def _compare(self, node: ast.Compare, depth: int) -> _Node:
+        """Each operand is computed once, whatever stands on both sides of it."""
+        if any(isinstance(op, ast.In | ast.NotIn) for op in node.ops):
+            if len(node.ops) > 1:
+                raise self._fail(node, "chains `in` with another comparison: use and")
+            return _Node(
+                "truth", self._membership(node.ops[0], node.left, node.comparators[0], depth)
+            )
         operands = [node.left, *node.comparators]
-        parts = [
-            self._comparison(op, operands[i], operands[i + 1], depth)
+        nodes = [self._node(operand, depth) for operand in operands]
+        pairs = [
+            self._comparison(op, operands[i : i + 2], nodes[i : i + 2])
             for i, op in enumerate(node.ops)
         ]
-        return _Node(
-            "truth",
-            lambda columns, n: _reduced(np.logical_and, tuple(p(columns, n) for p in parts)),
-        )
+
+        def compute(columns: Columns, n: int) -> Any:
+            values = [part.compute(columns, n) for part in nodes]
+            found = tuple(pair(values[i], values[i + 1]) for i, pair in enumerate(pairs))
+            return _reduced(np.logical_and, found)
+
+        return _Node("truth", compute)
 
     def _comparison(
-        self, op: ast.cmpop, left: ast.expr, right: ast.expr, depth: int
-    ) -> Callable[[Columns, int], Any]:
-        if isinstance(op, ast.In | ast.NotIn):
-            return self._membership(op, left, right, depth)
+        self, op: ast.cmpop, operands: list[ast.expr], nodes: list[_Node]
+    ) -> Callable[[Any, Any], Any]:
+        (left, right), (a, b) = operands, nodes
         function = _COMPARISONS.get(type(op))
         if function is None:
             raise self._fail(left, "is compared by `is`, which is not allowed: use ==")
-        a, b = self._node(left, depth), self._node(right, depth)
         if "text" not in (a.kind, b.kind):
-            return lambda columns, n: function(
-                _float(a.compute(columns, n)), _float(b.compute(columns, n))
-            )
+            return lambda x, y: function(_float(x), _float(y))
         if a.kind != b.kind:
             raise self._fail(right, f"is a {b.kind} and is compared with a {a.kind}")
         if not isinstance(op, ast.Eq | ast.NotEq):
             raise self._fail(left, "is a text: compare it with ==, != or in")
         negated = isinstance(op, ast.NotEq)
-        return lambda columns, n: _texts_equal(
-            a.compute(columns, n), b.compute(columns, n), negated
-        )
+        return lambda x, y: _texts_equal(x, y, negated)
 
     def _membership(
         self, op: ast.cmpop, left: ast.expr, right: ast.expr, depth: int
@@ -277,7 +285,10 @@ class _Parser:
         if value.kind == "text":
             members = frozenset(constants)
             return lambda columns, n: _texts_in(value.compute(columns, n), members, negated)
-        numbers = np.array(constants, np.float64)
+        try:
+            numbers = np.array(constants, np.float64)
+        except OverflowError:
+            raise self._fail(right, "holds a number that is too large") from None
 
         def compute(columns: Columns, n: int) -> Any:
             x = _float(value.compute(columns, n))

@@ -235,17 +235,17 @@ class Histories:
         return np.concatenate([fixed, today.view(np.int64)], axis=1)
 
     def _unpack_old(self, packed: bytes) -> tuple[int, int, Ints]:
-        """Version 2 kept running sums of each value; the features must not have changed since."""
+        """Version 2 kept running sums of each value; those of the first layout."""
         _, values, words, _, until = _OLD_HEADER.unpack_from(packed)
         entries, rest = divmod(len(packed) - _OLD_HEADER.size, 8 * words)
-        if words != 3 + 2 * values or entries < 1 or rest or values != len(self.plan.series):
+        if words != 3 + 2 * values or entries < 1 or rest or values != len(self.layouts.all[0]):
             raise StateFormatError(_FOREIGN)
         stored = np.frombuffer(packed, np.int64, offset=_OLD_HEADER.size).reshape(entries, words)
         sums = np.ascontiguousarray(stored[:, 3:]).view(np.float64)
         high, low = np.diff(sums[:, ::2], axis=0), np.diff(sums[:, 1::2], axis=0)
         exact: Floats = high + (low + _rounding(sums[:-1, ::2], sums[1:, ::2], high))
         fixed = stored[1:, : self.plan.layout.first]
-        return until, int(stored[0, 0]), np.concatenate([fixed, exact.view(np.int64)], axis=1)
+        return until, int(stored[0, 0]), self._today(fixed, 0, exact.view(np.int64))
 
     def _grow(self, needed: int) -> None:
         """Move everything to an array in which at least half is free."""

@@ -113,6 +113,7 @@ class KeyedStage:
         self.dedupes = name == schema.key
         self.columns = tuple(c for w in windows for c in w.columns)
         self._events = _plan(schema, name, "events")
+        self._lacking = _plan(schema, name, "events", all_can_lack=True)
         self._labels = _plan(schema, name, "labels")
         measured = self._events.columns + self._labels.columns
         self._order = np.array([measured.index(c) for c in self.columns], np.intp)
@@ -151,8 +152,11 @@ class KeyedStage:
             layouts: How packed histories may lie; none if all are as today.
         """
         known = layouts or {}
+        events = known.get("events")
+        # Entries of an earlier layout have no value in a series that came later.
+        plan = self._lacking if events is not None and len(events.all) > 1 else self._events
         return StageState(
-            Histories(self._events, lambda e: read("events", e), max_entries, known.get("events")),
+            Histories(plan, lambda e: read("events", e), max_entries, events),
             Histories(self._labels, lambda e: read("labels", e), max_entries, known.get("labels")),
         )
 
@@ -304,7 +308,7 @@ class KeyedStage:
         return int(np.count_nonzero(verdicts == kernels.DUPLICATE))
 
 
-def _plan(schema: Schema, name: str, stream: Stream) -> WindowPlan:
+def _plan(schema: Schema, name: str, stream: Stream, *, all_can_lack: bool = False) -> WindowPlan:
     windows = tuple(w for w in schema.features.of_stage(name) if w.stream == stream)
     series = tuple(dict.fromkeys(s for w in windows for s in series_of(w)))
     dedupes = name == schema.key and stream == "events"
@@ -312,8 +316,8 @@ def _plan(schema: Schema, name: str, stream: Stream) -> WindowPlan:
         windows,
         series,
         SeriesReader(schema.known, series).nullable
-        if stream == "events"
-        else [False] * len(series),
+        if stream == "events" and not all_can_lack
+        else [all_can_lack] * len(series),
         frozenset(f.name for f in schema.known.fields if not f.is_numeric),
         identified=dedupes or stream == "labels",
         horizon_ms=schema.horizon_ms(name, stream),
@@ -374,9 +378,11 @@ class FormulaColumns:
         for feature in schema.features.formulas:
             self._formulas.append((feature.name, parse(feature.formula, kinds)))
             kinds = {**kinds, feature.name: "number"}
-        made = {*self._columns, *(name for name, _ in self._formulas)}
-        read = dict.fromkeys(n for _, formula in self._formulas for n in formula.names)
-        self.fields = tuple(name for name in read if name not in made)
+        made, fields = set(self._columns), dict[str, None]()
+        for name, formula in self._formulas:
+            fields |= dict.fromkeys(read for read in formula.names if read not in made)
+            made.add(name)
+        self.fields = tuple(fields)
 
     def append(self, features: Floats, values: dict[str, FloatArray]) -> Floats:
         """The features with the formulas' columns after them.

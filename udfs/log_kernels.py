@@ -150,7 +150,7 @@ def mean_of(total: float, low: float, n: float) -> tuple[float, float]:
     """A pair of doubles divided by a whole number, as a pair."""
     mean = (total + low) / n
     rest = (total - mean * n) + (low - _product_error(mean, n))
-    return mean, rest / n
+    return mean, rest / n if abs(rest) < np.inf else 0.0  # beyond 1e300 the error is no double
 
 
 @compiled
@@ -217,7 +217,8 @@ def index_is_full(log: Log, slot: int) -> bool:
     region = log.regions[slot]
     live = region[END] - region[START]
     needed = 1 if region[INDEXED] else live + 1
-    return live >= LONG and 2 * (log.used[1] + needed) > len(log.seen)
+    # A history stays in the index when it has shrunk: its new ids go there too.
+    return (region[INDEXED] or live >= LONG) and 2 * (log.used[1] + needed) > len(log.seen)
 
 
 @compiled

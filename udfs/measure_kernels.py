@@ -48,9 +48,9 @@ class Plan(NamedTuple):
 
     Attributes:
         kinds: Kind of each span and its number of events or gap in ms, (spans, 2).
-        columns: Span, aggregate, value (-1 counts events), decayed sum (-1 none) and place among
-            the features of each column, (columns, 5); those that share a walk follow each other,
-            short spans first.
+        columns: Span, aggregate, value (-1 counts events), decayed sum (-1 none), place among the
+            features, and a point's other coordinate of each column, (columns, 6); those that share
+            a walk follow each other, short spans first.
         numbers: The ``k`` or ``q`` of each column's aggregate, (columns,).
         horizon_ms: Entries this much older than their history's newest are forgotten.
         lateness_ms: An event this much older than its history's newest is late.
@@ -116,7 +116,7 @@ def _measure(
     values_of, values_span = -2, -1
     values = found[:0]
     for n in range(len(plan.columns)):
-        span, aggregate, value, decay, target = plan.columns[n]
+        span, aggregate, value, decay, target, partner = plan.columns[n]
         begin, end = begins[span], ends[span]
         if plan.kinds[span, 0] == BY_EVENTS:
             count = plan.kinds[span, 1]
@@ -147,7 +147,17 @@ def _measure(
             features[target] = share(log, begin, end, value, own[value], layout)
         else:
             features[target] = of_rows(
-                log, shift, begin, end, aggregate, plan.numbers[n], value, event, own, layout
+                log,
+                shift,
+                begin,
+                end,
+                aggregate,
+                plan.numbers[n],
+                value,
+                partner,
+                event,
+                own,
+                layout,
             )
 
 

@@ -122,13 +122,28 @@ class WindowPlan:
 
     def _columns(self, named: Sequence[_Column]) -> tuple[Ints, Floats]:
         rows = []
+        others = {(s.beside, s.where, s.value): n for n, s in enumerate(self.series)}
+        partners = {
+            n: others.get((s.value, s.where, s.beside), -1) for n, s in enumerate(self.series)
+        }
+        partners[-1] = -1
         for target, (number, aggregate, value, span) in enumerate(named):
             decay = self._decays.index((value, span.half_life)) if span.half_life else -1
-            rows.append((number, aggregate.aggregate.code, value, decay, target, aggregate.number))
+            rows.append(
+                (
+                    number,
+                    aggregate.aggregate.code,
+                    value,
+                    decay,
+                    target,
+                    partners[value],
+                    aggregate.number,
+                )
+            )
         # Columns of a value whose spans have one end share a walk, the shortest span first.
         rows.sort(key=lambda row: (row[2], row[0]))
-        table = np.array(rows, np.float64).reshape(-1, 6)
-        return np.ascontiguousarray(table[:, :5].astype(np.int64)), table[:, 5].copy()
+        table = np.array(rows, np.float64).reshape(-1, 7)
+        return np.ascontiguousarray(table[:, :6].astype(np.int64)), table[:, 6].copy()
 
     def bounds(self, times: Ints) -> tuple[Ints, Ints]:
         """When each span of each event begins (exclusive) and ends (inclusive).

@@ -98,6 +98,9 @@ def test_what_a_formula_yields(text: str, wanted: list[float]) -> None:
         ("abs(a, b)", "takes 1 values, not 2"),
         ("min(a)", "takes at least 2 values"),
         ("is_missing()", "takes one value"),
+        ("1" * 400, "too large"),
+        ("a in (" + "1" * 400 + ",)", "too large"),
+        ("a in (1,) in (2,)", "chains `in`"),
         ("None", "is no number, text"),
         ("b'x' == kind", "is no number, text"),
         ("a if kind else b", "a truth is needed"),
@@ -144,3 +147,10 @@ def test_its_columns_stay_as_they_are() -> None:
     result = parse("a", KINDS).numbers(COLUMNS, 4)
     result[:] = 9.0
     np.testing.assert_array_equal(COLUMNS["a"], before)
+
+
+def test_nested_chains_are_computed_once() -> None:
+    text = "a"
+    for _ in range(20):
+        text = f"(0 < {text} < 9)"
+    assert numbers(text) == [1, 0, 0, 0]

@@ -309,6 +309,13 @@ def test_a_corrected_label_leaves_no_trace() -> None:
         assert total(pair, now, 10) == sum(t % 3 == 0 for t in range(max(0, now - 9), now + 1))
 
 
+def test_a_history_that_has_shrunk_does_not_fill_the_index() -> None:
+    pair = Pair(1, horizon_ms=1_000, spans=[(50, 0)], dedupe_ms=900)
+    pair.observe([("a", Entry(n, (1.0,), n, 0)) for n in range(2 * LONG)])
+    pair.observe([("a", Entry(10_000 * (n + 1), (1.0,), n + 1_000, 0)) for n in range(3_000)])
+    assert len(pair.naive["a"].entries) == 1
+
+
 @pytest.mark.parametrize("restart_every", [0, 7])
 def test_repeats_are_found_in_long_histories(restart_every: int) -> None:
     """By the index: ids come back soon, late, after they have expired, and in other keys."""

@@ -225,3 +225,24 @@ def test_changed_features_keep_the_values_they_share() -> None:
     assert again.run([("a", 1, 1.0, 5)])[0].features.tolist() == [[1, 4, 19, 4.75, 4, 19, 4.75]]
     back, _ = Task(MapState(state), 1_000_000, 1).run([("a", 1, 1.0, 5)])
     assert back.features.tolist() == [[4, 19, 4.75, 4, 19, 4.75]]
+
+
+def test_a_required_field_that_is_aggregated_later_begins_with_its_first_event() -> None:
+    """Entries from before have no value: neither its mean nor its deviation counts them."""
+    state = MapState()
+    task = Task(state, 1_000_000, 10)
+    task.run([("a", 0, 5.0, n) for n in range(20)])
+    spec = SCHEMA.model_dump(mode="json")
+    spec["event"]["fields"].append({"name": "tip", "type": "float"})
+    spec["features"]["windows"].append(
+        {
+            "prefix": "tip",
+            "key": "card",
+            "value": "tip",
+            "windows": ["1h"],
+            "aggregates": ["count", "mean", "first", "min"],
+        }
+    )
+    changed = Task(state, 1_000_000, 10, Schema.model_validate(spec))
+    observed, _ = changed.run([("a", 1, 100.0, 99)])
+    assert observed.features[0, -4:].tolist() == [1, 100, 100, 100]
