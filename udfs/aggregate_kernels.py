@@ -18,7 +18,9 @@ from udfs.log_kernels import (
     merged_spread,
 )
 
-EARTH_RADIUS_KM = 6_371.0088  # as udfs.expressions
+EARTH_RADIUS_KM = 6_371.0088
+"""Mean radius of the Earth (IUGG, R1)."""
+
 NO_ROW = -1
 
 

@@ -65,6 +65,12 @@ class Formula:
             values = self._root.compute(columns, n)
         return np.array(np.broadcast_to(values, (n,)), np.float64)
 
+    def finite(self, columns: Columns, n: int) -> FloatArray:
+        """As ``numbers``, with what is infinite as missing: no log of 0 is summed up or scored."""
+        values = self.numbers(columns, n)
+        values[np.isinf(values)] = np.nan
+        return values
+
     def truths(self, columns: Columns, n: int) -> npt.NDArray[np.bool_]:
         """Whether it holds for each row, bool (n,)."""
         with np.errstate(all="ignore"):

@@ -18,7 +18,7 @@ from xxhash import xxh3_64_intdigest
 from udfs import log_kernels as kernels
 from udfs.compiled import Floats
 from udfs.events import Events, FloatArray, IntArray
-from udfs.feature_spec import KEY_SEPARATOR
+from udfs.feature_spec import KEY_SEPARATOR, WindowFeature
 from udfs.formulas import parse
 from udfs.histories import Entries, Histories, Layouts, as_matrix
 from udfs.part_histories import PartHistories
@@ -112,8 +112,8 @@ class KeyedStage:
         self.name = name
         self.dedupes = name == schema.key
         self.columns = tuple(c for w in windows for c in w.columns)
+        self._schema = schema
         self._events = _plan(schema, name, "events")
-        self._lacking = _plan(schema, name, "events", all_can_lack=True)
         self._labels = _plan(schema, name, "labels")
         measured = self._events.columns + self._labels.columns
         self._order = np.array([measured.index(c) for c in self.columns], np.intp)
@@ -153,8 +153,10 @@ class KeyedStage:
         """
         known = layouts or {}
         events = known.get("events")
-        # Entries of an earlier layout have no value in a series that came later.
-        plan = self._lacking if events is not None and len(events.all) > 1 else self._events
+        plan = self._events
+        if events is not None and len(events.all) > 1:
+            # Entries of an earlier layout have no value in a series that came later.
+            plan = _plan(self._schema, self.name, "events", all_can_lack=True)
         return StageState(
             Histories(plan, lambda e: read("events", e), max_entries, events),
             Histories(self._labels, lambda e: read("labels", e), max_entries, known.get("labels")),
@@ -308,9 +310,17 @@ class KeyedStage:
         return int(np.count_nonzero(verdicts == kernels.DUPLICATE))
 
 
+def _windows(schema: Schema, name: str, stream: Stream) -> tuple[WindowFeature, ...]:
+    return tuple(w for w in schema.features.of_stage(name) if w.stream == stream)
+
+
+def _series(windows: Iterable[WindowFeature]) -> tuple[Series, ...]:
+    return tuple(dict.fromkeys(s for w in windows for s in series_of(w)))
+
+
 def _plan(schema: Schema, name: str, stream: Stream, *, all_can_lack: bool = False) -> WindowPlan:
-    windows = tuple(w for w in schema.features.of_stage(name) if w.stream == stream)
-    series = tuple(dict.fromkeys(s for w in windows for s in series_of(w)))
+    windows = _windows(schema, name, stream)
+    series = _series(windows)
     dedupes = name == schema.key and stream == "events"
     return WindowPlan(
         windows,
@@ -339,8 +349,8 @@ class StageInputs:
 
     def __init__(self, schema: Schema) -> None:
         self._later = {stage: schema.fields_of(stage) for stage in schema.stages[1:]}
-        series = dict.fromkeys(s for name in schema.stages for s in KeyedStage(schema, name).series)
-        self._reader = SeriesReader(schema.known, tuple(series))
+        windows = (w for name in schema.stages for w in _windows(schema, name, "events"))
+        self._reader = SeriesReader(schema.known, _series(windows))
         self._fields = FormulaColumns(schema).fields
         self.stages = tuple(self._later)
         self.names = (*self._fields, *(s.name for s in self._reader.series))
@@ -400,8 +410,6 @@ class FormulaColumns:
         columns = {**values, **known}
         made = []
         for name, formula in self._formulas:
-            column = formula.numbers(columns, len(features))
-            column[np.isinf(column)] = np.nan
-            columns[name] = column
+            column = columns[name] = formula.finite(columns, len(features))
             made.append(column)
         return np.concatenate([features, np.stack(made, axis=1)], axis=1)

@@ -95,9 +95,7 @@ class SeriesReader:
             return codes_of(cast(Sequence[str | None], columns[text]))
         if text in self._kinds:
             return np.asarray(columns[text], np.float64)
-        values = self._formula(text).numbers(columns, n)
-        values[np.isinf(values)] = np.nan  # a log of 0 is no number to sum up
-        return values
+        return self._formula(text).finite(columns, n)
 
     def _formula(self, text: str) -> Formula:
         return parse(text, self._kinds)
