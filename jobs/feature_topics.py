@@ -27,6 +27,7 @@ from jobs.stack import StackError, topic_partitions
 from udfs.events import Decoder, Events, IntArray
 from udfs.expressions import evaluate
 from udfs.keyed import Identities, StageInputs
+from udfs.series import kinds_of
 from udfs.spec import Schema
 
 Progress = Callable[[str, float], None]
@@ -231,7 +232,7 @@ def _add_events(columns: Growing, schema: Schema, part: Events) -> None:
     columns.add(
         positions=part.positions,
         times=part.times,
-        expressions=evaluate(schema.features.expressions, part),
+        expressions=evaluate(schema.features.expressions, part, kinds_of(schema.known)),
         ids=identities.ids,
         checks=identities.checks,
     )

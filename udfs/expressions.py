@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
+from udfs.aggregate_kernels import EARTH_RADIUS_KM
 from udfs.categories import codes_of
 from udfs.clock import DAY_MS, HOUR_MS, local_ms
 from udfs.events import Events, FloatArray
 from udfs.expression_spec import ExpressionFeature
 from udfs.formulas import Kind, parse
 from udfs.series import columns_of
-
-EARTH_RADIUS_KM = 6_371.0088
-"""Mean radius of the Earth (IUGG, R1)."""
 
 
 def distance_km(
@@ -55,18 +54,6 @@ def _one_hot(spec: ExpressionFeature, events: Events) -> FloatArray:
     return result
 
 
-def _formula(spec: ExpressionFeature, events: Events) -> FloatArray:
-    assert spec.formula is not None
-    columns = columns_of(events)
-    kinds: dict[str, Kind] = {
-        **dict.fromkeys(events.numbers, "number"),
-        **dict.fromkeys(events.texts, "text"),
-    }
-    values = parse(spec.formula, kinds).numbers(columns, len(events))
-    values[np.isinf(values)] = np.nan
-    return values
-
-
 def _category(spec: ExpressionFeature, events: Events) -> FloatArray:
     """The text's code; what it becomes for the model is the preparation's, see there."""
     return codes_of(events.texts[spec.fields[0]])
@@ -78,16 +65,30 @@ _COMPUTE: dict[str, Callable[[ExpressionFeature, Events], FloatArray]] = {
     "hour_of_day": _hour,
     "day_of_week": _weekday,
     "one_hot": _one_hot,
-    "formula": _formula,
     "category": _category,
 }
 
 
-def evaluate(expressions: tuple[ExpressionFeature, ...], events: Events) -> FloatArray:
+def _column(spec: ExpressionFeature, events: Events, kinds: Mapping[str, Kind]) -> FloatArray:
+    if spec.formula is not None:
+        return parse(spec.formula, kinds).finite(columns_of(events), len(events))
+    return _COMPUTE[spec.type](spec, events)
+
+
+def evaluate(
+    expressions: tuple[ExpressionFeature, ...],
+    events: Events,
+    kinds: Mapping[str, Kind] = MappingProxyType({}),
+) -> FloatArray:
     """All expressions of a batch.
+
+    Args:
+        expressions: The expressions.
+        events: The batch.
+        kinds: What formulas may read, as ``series.kinds_of`` has it.
 
     Returns:
         float64 of shape (n, columns of all expressions); NaN where an input is missing.
     """
-    columns = [_COMPUTE[e.type](e, events).reshape(len(events), -1) for e in expressions]
+    columns = [_column(e, events, kinds).reshape(len(events), -1) for e in expressions]
     return np.concatenate(columns, axis=1) if columns else np.empty((len(events), 0))

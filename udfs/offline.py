@@ -22,6 +22,7 @@ from udfs.events import BoolArray, CodedTexts, Events, FloatArray, IntArray
 from udfs.expressions import evaluate
 from udfs.history import History, HistoryError, Progress, history_of, labels_of, silent
 from udfs.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
+from udfs.series import kinds_of
 from udfs.spec import Schema
 from udfs.stage_pass import StageEvents, StagePass
 
@@ -175,7 +176,9 @@ class _Run:
         rows = slice(start, start + self._chunk_rows)
         part = events.part(rows.start, rows.stop)
         expressions = self._schema.features.expressions
-        self._features[rows, : self._column] = evaluate(expressions, part)
+        self._features[rows, : self._column] = evaluate(
+            expressions, part, kinds_of(self._schema.known)
+        )
         for name, values in inputs.values(part).items():
             self._values[name][rows] = values
 

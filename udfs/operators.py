@@ -25,6 +25,7 @@ from udfs.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
 from udfs.records import dead_letter, duplicate
 from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 from udfs.scoring import Scoring
+from udfs.series import kinds_of
 from udfs.spec import Schema
 from udfs.states import BucketStates
 from udfs.table_readers import OpenTables, Tables
@@ -173,6 +174,7 @@ class FirstStage(_KeyedOperator):
         self._table_records_counter = metrics.counter("table_records")
         self._table_rejects_counter = metrics.counter("table_rejects")
         self._inputs = StageInputs(self._schema)
+        self._kinds = kinds_of(self._schema.known)
         self._looked_up = tuple(dict.fromkeys(lookup.key for lookup in self._schema.lookups))
 
     def close(self) -> None:
@@ -239,7 +241,7 @@ class FirstStage(_KeyedOperator):
             entities={key: events.texts[key] for key in self._looked_up}
             | self._inputs.entities(events),
             values=self._inputs.values(events),
-            features=evaluate(self._schema.features.expressions, events),
+            features=evaluate(self._schema.features.expressions, events, self._kinds),
             order=np.empty((len(events), 0), dtype=np.int64),
             late=np.zeros(len(events), np.bool_),
         )

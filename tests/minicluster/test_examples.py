@@ -25,6 +25,7 @@ from udfs.events import Events
 from udfs.expressions import evaluate
 from udfs.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
 from udfs.offline import history_of
+from udfs.series import kinds_of
 from udfs.spec import Schema
 
 pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(300)]
@@ -127,7 +128,8 @@ def recomputed(schema: Schema, events: Events) -> tuple[np.ndarray, np.ndarray]:
     values, entities = inputs.values(events), inputs.entities(events)
     entities |= {schema.key: events.texts[schema.key]}
     identities = Identities.of_events(events.texts[schema.event.id], events.raw)
-    parts, late = [evaluate(schema.features.expressions, events)], np.zeros(len(events), np.bool_)
+    expressions = evaluate(schema.features.expressions, events, kinds_of(schema.known))
+    parts, late = [expressions], np.zeros(len(events), np.bool_)
     for name in schema.stages:
         stage = KeyedStage(schema, name)
         seen = stage.observe(stage.new_state(), entities[name], events.times, values, identities)

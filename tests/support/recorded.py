@@ -19,6 +19,7 @@ from udfs.events import Decoder, Events, IntArray
 from udfs.expressions import evaluate
 from udfs.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
 from udfs.records import RecordWriter, Verdict
+from udfs.series import kinds_of
 
 
 class Message(NamedTuple):
@@ -135,7 +136,7 @@ class ArrayJob:
             times=events.times,
             entities=self._inputs.entities(events),
             values=self._inputs.values(events),
-            features=evaluate(schema.features.expressions, events),
+            features=evaluate(schema.features.expressions, events, kinds_of(schema.known)),
             order=np.empty((len(events), 0), np.int64),
             late=np.zeros(len(events), np.bool_),
         )

@@ -219,3 +219,11 @@ def test_columns_stand_in_the_order_declared() -> None:
 
 def test_no_expressions_give_no_columns() -> None:
     assert evaluate((), make_events([1, 2, 3])).shape == (3, 0)
+
+
+def test_a_formula_reads_truths_as_truths() -> None:
+    """As the settings' check does: it would refuse `and` between numbers."""
+    spec = ExpressionFeature(name="hot", type="formula", formula="running and c > 80")
+    events = make_events(numbers={"running": [1.0, 0.0, np.nan, 1.0], "c": [81.0, 99.0, 99.0, 3.0]})
+    got = evaluate((spec,), events, {"running": "truth", "c": "number"})
+    assert got[:, 0].tolist() == [1, 0, 0, 0]
