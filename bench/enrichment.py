@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 
 from tests.support.stores import PostgresProcess, RedisProcess
-from udfs.enrichment_spec import LookupSpec, TableSpec
-from udfs.events import Events
-from udfs.lookups import Lookup
-from udfs.stores import store_of
-from udfs.tables import VersionedTable
+from udfs.batches.events import Events
+from udfs.enrichment.lookups import Lookup
+from udfs.enrichment.stores import store_of
+from udfs.enrichment.tables import VersionedTable
+from udfs.spec.enrichment import LookupSpec, TableSpec
 
 ROWS = 512
 ROUNDS = 100

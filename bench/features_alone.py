@@ -10,9 +10,9 @@ from pyflink.datastream import RuntimeContext
 from pyflink.datastream.timerservice import TimerService
 
 from jobs.settings import Settings
-from udfs.batch import FeatureBatch
-from udfs.records import RecordWriter, Verdict
-from udfs.scoring import EmbeddedScoring, Output
+from udfs.batches.batch import FeatureBatch
+from udfs.batches.records import RecordWriter, Verdict
+from udfs.scoring.scoring import EmbeddedScoring, Output
 
 
 def scoring(settings: Settings, _model: None) -> FeaturesAlone:

@@ -26,7 +26,8 @@ from confluent_kafka.admin import AdminClient
 
 from bench import records
 from bench.common import BENCH, BenchError, say
-from jobs import demo_data, settings, stack
+from jobs import settings, stack
+from jobs.demo import data as demo_data
 from jobs.environment import ROOT
 from jobs.settings import Settings
 from model_server.errors import RepositoryError

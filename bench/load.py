@@ -19,7 +19,7 @@ from confluent_kafka import Producer
 
 from bench.common import Pacer
 from bench.records import repeated
-from jobs import demo_data
+from jobs.demo import data as demo_data
 
 _QUEUE_RECORDS = 500_000
 _POLL_EVERY = 8

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from jobs import demo_data
+from jobs.demo import data as demo_data
 
 REPEAT_AFTER_MS = 75 * demo_data.DAY_MS
 """The demo data's length: a repetition begins where the last one ended."""

@@ -39,7 +39,7 @@ from bench.common import (
     versions,
 )
 from bench.lab import LABELS, Lab, lab
-from udfs.rollout import Address, Limits, Rollout
+from udfs.scoring.rollout import Address, Limits, Rollout
 
 _SETTLING_S = 3.0
 """At the beginning of a window: the job looks at the file each second, calls take 0.2 s."""

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jobs import backfill_command, features_cli
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
+from jobs.features import backfill_command
+from jobs.features import cli as features_cli
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
-    from udfs.rollout import Rollout
+    from udfs.scoring.rollout import Rollout
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
 
@@ -116,8 +117,8 @@ def data(
 
     Example: streamscore data --size full
     """
-    from jobs import demo_data
     from jobs.console import bars, console, facts_table
+    from jobs.demo import data as demo_data
 
     with bars() as progress:
         frame = demo_data.load(size, progress=progress)
@@ -142,8 +143,9 @@ def train(
 
     Example: streamscore train --size full
     """
-    from jobs import demo_data, history_files, training
+    from jobs import history_files, training
     from jobs.console import bars, console, facts_table
+    from jobs.demo import data as demo_data
 
     settings = _settings(config)
     with bars() as progress:
@@ -260,10 +262,10 @@ def demo(
 
     Example: streamscore demo --no-live
     """
-    from jobs import demo as show
-    from jobs.replay import ReplayError
+    from jobs.demo import demo as show
+    from jobs.demo.replay import ReplayError
+    from jobs.demo.watch import WatchError
     from jobs.runner import JobError
-    from jobs.watch import WatchError
 
     options = show.DemoOptions(size, seconds, not no_live, embedded, keep, limit)
     try:
@@ -351,7 +353,7 @@ def rollout_start(
     Example: streamscore rollout start --version 4 --percent 10
     """
     from jobs import rollout
-    from udfs.rollout import Address, Limits
+    from udfs.scoring.rollout import Address, Limits
 
     canary = Address(server, version, percent) if version or server else None
     shadow = (
@@ -409,14 +411,14 @@ def rollout_status(config: Config = _CONFIG) -> None:
 
     Example: streamscore rollout status
     """
-    from udfs.rollout import Rollout
+    from udfs.scoring.rollout import Rollout
 
     _rollout(config, Rollout.read)
 
 
 def _rollout(config: Path, act: Callable[[Path], Rollout | None]) -> None:
     from jobs import rollout
-    from udfs.rollout import RolloutError
+    from udfs.scoring.rollout import RolloutError
 
     try:
         with _refusing():

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from jobs.environment import NotReadyError
 from jobs.settings import Settings
-from udfs.events import FloatArray
-from udfs.spec import Schema
+from udfs.batches.events import FloatArray
+from udfs.spec.schema import Schema
 
 
 class HistoryFileError(NotReadyError):

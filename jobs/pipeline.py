@@ -23,11 +23,11 @@ from model_server.client import ClientOptions
 from model_server.endpoints import ChannelSecurity
 from model_server.errors import RepositoryError
 from model_server.repository import ModelVersion, find_version, load_features
-from udfs.buckets import DEFAULT_MAX_PARALLELISM, even_labels
+from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM, even_labels
+from udfs.batches.records import RecordWriter
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
-from udfs.preparation import Preparation
-from udfs.records import RecordWriter
-from udfs.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
+from udfs.preparation.preparation import Preparation
+from udfs.scoring.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
 
 logger = logging.getLogger(__name__)
 

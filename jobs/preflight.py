@@ -11,8 +11,8 @@ from jobs.settings import Settings
 from jobs.stack import HOST, topic_partitions
 from model_server.errors import RepositoryError
 from model_server.repository import find_version
-from udfs.store import MissingClient
-from udfs.stores import store_of
+from udfs.enrichment.store import MissingClient
+from udfs.enrichment.stores import store_of
 
 _CONNECT_S = 1.0
 _KAFKA_S = 5.0

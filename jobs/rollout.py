@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs.settings import Settings
 from jobs.settings_file import SettingsError
-from udfs.rollout import Address, Limits, Rollout, RolloutError
+from udfs.scoring.rollout import Address, Limits, Rollout, RolloutError
 
 _OWN = "the job's own server"
 

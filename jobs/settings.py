@@ -15,12 +15,12 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from jobs import settings_file
 from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
-from udfs.buckets import DEFAULT_MAX_PARALLELISM
-from udfs.enrichment_spec import LookupSpec, TableSpec
-from udfs.event_spec import EventSpec, LabelSpec
-from udfs.feature_spec import FeatureSpec
-from udfs.settings_types import DurationMs, Mistake, Strict, as_python
-from udfs.spec import Schema
+from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM
+from udfs.spec.enrichment import LookupSpec, TableSpec
+from udfs.spec.event import EventSpec, LabelSpec
+from udfs.spec.feature import FeatureSpec
+from udfs.spec.schema import Schema
+from udfs.spec.types import DurationMs, Mistake, Strict, as_python
 
 _HOST_PORT = re.compile(r"[^\s,]+:\d{1,5}")
 

@@ -101,7 +101,7 @@ def micro_batches(
     *,
     ends: bool = False,
 ) -> DataStream:
-    """A topic as a stream of ``(bucket, records)``; see ``udfs.events.split_batch``.
+    """A topic as a stream of ``(bucket, records)``; see ``udfs.batches.events.split_batch``.
 
     Args:
         tables: The table environment.

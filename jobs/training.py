@@ -29,11 +29,10 @@ from jobs.metrics import average_precision, decide, roc_auc
 from jobs.settings import Settings
 from model_server.errors import RepositoryError
 from model_server.repository import FEATURES_FILE, MODEL_FILES, ModelVersion, list_versions
-from udfs.categories import texts_of
-from udfs.encoders import Matrix
-from udfs.events import Events, FloatArray
-from udfs.fitting import Rows, fit, training_matrix
-from udfs.offline import (
+from udfs.batches.categories import texts_of
+from udfs.batches.events import Events, FloatArray
+from udfs.enrichment.table_readers import TableError
+from udfs.offline.offline import (
     HistoryError,
     Progress,
     features_of,
@@ -41,9 +40,10 @@ from udfs.offline import (
     labels_of,
     silent,
 )
-from udfs.preparation import Preparation
-from udfs.spec import Schema
-from udfs.table_readers import TableError
+from udfs.preparation.encoders import Matrix
+from udfs.preparation.fitting import Rows, fit, training_matrix
+from udfs.preparation.preparation import Preparation
+from udfs.spec.schema import Schema
 
 METRICS_FILE = "metrics.json"
 SHOWN_FEATURES = 15

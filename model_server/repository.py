@@ -14,7 +14,7 @@
 Features stand in the order of the model's columns. ``impute`` is what a missing value becomes, or
 null for NaN. ``"score": {"output": NAME}`` says which of several outputs of a model is the score.
 Format 2 differs for the job alone: its ``inputs`` say how the job's features become these columns,
-see ``udfs.preparation``. Other keys are kept for other readers and ignored here.
+see ``udfs.preparation.preparation``. Other keys are kept for other readers and ignored here.
 """
 
 from __future__ import annotations

@@ -21,13 +21,14 @@ Bytes = npt.NDArray[np.uint8]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _SOURCES = (
-    "aggregate_kernels.py",
-    "aggregates.py",
+    "batches/frames.py",
+    "batches/templates.py",
     "compiled.py",
-    "frames.py",
-    "log_kernels.py",
-    "measure_kernels.py",
-    "parallel_kernels.py",
+    "features/aggregate_kernels.py",
+    "features/aggregates.py",
+    "features/log_kernels.py",
+    "features/measure_kernels.py",
+    "features/parallel_kernels.py",
 )
 
 

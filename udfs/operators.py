@@ -17,18 +17,18 @@ from pyflink.common import Row, Time, Types
 from pyflink.datastream import FlatMapFunction, KeyedProcessFunction, RuntimeContext
 from pyflink.datastream.state import MapStateDescriptor, StateTtlConfig
 
-from udfs.batch import FeatureBatch, LabelBatch
-from udfs.buckets import sql_buckets
-from udfs.events import Decoder, Events, Reject, split_batch
-from udfs.expressions import evaluate
-from udfs.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
-from udfs.records import dead_letter, duplicate
+from udfs.batches.batch import FeatureBatch, LabelBatch
+from udfs.batches.buckets import sql_buckets
+from udfs.batches.events import Decoder, Events, Reject, split_batch
+from udfs.batches.records import dead_letter, duplicate
+from udfs.enrichment.table_readers import OpenTables, Tables
+from udfs.features.expressions import evaluate
+from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
+from udfs.features.series import kinds_of
+from udfs.features.states import BucketStates
 from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
-from udfs.scoring import Scoring
-from udfs.series import kinds_of
-from udfs.spec import Schema
-from udfs.states import BucketStates
-from udfs.table_readers import OpenTables, Tables
+from udfs.scoring.scoring import Scoring
+from udfs.spec.schema import Schema
 
 NO_TABLES = Tables()
 

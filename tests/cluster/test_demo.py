@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import demo_data, jars
+from jobs import jars
+from jobs.demo import data as demo_data
 from jobs.environment import BUILD, ROOT
 
 pytestmark = [pytest.mark.kafka, pytest.mark.minicluster, pytest.mark.timeout(1_200)]

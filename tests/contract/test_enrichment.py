@@ -33,10 +33,10 @@ from tests.contract.test_udfs import (
 )
 from tests.support.servers import ModelServerProcess
 from tests.support.stores import RedisProcess
-from udfs.offline import features_of, history_of
-from udfs.scoring import EmbeddedScoring, ServedScoring
-from udfs.spec import Schema
-from udfs.table_readers import Tables
+from udfs.enrichment.table_readers import Tables
+from udfs.offline.offline import features_of, history_of
+from udfs.scoring.scoring import EmbeddedScoring, ServedScoring
+from udfs.spec.schema import Schema
 
 CARDS = ("a", "b", "c", "d")
 PROFILES = {"a": {"limit": 10.5}, "c": {"limit": 30.0}}
@@ -93,7 +93,11 @@ def case(request: pytest.FixtureRequest, schema: Schema, enriched_models: Path) 
     output = output_of(schema, enriched_models)
 
     def routed(seed: int) -> list[Any]:
-        return first_of(schema).run_all(events(seed))
+        first = first_of(schema)
+        try:
+            return first.run_all(events(seed))
+        finally:
+            first.close()  # its table would be read on, and later tests would see it
 
     if request.param == "embedded":
         version = enriched_models / "fraud" / "7"

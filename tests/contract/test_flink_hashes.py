@@ -1,4 +1,4 @@
-"""The hashes in udfs.buckets against Flink's own classes, in a JVM."""
+"""The hashes in udfs.batches.buckets against Flink's own classes, in a JVM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pyflink.java_gateway import get_gateway
 
-from udfs.buckets import (
+from udfs.batches.buckets import (
     DEFAULT_MAX_PARALLELISM,
     even_labels,
     hash_int_row,

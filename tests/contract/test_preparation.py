@@ -22,13 +22,13 @@ from jobs.settings_file import SettingsError
 from jobs.training import train
 from model_server.client import ClientOptions, PredictClient
 from tests.support.servers import ModelServerProcess
-from udfs.arms import Arms
-from udfs.events import FloatArray
-from udfs.offline import features_of, history_of
-from udfs.preparation import Preparation
-from udfs.preparations import Preparations
-from udfs.records import RecordWriter
-from udfs.rollout import Address, Limits, Rollout
+from udfs.batches.events import FloatArray
+from udfs.batches.records import RecordWriter
+from udfs.offline.offline import features_of, history_of
+from udfs.preparation.preparation import Preparation
+from udfs.preparation.preparations import Preparations
+from udfs.scoring.arms import Arms
+from udfs.scoring.rollout import Address, Limits, Rollout
 
 ROWS = 400
 TRAINED = 280

@@ -36,15 +36,15 @@ from tests.support.held import HeldScoring, Switch
 from tests.support.models import write_features
 from tests.support.servers import ModelServerProcess
 from tests.support.waiting import wait_until
-from udfs.batch import FeatureBatch, LabelBatch
-from udfs.buckets import sql_buckets
-from udfs.categories import code_of
-from udfs.encoders import OneHot
+from udfs.batches.batch import FeatureBatch, LabelBatch
+from udfs.batches.buckets import sql_buckets
+from udfs.batches.categories import code_of
+from udfs.batches.records import RecordWriter
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
-from udfs.preparation import Input, Preparation
-from udfs.records import RecordWriter
-from udfs.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
-from udfs.spec import Schema
+from udfs.preparation.encoders import OneHot
+from udfs.preparation.preparation import Input, Preparation
+from udfs.scoring.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
+from udfs.spec.schema import Schema
 
 BUCKETS = (3, 8)
 ROUTING = Routing(BUCKETS)

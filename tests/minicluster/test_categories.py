@@ -138,6 +138,7 @@ def test_each_version_is_given_the_columns_it_was_trained_on(
     assert check_scores(models, outs) == {1}
     codes = [out.document["features"]["kind"] for out in outs]
     assert codes == [(xxhash.xxh3_64_intdigest(kind.encode()) & 2**52 - 1) or 1 for kind in KINDS]
+    traffic.poll_until(lambda: bool(traffic.outputs["alerts"]), 60)  # may come after its prediction
     (alert,) = traffic.outputs["alerts"]
     assert alert.document["event"]["type"] == "CNP"
     reasons = {r["feature"]: r["value"] for r in alert.document["reasons"]}

@@ -21,12 +21,12 @@ from tests.support.checks import check_accounts, check_schemas
 from tests.support.fixtures import own_overrides
 from tests.support.kafka import Record, Traffic
 from tests.support.running import restarts, running
-from udfs.events import Events
-from udfs.expressions import evaluate
-from udfs.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
-from udfs.offline import history_of
-from udfs.series import kinds_of
-from udfs.spec import Schema
+from udfs.batches.events import Events
+from udfs.features.expressions import evaluate
+from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
+from udfs.features.series import kinds_of
+from udfs.offline.offline import history_of
+from udfs.spec.schema import Schema
 
 pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(300)]
 

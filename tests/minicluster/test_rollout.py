@@ -18,7 +18,7 @@ from tests.support.fixtures import CONFIG, own_overrides
 from tests.support.kafka import Out, Record, Traffic
 from tests.support.running import restarts, running
 from tests.support.servers import FaultyServerProcess, ModelServerProcess
-from udfs.rollout import Address, Limits, Rollout
+from udfs.scoring.rollout import Address, Limits, Rollout
 
 pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(600)]
 

@@ -16,8 +16,15 @@ import pytest
 from tests.support.topics import TableTopic
 from tests.support.waiting import wait_until
 from tests.unit.udfs.test_tables import events
-from udfs.enrichment_spec import TableSpec
-from udfs.table_readers import KafkaAccess, OpenTables, TableCounts, TableError, Tables, _readings
+from udfs.enrichment.table_readers import (
+    KafkaAccess,
+    OpenTables,
+    TableCounts,
+    TableError,
+    Tables,
+    _readings,
+)
+from udfs.spec.enrichment import TableSpec
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 
@@ -106,7 +113,7 @@ def test_a_topic_that_comes_late_is_waited_for(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("udfs.table_readers.LOG_EVERY_S", 0.1)
+    monkeypatch.setattr("udfs.enrichment.table_readers.LOG_EVERY_S", 0.1)
     found: list[OpenTables] = []
     waiting = Thread(target=lambda: found.append(opened(topic=topic.name, min_rows=3)))
     waiting.start()

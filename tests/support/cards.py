@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from jobs.demo_data import event_json, label_json
+from jobs.demo.data import event_json, label_json
 from tests.support.kafka import Record
 
 MINUTE_MS = 60_000

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import pandas as pd
 import pytest
 
-from jobs import demo_data, jars, training
+from jobs import jars, training
+from jobs.demo import data as demo_data
 from jobs.environment import ROOT
 from jobs.settings import Settings, load
 from jobs.stack import KafkaBroker

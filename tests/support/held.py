@@ -13,8 +13,8 @@ from typing import Any
 from pyflink.common import Row
 from pyflink.datastream.timerservice import TimerService
 
-from udfs.batch import FeatureBatch
-from udfs.scoring import ServedScoring
+from udfs.batches.batch import FeatureBatch
+from udfs.scoring.scoring import ServedScoring
 
 _POLL_S = 0.005
 

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from jobs.feature_columns import Range
+from jobs.features.columns import Range
 from jobs.settings import Settings
-from udfs.batch import FeatureBatch
-from udfs.events import Decoder, Events, IntArray
-from udfs.expressions import evaluate
-from udfs.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
-from udfs.records import RecordWriter, Verdict
-from udfs.series import kinds_of
+from udfs.batches.batch import FeatureBatch
+from udfs.batches.events import Decoder, Events, IntArray
+from udfs.batches.records import RecordWriter, Verdict
+from udfs.features.expressions import evaluate
+from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
+from udfs.features.series import kinds_of
 
 
 class Message(NamedTuple):
@@ -119,7 +119,7 @@ class ArrayJob:
     def _bucket(self, number: int, entity: str) -> int:
         from zlib import crc32
 
-        from udfs.buckets import sql_buckets
+        from udfs.batches.buckets import sql_buckets
 
         count = self.settings.batch.buckets
         if number == 0:

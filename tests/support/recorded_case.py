@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 
-from jobs.feature_columns import Source
-from jobs.feature_parity import Parity, compare
-from jobs.feature_replay import silent
-from jobs.feature_topics import collect
+from jobs.features.columns import Source
+from jobs.features.parity import Parity, compare
+from jobs.features.replay import silent
+from jobs.features.topics import collect
 from jobs.settings import Settings, load
 from tests.support.fixtures import CONFIG
 from tests.support.recorded import ArrayJob, Message, Topics

@@ -26,11 +26,11 @@ from jobs.exit_codes import ExitCode
 from model_server.errors import Reason
 from model_server.metrics import ServerMetrics
 from model_server.servables import Servables
-from udfs import aggregates
-from udfs.events import Decoded, Decoder
-from udfs.keyed import IntArray, KeyedStage
-from udfs.lookups import LookupCounts
-from udfs.settings_types import format_duration
+from udfs.batches.events import Decoded, Decoder
+from udfs.enrichment.lookups import LookupCounts
+from udfs.features import aggregates
+from udfs.features.keyed import IntArray, KeyedStage
+from udfs.spec.types import format_duration
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -238,7 +238,7 @@ def calls(*files: str) -> Iterator[tuple[str, list[object]]]:
 
 
 def test_the_error_codes_are_complete() -> None:
-    made = calls("udfs/events.py", "udfs/operators.py")
+    made = calls("udfs/batches/events.py", "udfs/operators.py")
     codes = {args[0] for name, args in made if name in ("EventError", "Reject", "_reject") and args}
     assert {cells[0] for cells in rows("error code")} == codes
 
@@ -248,7 +248,7 @@ def test_the_fallback_reasons_are_complete() -> None:
 
 
 def test_the_metrics_are_complete() -> None:
-    made = calls("udfs/operators.py", "udfs/scoring.py")
+    made = calls("udfs/operators.py", "udfs/scoring/scoring.py")
     kinds = {(args[0], name) for name, args in made if name in ("counter", "gauge") and args}
     assert {(cells[0], cells[1]) for cells in rows("metric")} == kinds
 

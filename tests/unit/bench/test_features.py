@@ -19,7 +19,7 @@ from bench.feature_runs import OURS, WINDOW_ONLY, Outcome, runs_of
 from bench.peer_windows import Window, read_groups, recounted
 from bench.sql_over_job import interval_of, query
 from jobs import settings
-from udfs.offline import features_of, history_of
+from udfs.offline.offline import features_of, history_of
 
 AGGREGATES = ("count", "sum", "mean", "ratio_to_mean", "min", "max", "std")
 HOUR_MS = 3_600_000

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bench import records
-from jobs.demo_data import EVENT_COLUMNS, LABEL_DELAY_MS
+from jobs.demo.data import EVENT_COLUMNS, LABEL_DELAY_MS
 
 START_MS = 1_735_689_600_000
 FRAME = pd.DataFrame(

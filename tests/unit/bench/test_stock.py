@@ -13,9 +13,9 @@ import pytest
 from bench import stock_job
 from jobs.environment import ROOT
 from jobs.settings import load
-from udfs.events import Decoder, Events
-from udfs.expressions import evaluate
-from udfs.keyed import Identities, KeyedStage
+from udfs.batches.events import Decoder, Events
+from udfs.features.expressions import evaluate
+from udfs.features.keyed import Identities, KeyedStage
 
 SCHEMA = load(ROOT / "conf" / "fraud.yaml").schema_
 CARD, TERMINAL = SCHEMA.stages

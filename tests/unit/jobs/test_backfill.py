@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from jobs import backfill as module
 from jobs import cli, settings
-from jobs.backfill import METADATA_KEY, backfill
 from jobs.environment import ROOT, NotReadyError
 from jobs.exit_codes import ExitCode
+from jobs.features import backfill as module
+from jobs.features.backfill import METADATA_KEY, backfill
 from jobs.settings import Settings
-from udfs.offline import features_of, history_of, labels_of
+from udfs.offline.offline import features_of, history_of, labels_of
 
 CONFIG = ROOT / "conf" / "fraud.yaml"
 FIRST_MS = 1_735_689_600_000

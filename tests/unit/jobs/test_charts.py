@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from jobs import charts, svg
+from jobs.demo import charts, svg
 from jobs.metrics import average_precision, precision_recall_curve
 
 

@@ -18,16 +18,20 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from jobs import cli, demo, demo_model, demo_result, demo_run, settings
-from jobs.demo import DemoOptions
-from jobs.demo_model import Model
-from jobs.demo_run import Performance, Plan, Stage
+from jobs import cli, settings
+from jobs.demo import demo
+from jobs.demo import model as demo_model
+from jobs.demo import result as demo_result
+from jobs.demo import run as demo_run
+from jobs.demo.demo import DemoOptions
+from jobs.demo.live import LiveView
+from jobs.demo.model import Model
+from jobs.demo.replay import Script
+from jobs.demo.run import Performance, Plan, Stage
+from jobs.demo.watch import Tally
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
-from jobs.live import LiveView
-from jobs.replay import Script
 from jobs.runner import JobError
-from jobs.watch import Tally
 
 MODEL = Model(3, {"average_precision": 0.8, "test": {"from": "1970-01-01T00:00:05.003+00:00"}})
 FRAME = pd.DataFrame(

@@ -11,10 +11,11 @@ import orjson
 import pandas as pd
 import pytest
 
-from jobs import demo_data, settings
-from jobs.demo_data import DAY_MS, DataError, Size
+from jobs import settings
+from jobs.demo import data as demo_data
+from jobs.demo.data import DAY_MS, DataError, Size
 from jobs.environment import ROOT
-from udfs.events import Decoder, split_batch
+from udfs.batches.events import Decoder, split_batch
 
 SIZE = demo_data.SIZES["small"]
 NOON_MS = 1_735_732_800_000  # 2025-01-01T12:00:00Z

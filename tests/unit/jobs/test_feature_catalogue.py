@@ -9,15 +9,15 @@ import pytest
 
 from jobs import settings
 from jobs.environment import ROOT
-from jobs.feature_catalogue import Described, describe, window_text
-from jobs.feature_docs import html, markdown
-from jobs.feature_reach import not_recomputed
+from jobs.features.catalogue import Described, describe, window_text
+from jobs.features.docs import html, markdown
+from jobs.features.reach import not_recomputed
 from jobs.settings import Settings
 from tests.support.recorded_case import case_settings
-from udfs.aggregates import AGGREGATES
-from udfs.feature_spec import FeatureSpec
-from udfs.spec import Schema
-from udfs.window_spec import Window
+from udfs.features.aggregates import AGGREGATES
+from udfs.spec.feature import FeatureSpec
+from udfs.spec.schema import Schema
+from udfs.spec.window import Window
 
 CONFIGS = [ROOT / "conf" / "fraud.yaml", *sorted((ROOT / "conf" / "examples").glob("*.yaml"))]
 

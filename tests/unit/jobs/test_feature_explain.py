@@ -9,8 +9,8 @@ import orjson
 import pytest
 from rich.console import Console
 
-from jobs.feature_explain import Explained, Explanation, explained
-from jobs.feature_explain_text import as_document, renderables
+from jobs.features.explain import Explained, Explanation, explained
+from jobs.features.explain_text import as_document, renderables
 from tests.support.recorded_case import Case, make_case
 
 

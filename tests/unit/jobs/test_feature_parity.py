@@ -5,10 +5,10 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from jobs.feature_parity import SHOWN, compare, is_same
-from jobs.feature_parity_text import as_document, lines
-from jobs.feature_replay import silent
-from jobs.feature_topics import collect
+from jobs.features.parity import SHOWN, compare, is_same
+from jobs.features.parity_text import as_document, lines
+from jobs.features.replay import silent
+from jobs.features.topics import collect
 from tests.support.recorded_case import DAY_MS, HOUR_MS, NOW_MS, Case, label, make_case
 
 COUNT = 500

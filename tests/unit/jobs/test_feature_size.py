@@ -6,9 +6,9 @@ import pytest
 
 from jobs import settings
 from jobs.environment import ROOT
-from jobs.feature_replay import silent
-from jobs.feature_size import measure
-from jobs.feature_size_table import as_document, bytes_text, journal_table, size_table
+from jobs.features.replay import silent
+from jobs.features.size import measure
+from jobs.features.size_table import as_document, bytes_text, journal_table, size_table
 from tests.support.recorded_case import case_settings
 
 FRAUD = settings.load(ROOT / "conf" / "fraud.yaml")

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jobs import cli, feature_topics, settings
+from jobs import cli, settings
 from jobs.console import console
 from jobs.environment import ROOT
 from jobs.exit_codes import ExitCode
-from jobs.feature_columns import Source
+from jobs.features import topics as feature_topics
+from jobs.features.columns import Source
 from jobs.settings import Settings
 from tests.support.recorded_case import Case, make_case
 

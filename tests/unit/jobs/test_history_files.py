@@ -11,7 +11,7 @@ import pytest
 from jobs import settings
 from jobs.environment import ROOT
 from jobs.history_files import HistoryFileError, read_frame
-from udfs.history import history_of
+from udfs.offline.history import history_of
 
 SCHEMA = settings.load(ROOT / "conf" / "fraud.yaml").schema_
 

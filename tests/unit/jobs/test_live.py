@@ -8,8 +8,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from jobs.live import SPARK_SAMPLES, LiveView, Snapshot, panel, plain_line, sparkline
-from jobs.outcome import AlertRow
+from jobs.demo.live import SPARK_SAMPLES, LiveView, Snapshot, panel, plain_line, sparkline
+from jobs.demo.outcome import AlertRow
 
 ALERTS = tuple(
     AlertRow(f"tx-{i:02d}", f"card-{i}", 0.9, ("amount = 812.5 (+1.20)", "hour = 3 (+0.40)"))

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import model_process
-from jobs.model_process import ModelProcess, ModelServerError
+from jobs.demo import model_process
+from jobs.demo.model_process import ModelProcess, ModelServerError
 
 SERVES = """
 import signal, sys, time

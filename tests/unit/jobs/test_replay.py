@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 from jobs import settings
-from jobs.demo_data import DAY_MS, LABEL_DELAY_MS
+from jobs.demo.data import DAY_MS, LABEL_DELAY_MS
+from jobs.demo.replay import LABEL_LEAD_MS, MAX_DISTANCE, Replay, ReplayError, Script, due_s, script
 from jobs.environment import ROOT
-from jobs.replay import LABEL_LEAD_MS, MAX_DISTANCE, Replay, ReplayError, Script, due_s, script
-from udfs.events import Decoder
+from udfs.batches.events import Decoder
 
 START_MS = 1_735_689_600_000
 TOPICS = {"events": "transactions", "labels": "fraud-labels"}

@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 import pytest
 
-from jobs import report
-from jobs.outcome import AlertRow, Outcome, numbers
+from jobs.demo import report
+from jobs.demo.outcome import AlertRow, Outcome, numbers
 
 STARTED_MS = 1_760_000_000_000
 KEYS = {

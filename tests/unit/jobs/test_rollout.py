@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from jobs import cli, settings
 from jobs.exit_codes import ExitCode
 from jobs.settings_file import SettingsError
-from udfs.rollout import Address, Rollout
+from udfs.scoring.rollout import Address, Rollout
 
 ROOT = Path(__file__).parents[3]
 

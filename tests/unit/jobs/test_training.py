@@ -20,8 +20,8 @@ from jobs.settings import Settings
 from jobs.training import TrainingError, train
 from model_server.backends.xgboost import XGBoostModel
 from model_server.repository import find_version, list_versions, load_features
-from udfs.offline import features_of, history_of, labels_of
-from udfs.preparation import Preparation
+from udfs.offline.offline import features_of, history_of, labels_of
+from udfs.preparation.preparation import Preparation
 
 CONFIG = ROOT / "conf" / "fraud.yaml"
 DAY_MS = 86_400_000

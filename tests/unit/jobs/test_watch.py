@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from jobs.watch import Recent, Tally, WatchError, watch
+from jobs.demo.watch import Recent, Tally, WatchError, watch
 
 KINDS = {"p": "predictions", "a": "alerts", "l": "dead_letters", "d": "duplicates"}
 

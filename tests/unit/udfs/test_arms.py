@@ -14,8 +14,8 @@ from model_server.breaker import BreakerOptions, BreakerState
 from model_server.client import ClientOptions
 from model_server.errors import Timeout
 from tests.unit.udfs.test_batch import make_batch
-from udfs.arms import Arms
-from udfs.rollout import Address, Limits, Rollout
+from udfs.scoring.arms import Arms
+from udfs.scoring.rollout import Address, Limits, Rollout
 
 
 @pytest.fixture

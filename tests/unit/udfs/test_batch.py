@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.batch import FeatureBatch, LabelBatch
+from udfs.batches.batch import FeatureBatch, LabelBatch
 
 DEAD = [("0-7", b'{"code":"empty"}'), ("0-8", b"{}")]
 TWICE = [("k", b'{"event_id":"e"}')]

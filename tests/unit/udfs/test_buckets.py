@@ -6,7 +6,13 @@ from collections import Counter
 
 import pytest
 
-from udfs.buckets import DEFAULT_MAX_PARALLELISM, even_labels, hash_int_row, key_group, murmur_int
+from udfs.batches.buckets import (
+    DEFAULT_MAX_PARALLELISM,
+    even_labels,
+    hash_int_row,
+    key_group,
+    murmur_int,
+)
 
 FROZEN = {2: (4, 16), 8: (196, 246, 247, 273, 301, 351, 375, 455)}
 COUNTS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]

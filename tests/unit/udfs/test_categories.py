@@ -11,8 +11,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udfs import categories
-from udfs.categories import MAX_CODE, code_of, codes_of, texts_of
+from udfs.batches import categories
+from udfs.batches.categories import MAX_CODE, code_of, codes_of, texts_of
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 
@@ -36,7 +36,7 @@ def test_a_hash_of_zero_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_process_gives_the_same_code() -> None:
-    code = "from udfs.categories import code_of; print(code_of('é'), code_of(''))"
+    code = "from udfs.batches.categories import code_of; print(code_of('é'), code_of(''))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(code_of("é")), str(code_of(""))]
 

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs import frames as framing
-from udfs.event_spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
-from udfs.events import (
+from udfs.batches import frames as framing
+from udfs.batches.events import (
     MAX_KEY_BYTES,
     BatchFormatError,
     Decoded,
@@ -21,6 +20,7 @@ from udfs.events import (
     Events,
     split_batch,
 )
+from udfs.spec.event import EventSpec, FieldSpec, LabelSpec, TimeSpec
 
 KAFKA_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000

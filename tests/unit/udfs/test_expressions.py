@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.categories import code_of
-from udfs.events import Events
-from udfs.expression_spec import ExpressionFeature
-from udfs.expressions import EARTH_RADIUS_KM, distance_km, evaluate
+from udfs.batches.categories import code_of
+from udfs.batches.events import Events
+from udfs.features.expressions import EARTH_RADIUS_KM, distance_km, evaluate
+from udfs.spec.expression import ExpressionFeature
 
 
 def make_events(

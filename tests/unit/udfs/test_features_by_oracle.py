@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.feature_oracle import Entry, Value, measure
-from udfs.aggregates import AGGREGATES, DECAYED, parse_aggregate
-from udfs.events import Events
-from udfs.feature_spec import WindowFeature
-from udfs.keyed import Identities, KeyedStage, StageInputs
-from udfs.log_kernels import CONFLICT, DUPLICATE, LATE, NEW
-from udfs.spec import Schema
+from udfs.batches.events import Events
+from udfs.features.aggregates import AGGREGATES, DECAYED, parse_aggregate
+from udfs.features.keyed import Identities, KeyedStage, StageInputs
+from udfs.features.log_kernels import CONFLICT, DUPLICATE, LATE, NEW
+from udfs.spec.feature import WindowFeature
+from udfs.spec.schema import Schema
 
 BEGIN_MS = 1_711_756_800_000  # 30 March 2024: in Paris the clocks change on the next day
 SECOND = 1_000

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.formulas import FormulaError, Kind, parse
+from udfs.features.formulas import FormulaError, Kind, parse
 
 KINDS: dict[str, Kind] = {"a": "number", "b": "number", "flag": "truth", "kind": "text"}
 COLUMNS: dict[str, Any] = {

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs import log_kernels, measure_kernels
-from udfs.event_spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
-from udfs.feature_spec import FeatureSpec, WindowFeature
-from udfs.histories import Entries, Histories
-from udfs.keyed import Identities, KeyedStage, StageState
-from udfs.series import Series
-from udfs.spec import Schema
-from udfs.window_plan import WindowPlan
+from udfs.features import log_kernels, measure_kernels
+from udfs.features.histories import Entries, Histories
+from udfs.features.keyed import Identities, KeyedStage, StageState
+from udfs.features.series import Series
+from udfs.features.window_plan import WindowPlan
+from udfs.spec.event import EventSpec, FieldSpec, LabelSpec, TimeSpec
+from udfs.spec.feature import FeatureSpec, WindowFeature
+from udfs.spec.schema import Schema
 
 WINDOWS_MS = (5, 20, 100)
 DELAY_MS = 10

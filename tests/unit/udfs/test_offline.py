@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.event_spec import EventSpec, FieldSpec, LabelSpec, TimeSpec
-from udfs.events import KAFKA_TIME_MS, Events
-from udfs.expression_spec import ExpressionFeature
-from udfs.feature_spec import FeatureSpec, WindowFeature
-from udfs.offline import HistoryError, OfflineFeatures, features_of, history_of, labels_of
-from udfs.spec import Schema
+from udfs.batches.events import KAFKA_TIME_MS, Events
+from udfs.offline.offline import HistoryError, OfflineFeatures, features_of, history_of, labels_of
+from udfs.spec.event import EventSpec, FieldSpec, LabelSpec, TimeSpec
+from udfs.spec.expression import ExpressionFeature
+from udfs.spec.feature import FeatureSpec, WindowFeature
+from udfs.spec.schema import Schema
 
 WINDOWS_MS = (5, 100)
 DELAY_MS = 10
@@ -312,5 +312,5 @@ def test_progress_ends_at_one() -> None:
 def test_no_engine_is_imported() -> None:
     import subprocess
 
-    code = "import sys, udfs.offline; sys.exit('pyflink' in sys.modules)"
+    code = "import sys, udfs.offline.offline; sys.exit('pyflink' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from model_server.errors import RepositoryError
 from model_server.repository import load_features
-from udfs.categories import code_of
-from udfs.encoders import Hashing, OneHot, Ordinal, Target
-from udfs.preparation import Input, Preparation
+from udfs.batches.categories import code_of
+from udfs.preparation.encoders import Hashing, OneHot, Ordinal, Target
+from udfs.preparation.preparation import Input, Preparation
 
 TEXTS = ["app", "web", "", "日本", "a b", "[x]", "x" * 80, "other", "missing"]
 UNKNOWN = "never seen"

@@ -12,10 +12,10 @@ import pytest
 
 from model_server.client import ClientOptions, Scores
 from model_server.errors import BadResponse, Rejected, RepositoryError, Timeout
-from udfs.categories import code_of
-from udfs.encoders import Matrix, Ordinal
-from udfs.preparation import Input, Preparation
-from udfs.preparations import Preparations
+from udfs.batches.categories import code_of
+from udfs.preparation.encoders import Matrix, Ordinal
+from udfs.preparation.preparation import Input, Preparation
+from udfs.preparation.preparations import Preparations
 
 OPTIONS = ClientOptions("server:1", "fraud", deadline_ms=10_000.0)
 SHOPS = np.array([[code_of("a")], [code_of("b")]], np.float64)

@@ -19,9 +19,9 @@ from jsonschema.exceptions import ValidationError
 from referencing import Registry, Resource
 
 from model_server.errors import PredictError
-from udfs.batch import FeatureBatch
-from udfs.events import Reject
-from udfs.records import RecordWriter, Verdict, dead_letter, duplicate
+from udfs.batches.batch import FeatureBatch
+from udfs.batches.events import Reject
+from udfs.batches.records import RecordWriter, Verdict, dead_letter, duplicate
 
 SCHEMAS = Path(__file__).parents[3] / "conf" / "schemas"
 NAMES = ("prediction", "alert", "dead_letter", "duplicate")

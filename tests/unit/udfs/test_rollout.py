@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udfs.rollout import Address, Guard, Limits, Rollout, RolloutError, population_stability
+from udfs.scoring.rollout import Address, Guard, Limits, Rollout, RolloutError, population_stability
 
 KEYS = [f"card{n}" for n in range(5_000)]
 LIMITS = Limits(error_rate=0.05, latency_ratio=2.0, psi=0.25, min_rows=200)

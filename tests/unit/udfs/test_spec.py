@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from udfs.event_spec import EventSpec, FieldSpec, TimeSpec
-from udfs.expression_spec import ExpressionFeature
-from udfs.feature_spec import FeatureSpec, WindowFeature
-from udfs.settings_types import as_python, format_duration, parse_duration_ms
-from udfs.spec import Schema
+from udfs.spec.event import EventSpec, FieldSpec, TimeSpec
+from udfs.spec.expression import ExpressionFeature
+from udfs.spec.feature import FeatureSpec, WindowFeature
+from udfs.spec.schema import Schema
+from udfs.spec.types import as_python, format_duration, parse_duration_ms
 
 DAY_MS = 86_400_000
 

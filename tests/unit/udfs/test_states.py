@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.histories import StateFormatError
-from udfs.keyed import Identities, KeyedStage, Observed
-from udfs.spec import Schema
-from udfs.states import BucketStates
+from udfs.features.histories import StateFormatError
+from udfs.features.keyed import Identities, KeyedStage, Observed
+from udfs.features.states import BucketStates
+from udfs.spec.schema import Schema
 
 SCHEMA = Schema.model_validate(
     {

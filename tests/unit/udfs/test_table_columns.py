@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs import history
-from udfs.event_spec import EventSpec, FieldSpec, TimeSpec
-from udfs.events import OFFSET, Decoder, Events, Reject
-from udfs.expression_spec import ExpressionFeature
-from udfs.feature_spec import FeatureSpec
-from udfs.history import HistoryError, history_of
-from udfs.spec import Schema
-from udfs.table_columns import read_columns
+from udfs.batches.events import OFFSET, Decoder, Events, Reject
+from udfs.offline import history
+from udfs.offline.history import HistoryError, history_of
+from udfs.offline.table_columns import read_columns
+from udfs.spec.event import EventSpec, FieldSpec, TimeSpec
+from udfs.spec.expression import ExpressionFeature
+from udfs.spec.feature import FeatureSpec
+from udfs.spec.schema import Schema
 
 FIRST_MS = 1_735_689_600_000
 KAFKA_MS = 1 << 62

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udfs.enrichment_spec import TableSpec
-from udfs.events import Events
-from udfs.tables import ALWAYS, TableRecordError, VersionedTable
+from udfs.batches.events import Events
+from udfs.enrichment.tables import ALWAYS, TableRecordError, VersionedTable
+from udfs.spec.enrichment import TableSpec
 
 FIELDS = (
     {"name": "risk", "type": "float"},

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from jobs.environment import ROOT
-from udfs import clock
-from udfs.aggregates import AGGREGATES, parse_aggregate
-from udfs.keyed import Identities, KeyedStage
-from udfs.spec import Schema
-from udfs.window_spec import Window
+from udfs.features import clock
+from udfs.features.aggregates import AGGREGATES, parse_aggregate
+from udfs.features.keyed import Identities, KeyedStage
+from udfs.spec.schema import Schema
+from udfs.spec.window import Window
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MINUTE_MS = 60_000

@@ -1,0 +1,1 @@
+"""``streamscore demo``: a job on this machine from its data to its report."""

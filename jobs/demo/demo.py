@@ -1,0 +1,299 @@
+"""`streamscore demo`: everything on this machine, from the data to the report.
+
+Data, a model trained on the first part of it, a Kafka broker, a model server, a Flink job, and the
+history told again to that job. It works below ``build/demo``; what it starts, it stops.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pandas as pd
+
+from jobs import runner, settings, stack
+from jobs.console import console, facts_table, spinner
+from jobs.demo import data as demo_data
+from jobs.demo import model as demo_model
+from jobs.demo import report
+from jobs.demo import result as demo_result
+from jobs.demo.live import LiveView
+from jobs.demo.model import Model
+from jobs.demo.model_process import ModelProcess
+from jobs.demo.outcome import Outcome
+from jobs.demo.replay import Script, script
+from jobs.demo.run import Performance, Plan, Stage
+from jobs.demo.watch import output_kinds
+from jobs.environment import BUILD, QUICK_JVM, ROOT, NotReadyError
+from jobs.runner import JobError, RunningJob
+from jobs.settings import Settings
+
+CONFIG = ROOT / "conf" / "fraud.yaml"
+DEMO = BUILD / "demo"
+RAMP_S = 3.0
+OUTAGE_S = 5.0
+OUTAGE_AT = 0.4
+START_TIMEOUT_S = 300.0
+"""For a job's tasks to run; 20 to 40 s on an idle machine of 2 cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What to show.
+
+    Attributes:
+        size: Which demo data, a name in ``demo_data.SIZES``.
+        seconds: How long the replay takes.
+        live: Draw a panel where the terminal can, else print lines.
+        embedded: Score inside the operator; then there is no server to be stopped.
+        keep: Leave everything running after the report until Ctrl-C.
+        limit: Only the first so many transactions; 0 takes all.
+    """
+
+    size: str = "small"
+    seconds: float = 90.0
+    live: bool = True
+    embedded: bool = False
+    keep: bool = False
+    limit: int = 0
+
+    @property
+    def ramp_s(self) -> float:
+        """How long the replay's rate rises."""
+        return min(RAMP_S, self.seconds / 4)
+
+    @property
+    def outage_s(self) -> float:
+        """How long the model server stays stopped."""
+        return min(OUTAGE_S, self.seconds / 10)
+
+
+def run(options: DemoOptions) -> Outcome:
+    """Run the whole demo; everything it started has ended when it returns or raises.
+
+    Writes ``report.json`` and ``report.html`` below ``build/demo``.
+
+    Raises:
+        NotReadyError: something it needs is missing or does not start, or another demo runs.
+        JobError: the job failed or stands still.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP.
+    """
+    begun_s = time.monotonic()
+    with _alone(), ExitStack() as started:
+        try:
+            frame = _data(options)
+            model = _model(options, frame)
+            stage = _stage(options, model, started)
+            performance = _perform(options, stage, _content(frame))
+            outcome = _report(options, model, stage, performance, frame, begun_s)
+            if options.keep:
+                _linger(stage)
+        finally:
+            _ignore_interrupts()  # or an impatient second Ctrl-C would leave processes behind
+            console.print("stopping what was started")
+    return outcome
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One demo per build folder; SIGTERM and SIGHUP end it in order, as Ctrl-C does."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    DEMO.mkdir(parents=True, exist_ok=True)
+    with (DEMO / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise NotReadyError("another demo runs", "wait for its end, or stop it") from exc
+        try:
+            for number in numbers:
+                signal.signal(number, signal.default_int_handler)
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+def _ignore_interrupts() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+T = TypeVar("T")
+Tell = Callable[[str], None]
+
+
+def _step(name: str, work: Callable[[Tell], T], describe: Callable[[T], str]) -> T:
+    """Do one step under a spinner, then print a line: its name, what came of it, its seconds."""
+    begun_s = time.monotonic()
+    with spinner(name) as tell:
+        result = work(tell)
+    took_s = time.monotonic() - begun_s
+    console.print(f"{name:<13} {describe(result)}  [dim]{took_s:.1f} s[/]", soft_wrap=True)
+    return result
+
+
+def _parts(tell: Tell) -> Callable[[str, float], None]:
+    """Progress by step and part as text."""
+    return lambda step, done: tell(f"{step[0].lower()}{step[1:]}, {done:.0%}")
+
+
+def _data(options: DemoOptions) -> pd.DataFrame:
+    def load(tell: Tell) -> pd.DataFrame:
+        frame = demo_data.load(options.size, progress=_parts(tell))
+        return frame.head(options.limit) if options.limit else frame
+
+    return _step("data", load, lambda frame: _data_text(options, frame))
+
+
+def _data_text(options: DemoOptions, frame: pd.DataFrame) -> str:
+    days = (frame["event_time_ms"].iloc[-1] - frame["event_time_ms"].iloc[0]) / demo_data.DAY_MS
+    part = ", the first of them" if options.limit else ""
+    return f"{options.size}{part}: {len(frame):,} card transactions of {days:.0f} days"
+
+
+def _model(options: DemoOptions, frame: pd.DataFrame) -> Model:
+    chosen = settings.load(CONFIG, {"model.path": str(DEMO / "models")})
+    stamp = demo_model.stamp(chosen, options.size, options.limit)
+
+    def work(tell: Tell) -> Model:
+        earlier = demo_model.stored(chosen, DEMO, stamp)
+        return earlier or demo_model.train(chosen, DEMO, stamp, frame, _parts(tell))
+
+    return _step("model", work, _model_text)
+
+
+def _model_text(model: Model) -> str:
+    score = model.metrics["average_precision"]
+    measured = "no fraud to measure it by" if score is None else f"average precision {score:.3f}"
+    return f"version {model.version}, {measured} on the last part of time"
+
+
+def _stage(options: DemoOptions, model: Model, started: ExitStack) -> Stage:
+    """Start the broker, the model server and the job; ``started`` will stop them."""
+    bootstrap = _step("Kafka", lambda _: _broker(started), lambda at: f"fresh, at {at}")
+    started.callback(shutil.rmtree, DEMO / "checkpoints", ignore_errors=True)
+    server = None if options.embedded else _server(model, started)
+    chosen = _settings(model, bootstrap, server)
+    _step("topics", lambda _: _topics(chosen), lambda names: ", ".join(names))
+    job = _step("Flink job", lambda tell: _job(chosen, started, tell), _job_text)
+    return Stage(chosen, job, server)
+
+
+def _broker(started: ExitStack) -> str:
+    folder = DEMO / "stack"
+    stack.KafkaBroker(folder).kill()  # of a demo that was killed
+    shutil.rmtree(folder, ignore_errors=True)
+    started.callback(shutil.rmtree, folder, ignore_errors=True)
+    return started.enter_context(stack.KafkaBroker(folder)).bootstrap
+
+
+def _server(model: Model, started: ExitStack) -> ModelProcess:
+    log = BUILD / "logs" / "demo-model-server.log"
+    server = ModelProcess(DEMO / "models", "fraud", model.version, log)
+    return _step(
+        "model server",
+        lambda _: started.enter_context(server),
+        lambda it: f"at {it.address}",
+    )
+
+
+def _settings(model: Model, bootstrap: str, server: ModelProcess | None) -> Settings:
+    return settings.load(
+        CONFIG,
+        ({} if server is None else {"model.server": server.address})
+        | {
+            "kafka.bootstrap_servers": bootstrap,
+            # One partition keeps the order of time across cards, too: at this speed 10 ms are a
+            # quarter of an hour of event time.
+            "topics.partitions": 1,
+            "model.path": str(DEMO / "models"),
+            "model.version": model.version,
+            "model.embedded": server is None,
+            "batch.window": "10ms",
+            "batch.buckets": 1,
+            "flink.checkpoint_interval": "10s",
+            "flink.checkpoint_dir": str(DEMO / "checkpoints"),
+        },
+    )
+
+
+def _topics(chosen: Settings) -> list[str]:
+    names = stack.partitions_of(chosen.topics)
+    bootstrap = chosen.kafka.bootstrap_servers
+    outputs = {name: names[name] for name in output_kinds(chosen.topics)}
+    # A prediction's time is that of its arrival in Kafka, by the broker's clock.
+    stack.create_topics(bootstrap, outputs, {"message.timestamp.type": "LogAppendTime"})
+    stack.create_topics(bootstrap, names)
+    return list(names)
+
+
+def _job(chosen: Settings, started: ExitStack, tell: Tell) -> RunningJob:
+    tell("Flink job, starting a mini-cluster")
+    os.environ.setdefault("JVM_ARGS", QUICK_JVM)
+    job = runner.start(chosen)
+    started.callback(_cancel, job)
+    tell(f"Flink job, waiting for its tasks to run, {job.rest.url}")
+    job.wait_running(START_TIMEOUT_S)
+    return job
+
+
+def _cancel(job: RunningJob) -> None:
+    with suppress(JobError):  # then it has ended with its cluster
+        job.cancel()
+
+
+def _job_text(job: RunningJob) -> str:
+    return f"{job.job_id} runs; web page {job.rest.url}"
+
+
+def _content(frame: pd.DataFrame) -> Script:
+    return _step(
+        "input",
+        lambda _: script(frame),
+        lambda it: (
+            f"{it.events:,} events ({it.duplicates:,} of them twice, {it.bad.total():,} bad) "
+            f"and {it.labels:,} late labels"
+        ),
+    )
+
+
+def _perform(options: DemoOptions, stage: Stage, content: Script) -> Performance:
+    plan = Plan(content, options.seconds, options.ramp_s, OUTAGE_AT, options.outage_s)
+    performance = Performance(stage, plan)
+    with LiveView(console, plain=not options.live) as view:
+        performance.run(view)
+    return performance
+
+
+def _report(
+    options: DemoOptions,
+    model: Model,
+    stage: Stage,
+    performance: Performance,
+    frame: pd.DataFrame,
+    begun_s: float,
+) -> Outcome:
+    facts = demo_result.facts(model, stage, performance, frame)
+    outcome = demo_result.outcome(model, stage, performance, frame, facts)
+    _, page = report.write(outcome, DEMO, performance.tally.alerts)
+    console.print(facts_table("streamscore demo", demo_result.summary(outcome)))
+    console.print(f"report: {page}", soft_wrap=True)
+    console.print(f"the whole demo took {time.monotonic() - begun_s:.0f} s\n")
+    console.print(demo_result.NEXT_STEPS, soft_wrap=True, highlight=False)
+    return outcome
+
+
+def _linger(stage: Stage) -> None:
+    at = stage.settings.kafka.bootstrap_servers
+    console.print(f"\nKafka at {at} and Flink at {stage.job.rest.url} run on; end with Ctrl-C")
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(1.0)

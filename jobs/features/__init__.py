@@ -1,0 +1,1 @@
+"""``streamscore features``: what features are, cost and are worth."""

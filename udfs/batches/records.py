@@ -1,0 +1,217 @@
+"""The JSON that leaves the job: predictions, alerts, dead letters, duplicates.
+
+Each has a schema in ``conf/schemas/``, and a ``schema_version`` that a breaking change raises.
+``source`` (topic, partition, offset) names the input record: it is the same after a failure and a
+replay, so a reader of an at-least-once topic can drop repeats by it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from udfs.batches.batch import FeatureBatch
+from udfs.batches.events import FloatArray, Reject
+from udfs.batches.templates import FLOAT, TEXT, WHOLE, Template, between_quotes
+
+SCHEMA_VERSION = 1
+
+
+def source_of(topic: str, partition: int, offset: int) -> dict[str, Any]:
+    """The place of an input record."""
+    return {"topic": topic, "partition": partition, "offset": offset}
+
+
+def dead_letter(topic: str, reject: Reject) -> bytes:
+    """A refused record: its bytes in base64, the reason, its place."""
+    return orjson.dumps(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "code": reject.code,
+            "message": reject.message,
+            "raw_base64": base64.b64encode(reject.raw).decode(),
+            "source": source_of(topic, reject.partition, reject.offset),
+            "ingest_time_ms": reject.kafka_time_ms,
+        }
+    )
+
+
+def duplicate(topic: str, event_id: str, position: Sequence[int]) -> bytes:
+    """A record whose event was seen before: counted, not scored again."""
+    partition, offset, kafka_time_ms = position
+    return orjson.dumps(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "event_id": event_id,
+            "source": source_of(topic, partition, offset),
+            "ingest_time_ms": kafka_time_ms,
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What scoring said of a whole batch.
+
+    Attributes:
+        scores: float64 (n,).
+        model_name: The model asked.
+        model_version: The version that answered; none for a fallback.
+        fallback_reason: Why the scores are the fallback; none when the model answered.
+        arm: In a rollout, which side was asked: stable, canary or shadow.
+    """
+
+    scores: FloatArray
+    model_name: str
+    model_version: int | None
+    fallback_reason: str | None = None
+    arm: str | None = None
+
+
+class RecordWriter:
+    """Turns a scored batch into JSON records.
+
+    Args:
+        topic: The events topic, named in ``source``.
+        columns: The feature names, in the order of the batch's columns.
+        stages: The key fields of the stages, in order.
+        threshold: A score above it is an alert.
+        has_lookups: Whether predictions say which look-ups fell back.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        columns: Sequence[str],
+        stages: Sequence[str],
+        threshold: float,
+        has_lookups: bool = False,
+    ) -> None:
+        self._topic = topic
+        self._columns = tuple(columns)
+        self.stages = tuple(stages)
+        self._threshold = threshold
+        self._has_lookups = has_lookups
+        self._templates: dict[tuple[Any, ...], Template] = {}
+
+    def alert_rows(self, verdict: Verdict) -> list[int]:
+        """Rows whose model score is above the threshold; a fallback never alerts."""
+        if verdict.fallback_reason is not None:
+            return []
+        rows: list[int] = np.flatnonzero(verdict.scores > self._threshold).tolist()
+        return rows
+
+    def predictions(
+        self, batch: FeatureBatch, verdict: Verdict, scored_time_ms: int
+    ) -> list[bytes]:
+        """One prediction per event."""
+        floats = np.concatenate([verdict.scores[:, None], batch.features], axis=1)
+        position = batch.positions[:, :2]
+        times = np.empty((len(batch), 3), np.int64)
+        times[:, 0], times[:, 1], times[:, 2] = batch.times, batch.positions[:, 2], scored_time_ms
+        whole = np.concatenate([position, times, batch.order, position], axis=1)
+        columns = [between_quotes(batch.ids), between_quotes(batch.keys)]
+        if self._has_lookups:
+            columns.append(batch.lookup_fallbacks)
+        texts = [""] * (len(columns) * len(batch))
+        for n, column in enumerate(columns):
+            texts[n :: len(columns)] = column
+        records = self._template(verdict).fill(floats, whole, texts)
+        for row in np.flatnonzero(batch.late).tolist():
+            records[row] = records[row][:-1] + b',"late":true}'
+        return records
+
+    def _template(self, verdict: Verdict) -> Template:
+        kind = verdict.model_name, verdict.model_version, verdict.fallback_reason, verdict.arm
+        if kind not in self._templates:
+            self._templates[kind] = self._new_template(verdict)
+        return self._templates[kind]
+
+    def _new_template(self, verdict: Verdict) -> Template:
+        topic, fallback_reason = _json(self._topic), verdict.fallback_reason
+        named: dict[str, Any] = {"name": verdict.model_name, "version": verdict.model_version}
+        model = _json(named if verdict.arm is None else named | {"arm": verdict.arm})
+        parts: list[str | int] = [
+            f'{{"schema_version":{SCHEMA_VERSION},"prediction_id":"{topic[1:-1]}-',
+            *(WHOLE, "-", WHOLE, '","event_id":"', TEXT, '","key":"', TEXT, '","score":', FLOAT),
+            f',"model":{model},"fallback_reason":{_json(fallback_reason)},',
+            *(('"lookup_fallbacks":[', TEXT, "],") if self._has_lookups else ()),
+            '"event_time_ms":',
+            *(WHOLE, ',"ingest_time_ms":', WHOLE, ',"scored_time_ms":', WHOLE, ',"features":{'),
+            *_members(self._columns, FLOAT),
+            '},"order":{',
+            *_members(self.stages, WHOLE),
+            f'}},"source":{{"topic":{topic},"partition":',
+            *(WHOLE, ',"offset":', WHOLE, "}}"),
+        ]
+        return _as_template(parts)
+
+    def alert(self, prediction: bytes, raw: bytes, reasons: list[dict[str, Any]]) -> bytes:
+        """A prediction merged into its original event.
+
+        Args:
+            prediction: The event's prediction, JSON.
+            raw: The original record, extra fields included.
+            reasons: See ``reasons``.
+        """
+        return orjson.dumps(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "threshold": self._threshold,
+                "reasons": reasons,
+                # As it came: parsed and written again, deep nesting fails and long numbers change.
+                "event": orjson.Fragment(raw),
+                "prediction": orjson.Fragment(prediction),
+            }
+        )
+
+    def reasons(
+        self, features: FloatArray, contributions: FloatArray | None
+    ) -> list[dict[str, Any]]:
+        """The three features that weigh most in a score, the largest first.
+
+        Args:
+            features: float64 (columns,).
+            contributions: float64 (columns,) in log-odds; none if the model gave none.
+        """
+        if contributions is None:
+            return []
+        largest = np.argsort(-np.abs(contributions), kind="stable")[:3]
+        return [
+            {
+                "feature": self._columns[i],
+                "value": float(features[i]),
+                "contribution": float(contributions[i]),
+            }
+            for i in largest.tolist()
+        ]
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _members(names: Sequence[str], source: int) -> list[str | int]:
+    """Names and slots of an object's members, without the braces."""
+    return [
+        part
+        for n, name in enumerate(names)
+        for part in (f"{',' if n else ''}{_json(name)}:", source)
+    ]
+
+
+def _as_template(parts: Sequence[str | int]) -> Template:
+    """Texts and slots as a template; texts side by side are one piece."""
+    pieces, sources = [b""], []
+    for part in parts:
+        if isinstance(part, str):
+            pieces[-1] += part.encode()
+        else:
+            sources.append(part)
+            pieces.append(b"")
+    return Template(pieces, sources)

@@ -1,0 +1,1 @@
+"""Data beside the events: reference tables and look-ups in stores."""

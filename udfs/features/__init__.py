@@ -1,0 +1,1 @@
+"""The feature engine: declared windows over histories, exact at any lateness."""

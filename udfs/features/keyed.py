@@ -1,0 +1,415 @@
+"""The features of one key: what a keyed stage does to a batch, without any engine.
+
+The Flink operator and the training both call ``KeyedStage.observe``; they differ only in where an
+unknown entity's history is read from (Flink's map state, or nowhere). That is why a training
+feature and a live feature cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_64_intdigest
+
+from udfs.batches.events import Events, FloatArray, IntArray
+from udfs.compiled import Floats
+from udfs.features import log_kernels as kernels
+from udfs.features.formulas import parse
+from udfs.features.histories import Entries, Histories, Layouts, as_matrix
+from udfs.features.part_histories import PartHistories
+from udfs.features.series import Series, SeriesReader
+from udfs.features.window_plan import WindowPlan, series_of
+from udfs.spec.feature import KEY_SEPARATOR, WindowFeature
+from udfs.spec.schema import Schema
+
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """What names an entry: a hash of its id, and one of its content.
+
+    Attributes:
+        ids: xxh3 of the id's UTF-8, int64 (n,).
+        checks: xxh3 of the record (events) or the bits of the value (labels), int64 (n,).
+    """
+
+    ids: IntArray
+    checks: IntArray
+
+    @classmethod
+    def of_events(cls, ids: Sequence[str], raw: Sequence[bytes]) -> Identities:
+        """The identities of events: two records of one id and other bytes differ in the check."""
+        return cls(_hash(map(str.encode, ids), len(ids)), _hash(raw, len(raw)))
+
+    @classmethod
+    def of_labels(cls, ids: Sequence[str], values: FloatArray) -> Identities:
+        """The identities of labels: a corrected label differs in the check."""
+        return cls(_hash(map(str.encode, ids), len(ids)), values.astype(np.float64).view(np.int64))
+
+    def select(self, rows: Rows) -> Identities:
+        """Those of these rows alone."""
+        return Identities(self.ids[rows], self.checks[rows])
+
+    @classmethod
+    def none(cls, n: int) -> Identities:
+        """For stages that need none."""
+        zeros = np.zeros(n, np.int64)
+        return cls(zeros, zeros)
+
+
+def _hash(texts: Iterable[bytes], n: int) -> IntArray:
+    return np.fromiter(map(xxh3_64_intdigest, texts), np.uint64, n).view(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a stage made of a batch.
+
+    Attributes:
+        features: float64 (kept rows, columns of the stage).
+        kept: Indices of the rows that are not duplicates, in order.
+        duplicates: Indices of the rows whose id and content were seen before.
+        conflicts: Indices of the rows whose id was seen with another content.
+        late: Which of the kept rows are later than the allowed lateness, bool (kept rows,): their
+            features may lack what has been forgotten.
+        entries: What was added to the histories, an entry per kept row.
+    """
+
+    features: FloatArray
+    kept: Rows
+    duplicates: list[int]
+    conflicts: list[int]
+    late: npt.NDArray[np.bool_]
+    entries: Entries
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """The histories of one bucket of a stage."""
+
+    events: Histories
+    labels: Histories
+
+
+Stream = Literal["events", "labels"]
+
+
+class KeyedStage:
+    """All window features of one key.
+
+    Args:
+        schema: The job's schema.
+        name: One of ``schema.stages``; the first also finds duplicates.
+    """
+
+    def __init__(self, schema: Schema, name: str) -> None:
+        windows = schema.features.of_stage(name)
+        self.name = name
+        self.dedupes = name == schema.key
+        self.columns = tuple(c for w in windows for c in w.columns)
+        self._schema = schema
+        self._events = _plan(schema, name, "events")
+        self._labels = _plan(schema, name, "labels")
+        measured = self._events.columns + self._labels.columns
+        self._order = np.array([measured.index(c) for c in self.columns], np.intp)
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether late labels enter this stage."""
+        return bool(self._labels.columns)
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """The series of events that this stage keeps."""
+        return self._events.series
+
+    @property
+    def plans(self) -> dict[Stream, WindowPlan]:
+        """The windows of each stream."""
+        return {"events": self._events, "labels": self._labels}
+
+    @property
+    def series_names(self) -> dict[Stream, list[str]]:
+        """The names of the series of each stream."""
+        return {stream: [s.name for s in plan.series] for stream, plan in self.plans.items()}
+
+    def new_state(
+        self,
+        read: Callable[[Stream, str], bytes | None] = lambda _stream, _entity: None,
+        max_entries: int = 1 << 62,
+        layouts: dict[Stream, Layouts] | None = None,
+    ) -> StageState:
+        """Histories for a bucket.
+
+        Args:
+            read: Gives the packed history of a stream and an entity, or none.
+            max_entries: How many entries of each stream stay unpacked.
+            layouts: How packed histories may lie; none if all are as today.
+        """
+        known = layouts or {}
+        events = known.get("events")
+        plan = self._events
+        if events is not None and len(events.all) > 1:
+            # Entries of an earlier layout have no value in a series that came later.
+            plan = _plan(self._schema, self.name, "events", all_can_lack=True)
+        return StageState(
+            Histories(plan, lambda e: read("events", e), max_entries, events),
+            Histories(self._labels, lambda e: read("labels", e), max_entries, known.get("labels")),
+        )
+
+    def new_part(self, lengths: IntArray, label_lengths: IntArray) -> StageState:
+        """Empty histories of entities numbered from 0, for one of several threads.
+
+        Args:
+            lengths: How many events each entity can have, int64 (entities,).
+            label_lengths: And how many labels, int64 (entities,).
+        """
+        return StageState(
+            PartHistories(self._events, lengths), PartHistories(self._labels, label_lengths)
+        )
+
+    def warm_up(self) -> None:
+        """Compile the loops, or load them from Numba's cache: the first call takes seconds."""
+        zero, one = np.zeros(1, np.int64), np.ones(1)
+        state, nobody = self.new_state(), [""]
+        self.observe(state, nobody, zero, {s.name: one for s in self.series}, Identities.none(1))
+        self.learn(state, nobody, zero, one, Identities.none(1))
+
+    def observe(
+        self,
+        state: StageState,
+        entities: Sequence[str],
+        times: IntArray,
+        values: dict[str, FloatArray],
+        identities: Identities,
+    ) -> Observed:
+        """Add each event to its entity's history and measure its windows, itself included.
+
+        Rows are taken in the order given: a row sees those of the same entity before it.
+
+        Args:
+            state: The bucket's histories.
+            entities: The key's value of each event, n of them.
+            times: Event times, epoch ms, int64 (n,).
+            values: The stage's series by name, float64 (n,) each.
+            identities: Compared with those seen, on the first stage only.
+        """
+        return self.observe_slots(
+            state,
+            state.events.slots(entities),
+            lambda kept: state.labels.slots([entities[i] for i in kept.tolist()]),
+            times,
+            values,
+            identities,
+        )
+
+    def observe_slots(
+        self,
+        state: StageState,
+        slots: IntArray,
+        label_slots: Callable[[Rows], IntArray],
+        times: IntArray,
+        values: dict[str, FloatArray],
+        identities: Identities,
+    ) -> Observed:
+        """As ``observe``, of events whose histories are known.
+
+        Args:
+            state: The bucket's histories.
+            slots: The history of each event, int64 (n,).
+            label_slots: Gives the history of labels of each of some rows.
+            times: Event times, epoch ms, int64 (n,).
+            values: The stage's series by name, float64 (n,) each.
+            identities: Compared with those seen, on the first stage only.
+        """
+        entries = Entries(
+            slots,
+            times,
+            as_matrix([values[s.name] for s in self.series], len(times)),
+            identities.ids,
+            identities.checks,
+        )
+        features, verdicts = state.events.observe(entries)
+        late = verdicts == kernels.LATE
+        kept = np.flatnonzero((verdicts == kernels.NEW) | late)
+        if len(kept) < len(times):
+            features, times, entries = features[kept], times[kept], entries.select(kept)
+        if self.reads_labels:
+            measured = state.labels.measure(label_slots(kept), times)
+            features = np.concatenate([features, measured], axis=1)[:, self._order]
+        return Observed(
+            features,
+            kept,
+            np.flatnonzero(verdicts == kernels.DUPLICATE).tolist(),
+            np.flatnonzero(verdicts == kernels.CONFLICT).tolist(),
+            late[kept],
+            entries,
+        )
+
+    def add_again(self, state: StageState, entries: Entries) -> None:
+        """Add events that ``observe`` kept once, in the same order: the histories become the same.
+
+        Args:
+            state: The bucket's histories.
+            entries: As ``observe`` gave them.
+        """
+        state.events.add_again(entries)
+
+    def learn(
+        self,
+        state: StageState,
+        entities: Sequence[str],
+        times: IntArray,
+        values: FloatArray,
+        identities: Identities,
+    ) -> int:
+        """Add late labels to their entities' histories.
+
+        A label that is repeated changes nothing; one that differs replaces the earlier one.
+
+        Returns:
+            How many were repeats.
+        """
+        return self.learn_slots(state, state.labels.slots(entities), times, values, identities)
+
+    def learn_slots(
+        self,
+        state: StageState,
+        slots: IntArray,
+        times: IntArray,
+        values: FloatArray,
+        identities: Identities,
+        are_new: bool = False,
+    ) -> int:
+        """As ``learn``, of labels whose histories are known.
+
+        Args:
+            state: The histories.
+            slots: The history of each label, int64 (n,).
+            times: Epoch ms, int64 (n,).
+            values: The labels, float64 (n,).
+            identities: Compared with those there.
+            are_new: No two are of one event, and none is there yet: none is looked for.
+        """
+        entries = Entries(
+            slots,
+            times,
+            np.repeat(values[:, None], len(self._labels.series), axis=1),
+            identities.ids,
+            identities.checks,
+        )
+        if are_new:
+            state.labels.learn_new(entries)
+            return 0
+        verdicts = state.labels.learn(entries)
+        return int(np.count_nonzero(verdicts == kernels.DUPLICATE))
+
+
+def _windows(schema: Schema, name: str, stream: Stream) -> tuple[WindowFeature, ...]:
+    return tuple(w for w in schema.features.of_stage(name) if w.stream == stream)
+
+
+def _series(windows: Iterable[WindowFeature]) -> tuple[Series, ...]:
+    return tuple(dict.fromkeys(s for w in windows for s in series_of(w)))
+
+
+def _plan(schema: Schema, name: str, stream: Stream, *, all_can_lack: bool = False) -> WindowPlan:
+    windows = _windows(schema, name, stream)
+    series = _series(windows)
+    dedupes = name == schema.key and stream == "events"
+    return WindowPlan(
+        windows,
+        series,
+        SeriesReader(schema.known, series).nullable
+        if stream == "events" and not all_can_lack
+        else [all_can_lack] * len(series),
+        frozenset(f.name for f in schema.known.fields if not f.is_numeric),
+        identified=dedupes or stream == "labels",
+        horizon_ms=schema.horizon_ms(name, stream),
+        lateness_ms=schema.event.time.allowed_lateness,
+        dedupe_ms=schema.event.dedupe_within if dedupes else 0,
+    )
+
+
+class StageInputs:
+    """What the stages need of events, taken from them once.
+
+    Attributes:
+        stages: All stages but the first.
+        names: What ``values`` gives.
+
+    Args:
+        schema: The job's schema.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._later = {stage: schema.fields_of(stage) for stage in schema.stages[1:]}
+        windows = (w for name in schema.stages for w in _windows(schema, name, "events"))
+        self._reader = SeriesReader(schema.known, _series(windows))
+        self._fields = FormulaColumns(schema).fields
+        self.stages = tuple(self._later)
+        self.names = (*self._fields, *(s.name for s in self._reader.series))
+
+    def entities(self, events: Events) -> dict[str, list[str]]:
+        """The entity of each event in each stage but the first, by the stage's name."""
+        return {
+            stage: _joined([events.texts[f] for f in fields])
+            for stage, fields in self._later.items()
+        }
+
+    def values(self, events: Events) -> dict[str, FloatArray]:
+        """All series, and the fields that formulas read, by name; float64 (n,) each."""
+        fields = {name: events.numbers[name] for name in self._fields}
+        return fields | self._reader.read(events)
+
+
+def _joined(columns: list[list[str]]) -> list[str]:
+    if len(columns) == 1:
+        return columns[0]
+    return [*map(KEY_SEPARATOR.join, zip(*columns, strict=True))]
+
+
+class FormulaColumns:
+    """The features that are computed from other features, when all stages are done.
+
+    Args:
+        schema: The job's schema.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._columns = schema.stage_columns
+        kinds = schema.formula_kinds
+        self._formulas = []
+        for feature in schema.features.formulas:
+            self._formulas.append((feature.name, parse(feature.formula, kinds)))
+            kinds = {**kinds, feature.name: "number"}
+        made, fields = set(self._columns), dict[str, None]()
+        for name, formula in self._formulas:
+            fields |= dict.fromkeys(read for read in formula.names if read not in made)
+            made.add(name)
+        self.fields = tuple(fields)
+
+    def append(self, features: Floats, values: dict[str, FloatArray]) -> Floats:
+        """The features with the formulas' columns after them.
+
+        Args:
+            features: float64 (n, stage columns).
+            values: The event fields that formulas read, by name.
+
+        Returns:
+            float64 (n, columns); infinite results are missing, NaN.
+        """
+        if not self._formulas:
+            return features
+        known = dict(zip(self._columns, features.T, strict=True))
+        columns = {**values, **known}
+        made = []
+        for name, formula in self._formulas:
+            column = columns[name] = formula.finite(columns, len(features))
+            made.append(column)
+        return np.concatenate([features, np.stack(made, axis=1)], axis=1)

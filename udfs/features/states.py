@@ -1,0 +1,250 @@
+"""A keyed stage's histories in Flink's state, and the journal that spares most of the writing.
+
+A history is written as one value, so an event would cost a copy of all that its key has kept, and a
+busy key would be copied with every batch. Instead a batch's events are appended to a journal, one
+value a batch, and a history is written only when the journal has grown over its limit and the
+oldest segment that names its key is retired. What a restart finds is a history as it was at some
+place in the bucket's order of arrival, which the history says, and in the journal all that came
+later: it is added again by the same code, so the outcome is the same to the bit.
+
+Map state of a bucket, strings to bytes::
+
+    e<entity>   the history of its events, written at some time
+    l<entity>   the history of its labels, always up to date
+    j<number>   a segment of the journal
+    #           the next place in the order of arrival; the journal's first and next number
+    @           the series of each layout that histories and segments have been written with
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import orjson
+
+from udfs.batches.events import IntArray
+from udfs.features.histories import Entries, Layouts, StateFormatError
+from udfs.features.keyed import KeyedStage, StageState, Stream
+
+__all__ = ["BucketStates"]
+
+_COUNTERS = "#"
+_COUNTERS_LAYOUT = struct.Struct("<qqq")
+_LAYOUTS = "@"
+_SEGMENT_LAYOUT = struct.Struct("<BBHIq")  # version, with ids?, layout, events, place of the first
+_VERSION = 2
+_OLD_VERSION = 1  # had the number of values in place of "with ids?", always ids, and no layout
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """What is remembered of a segment.
+
+    Attributes:
+        first: Place of its first event in the order of arrival.
+        slots: The history of each of its events, int64 (n,).
+    """
+
+    first: int
+    slots: IntArray
+
+
+@dataclass(slots=True)
+class _Bucket:
+    histories: StageState
+    next_place: int = 0
+    first_segment: int = 0
+    journal: deque[_Segment] = field(default_factory=deque)
+    journal_events: int = 0
+
+
+class BucketStates:
+    """The histories of a subtask's buckets: Flink's map state, unpacked on first use.
+
+    Only this object writes the state, and all that a restart needs is written before the batch is
+    done. A restart begins with nothing unpacked. The state's current key must be the bucket that a
+    method is called with.
+
+    Args:
+        stage: The keyed stage the histories belong to.
+        state: Map state of the current bucket.
+        cached_entries: How many entries per bucket and stream stay unpacked.
+        journal_events: Events of a bucket's journal before histories are written; 0 writes each
+            batch's histories at once.
+    """
+
+    def __init__(
+        self, stage: KeyedStage, state: Any, cached_entries: int, journal_events: int
+    ) -> None:
+        self._stage = stage
+        self._state = state
+        self._cached_entries = cached_entries
+        self._journal_events = journal_events
+        self._buckets: dict[int, _Bucket] = {}
+
+    def of(self, bucket: int) -> StageState:
+        """The bucket's histories.
+
+        Raises:
+            StateFormatError: what is stored is of another layout or release.
+        """
+        found = self._buckets.get(bucket)
+        if found is None:
+            found = self._buckets[bucket] = self._restored()
+        if found.histories.events.is_over_size:
+            self._state.put_all(self._retire(found, 0) | self._counters(found))
+            found.histories.events.clear()
+        if found.histories.labels.is_over_size:
+            found.histories.labels.clear()
+        return found.histories
+
+    def add(self, bucket: int, entities: Sequence[str], entries: Entries) -> int:
+        """Store what a batch has added to the histories of ``of(bucket)``.
+
+        Args:
+            bucket: The bucket.
+            entities: The entity of each event.
+            entries: The events.
+
+        Returns:
+            The first event's place in the bucket's order of arrival; the others follow.
+        """
+        found = self._buckets[bucket]
+        first, n = found.next_place, len(entities)
+        if not n:
+            return first
+        number = found.first_segment + len(found.journal)
+        found.journal.append(_Segment(first, entries.slots))
+        found.journal_events += n
+        found.next_place = first + n
+        segment = _pack_segment(found, first, entities, entries, self._stage.dedupes)
+        changed = {f"j{number}": segment}
+        changed |= self._retire(found, self._journal_events)
+        if not found.journal:  # this very batch's histories are among those written
+            del changed[f"j{number}"]
+        self._state.put_all(changed | self._counters(found))
+        return first
+
+    def write_labels(self, bucket: int, entities: Sequence[str]) -> None:
+        """Store the label histories of a batch's entities."""
+        histories = self._buckets[bucket].histories.labels
+        distinct = list(dict.fromkeys(entities))
+        packed = histories.pack(histories.slots(distinct))
+        self._state.put_all({f"l{e}": p for e, p in zip(distinct, packed, strict=True)})
+
+    def _counters(self, bucket: _Bucket) -> dict[str, bytes]:
+        first = bucket.first_segment
+        counters = bucket.next_place, first, first + len(bucket.journal)
+        return {_COUNTERS: _COUNTERS_LAYOUT.pack(*counters)}
+
+    def _retire(self, bucket: _Bucket, limit: int) -> dict[str, bytes]:
+        """Shorten the journal to ``limit`` events; returns the histories to write."""
+        histories = bucket.histories.events
+        stale: list[IntArray] = []
+        while bucket.journal and bucket.journal_events > limit:
+            segment = bucket.journal.popleft()
+            places = np.arange(segment.first, segment.first + len(segment.slots))
+            stale.append(segment.slots[histories.written_until(segment.slots) <= places])
+            bucket.journal_events -= len(segment.slots)
+            # The segment that is being added has not been put yet: removing it does no harm.
+            self._state.remove(f"j{bucket.first_segment}")
+            bucket.first_segment += 1
+        if not stale:
+            return {}
+        slots = np.unique(np.concatenate(stale))
+        packed = histories.pack(slots, bucket.next_place)
+        names = histories.names(slots)
+        return {f"e{e}": p for e, p in zip(names, packed, strict=True)}
+
+    def _restored(self) -> _Bucket:
+        layouts = self._layouts()
+        bucket = _Bucket(self._stage.new_state(self._read, self._cached_entries, layouts))
+        counters = self._state.get(_COUNTERS)
+        if counters is None:
+            return bucket
+        if len(counters) != _COUNTERS_LAYOUT.size:
+            raise StateFormatError(
+                "the stored state is another release's: start without it, or with that release"
+            )
+        bucket.next_place, bucket.first_segment, end = _COUNTERS_LAYOUT.unpack(counters)
+        for number in range(bucket.first_segment, end):
+            packed = self._state.get(f"j{number}")
+            if packed is None:  # older than the state's time to live, like an idle key's history
+                bucket.journal.append(_Segment(0, np.empty(0, np.int64)))
+            else:
+                self._add_again(bucket, packed)
+        return bucket
+
+    def _layouts(self) -> dict[Stream, Layouts]:
+        """The layouts that are stored, and today's; stored too if it is new."""
+        packed = self._state.get(_LAYOUTS)
+        stored: dict[str, list[list[str]]] = {} if packed is None else orjson.loads(packed)
+        names = self._stage.series_names
+        layouts = {stream: Layouts(names[stream], stored.get(stream, ())) for stream in names}
+        known = {stream: [list(s) for s in layout.all] for stream, layout in layouts.items()}
+        if known != stored:
+            self._state.put(_LAYOUTS, orjson.dumps(known))
+        return layouts
+
+    def _add_again(self, bucket: _Bucket, packed: bytes) -> None:
+        """Add a segment's events to the histories that were written before they came."""
+        histories = bucket.histories.events
+        first, entities, entries = _unpack_segment(packed, histories.layouts)
+        entries = replace(entries, slots=histories.slots(entities))
+        places = np.arange(first, first + len(entities))
+        missing = histories.written_until(entries.slots) <= places
+        self._stage.add_again(bucket.histories, entries.select(missing))
+        bucket.journal.append(_Segment(first, entries.slots))
+        bucket.journal_events += len(entities)
+
+    def _read(self, stream: str, entity: str) -> bytes | None:
+        packed: bytes | None = self._state.get(stream[0] + entity)
+        return packed
+
+
+def _pack_segment(
+    bucket: _Bucket, first: int, entities: Sequence[str], entries: Entries, identified: bool
+) -> bytes:
+    layout = bucket.histories.events.layouts.today
+    columns = [entries.times]
+    if identified:
+        columns += [entries.ids, entries.checks]
+    return b"".join(
+        [
+            _SEGMENT_LAYOUT.pack(_VERSION, identified, layout, len(entities), first),
+            *(column.tobytes() for column in columns),
+            np.ascontiguousarray(entries.values).tobytes(),
+            orjson.dumps(entities),
+        ]
+    )
+
+
+def _unpack_segment(packed: bytes, layouts: Layouts) -> tuple[int, list[str], Entries]:
+    """First place, entities and entries, whose slots are not set.
+
+    Raises:
+        StateFormatError: it is of another release's layout.
+    """
+    version, identified, layout, n, first = _SEGMENT_LAYOUT.unpack_from(packed)
+    if version == _OLD_VERSION and identified == len(layouts.all[0]):
+        layout, identified = 0, True
+    elif version != _VERSION or layout >= len(layouts.all):
+        raise StateFormatError(
+            "a stored journal has another layout (windows over other values, or another release): "
+            "start without this state, or with the settings that wrote it"
+        )
+    at, fixed = _SEGMENT_LAYOUT.size, 3 if identified else 1
+    columns = np.frombuffer(packed, np.int64, fixed * n, at).reshape(fixed, n)
+    times = columns[0]
+    ids, checks = (columns[1], columns[2]) if identified else (np.zeros(n, np.int64),) * 2
+    at += 8 * fixed * n
+    series = len(layouts.all[layout])
+    values = np.frombuffer(packed, np.float64, n * series, at).reshape(n, series)
+    entities = orjson.loads(packed[at + 8 * n * series :])
+    today = layouts.values_of(layout, values)
+    return first, entities, Entries(np.zeros(n, np.int64), times, today, ids, checks)

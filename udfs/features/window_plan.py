@@ -1,0 +1,210 @@
+"""From declared features to what the compiled loops need: words, spans and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+
+from udfs.compiled import Floats, Ints
+from udfs.features import aggregates as a
+from udfs.features import log_kernels as log
+from udfs.features.aggregates import Named, parse_aggregate
+from udfs.features.clock import local_midnight
+from udfs.features.measure_kernels import BY_EVENTS, BY_SESSION, BY_TIME, Plan
+from udfs.features.series import Series
+from udfs.spec.feature import WindowFeature
+from udfs.spec.window import Window
+
+_BLOCKS = {
+    a.SUM: (log.SUMS,),
+    a.MEAN: (log.SUMS,),
+    a.RATIO_TO_MEAN: (log.SUMS,),
+    a.VARIANCE: (log.SUMS, log.SPREADS),
+    a.STD: (log.SUMS, log.SPREADS),
+    a.ZSCORE: (log.SUMS, log.SPREADS),
+    a.MIN: (log.LOWS,),
+    a.MAX: (log.HIGHS,),
+}
+_KINDS = 5
+
+
+class WindowPlan:
+    """The windows of one key over one stream.
+
+    Attributes:
+        columns: The features' names, in the order of the plan.
+        series: The series that entries are kept with.
+        layout: Of an entry.
+        plan: What to measure.
+        categories: Whether each series stands for texts, int64 (series,).
+        kept_words: Words of an entry that are stored.
+        words: Words of an entry in memory.
+
+    Args:
+        windows: The features.
+        series: Their series; each of those that ``series_of`` names.
+        nullable: Whether a series can lack a value.
+        texts: The string fields.
+        identified: Whether entries are known by an id.
+        horizon_ms: How long entries are kept.
+        lateness_ms: An event this much older than its key's newest is late.
+        dedupe_ms: An id seen within this time before is a repeat; 0 looks for none.
+    """
+
+    def __init__(
+        self,
+        windows: Sequence[WindowFeature],
+        series: Sequence[Series],
+        nullable: Sequence[bool],
+        texts: frozenset[str],
+        identified: bool,
+        horizon_ms: int,
+        lateness_ms: int,
+        dedupe_ms: int,
+    ) -> None:
+        self.columns = tuple(column for w in windows for column in w.columns)
+        self.series = tuple(series)
+        self.categories = np.array([s.value in texts for s in series], np.int64)
+        self._spans = sorted(
+            dict.fromkeys((span, w.delay) for w in windows for span in w.windows),
+            key=lambda span: (span[1], _end_of(span[0]), span[0].reach_ms),
+        )
+        named = [
+            (self._spans.index((span, w.delay)), parse_aggregate(aggregate), self._value(w), span)
+            for w in windows
+            for span, aggregate in product(w.windows, w.aggregates)
+        ]
+        self._lay_out(named, nullable, identified)
+        self.plan = Plan(
+            np.array([_kind(span) for span, _ in self._spans], np.int64).reshape(-1, 2),
+            *self._columns(named),
+            horizon_ms,
+            lateness_ms,
+            dedupe_ms,
+        )
+
+    def _value(self, window: WindowFeature) -> int:
+        own = series_of(window)
+        return self.series.index(own[0]) if own else -1
+
+    def _lay_out(
+        self, named: Sequence[_Column], nullable: Sequence[bool], identified: bool
+    ) -> None:
+        first = 3 if identified else 1
+        self.kept_words = word = first + len(self.series)
+        blocks = np.full((len(self.series), _KINDS), -1, np.int64)
+        needed = {
+            (value, kind)
+            for _, aggregate, value, span in named
+            if span.kind != "half_life" and value >= 0
+            for kind in _BLOCKS.get(aggregate.aggregate.code, ())
+        } | {(value, log.COUNTS) for value, can_lack in enumerate(nullable) if can_lack}
+        for value, kind in sorted(needed):
+            blocks[value, kind] = word
+            word += 2 if kind == log.SUMS else 1
+        gap = -1
+        if any(span.kind == "session" for span, _ in self._spans):
+            gap, word = word, word + 1
+        self._decays = sorted(
+            {(value, span.half_life) for _, _, value, span in named if span.half_life is not None}
+        )
+        decays = [(value, word + 2 * n) for n, (value, _) in enumerate(self._decays)]
+        self.words = word + 2 * len(decays)
+        self.layout = log.Layout(
+            first,
+            blocks,
+            gap,
+            np.array(decays, np.int64).reshape(-1, 2),
+            np.array([half_life for _, half_life in self._decays], np.float64),
+        )
+
+    def _columns(self, named: Sequence[_Column]) -> tuple[Ints, Floats]:
+        rows = []
+        others = {(s.beside, s.where, s.value): n for n, s in enumerate(self.series)}
+        partners = {
+            n: others.get((s.value, s.where, s.beside), -1) for n, s in enumerate(self.series)
+        }
+        partners[-1] = -1
+        for target, (number, aggregate, value, span) in enumerate(named):
+            decay = self._decays.index((value, span.half_life)) if span.half_life else -1
+            rows.append(
+                (
+                    number,
+                    aggregate.aggregate.code,
+                    value,
+                    decay,
+                    target,
+                    partners[value],
+                    aggregate.number,
+                )
+            )
+        # Columns of a value whose spans have one end share a walk, the shortest span first.
+        rows.sort(key=lambda row: (row[2], row[0]))
+        table = np.array(rows, np.float64).reshape(-1, 7)
+        return np.ascontiguousarray(table[:, :6].astype(np.int64)), table[:, 6].copy()
+
+    def bounds(self, times: Ints) -> tuple[Ints, Ints]:
+        """When each span of each event begins (exclusive) and ends (inclusive).
+
+        Args:
+            times: Event times, epoch ms, int64 (n,).
+
+        Returns:
+            Two arrays, int64 (n, spans).
+        """
+        lows = np.empty((len(times), len(self._spans)), np.int64)
+        highs = np.empty_like(lows)
+        for n, (window, delay_ms) in enumerate(self._spans):
+            lows[:, n], highs[:, n] = bounds_of(window, times - delay_ms)
+        return lows, highs
+
+
+_Column = tuple[int, Named, int, Window]
+
+
+def series_of(window: WindowFeature) -> tuple[Series, ...]:
+    """The series that a feature's windows read; two for a point, none to count all events."""
+    match window.value:
+        case None:
+            return (Series(None, window.where),) if window.where else ()
+        case str(value):
+            return (Series(value, window.where),)
+        case (latitude, longitude):
+            return (
+                Series(latitude, window.where, longitude),
+                Series(longitude, window.where, latitude),
+            )
+
+
+def _end_of(window: Window) -> int:
+    return window.every or 0
+
+
+def _kind(window: Window) -> tuple[int, int]:
+    if window.events is not None:
+        return BY_EVENTS, window.events
+    if window.session is not None:
+        return BY_SESSION, window.session
+    return BY_TIME, 0
+
+
+def bounds_of(window: Window, at: Ints) -> tuple[Ints, Ints]:
+    """After which time a window begins, and with which it ends.
+
+    Args:
+        window: Any kind; one by events or session does not begin earlier than that.
+        at: Event times less the delay, epoch ms, int64 (n,).
+
+    Returns:
+        Two arrays, int64 (n,).
+    """
+    if window.tumbling is not None:
+        return at // window.tumbling * window.tumbling - 1, at
+    if window.hopping is not None and window.every is not None:
+        end = at // window.every * window.every - 1
+        return end - window.hopping, end
+    if window.day is not None:
+        return local_midnight(at, window.day) - 1, at
+    return at - window.reach_ms, at

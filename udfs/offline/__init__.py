@@ -1,0 +1,1 @@
+"""The features of a whole history, without an engine."""

@@ -1,0 +1,1 @@
+"""From features to the model's columns, as fitted in training."""

@@ -1,0 +1,185 @@
+"""Events, labels and features together: what the job, the training and the tests all read.
+
+The models of ``event_spec`` and ``feature_spec`` are the ``event``, ``labels`` and ``features``
+sections of a file in ``conf/``. That all read the same objects keeps a live feature equal to a
+training one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from udfs.features.aggregates import Reads, parse_aggregate
+from udfs.features.formulas import FormulaError, Kind, parse
+from udfs.features.series import kinds_of
+from udfs.spec.enrichment import LookupSpec, TableSpec, mistakes_of, with_tables
+from udfs.spec.event import EventSpec, LabelSpec, is_key
+from udfs.spec.expression import ExpressionFeature
+from udfs.spec.feature import FeatureSpec, WindowFeature
+from udfs.spec.types import Mistake, Strict
+
+Path = tuple[int | str, ...]
+
+
+class Schema(Strict):
+    """Events, labels and features together, checked against each other.
+
+    Attributes:
+        event: The schema of an event.
+        key: The field that Kafka records and the first stage are keyed by.
+        labels: The schema of a label, or none.
+        features: The declared features.
+        tables: Reference tables, whose fields events get.
+        lookups: Stores that are asked for features while a batch is scored.
+    """
+
+    event: EventSpec
+    key: str
+    labels: LabelSpec | None = None
+    features: FeatureSpec
+    tables: tuple[TableSpec, ...] = ()
+    lookups: tuple[LookupSpec, ...] = ()
+
+    @property
+    def known(self) -> EventSpec:
+        """The event with the fields that the tables add."""
+        return with_tables(self.event, self.tables)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the keyed stages: the record key first, it also removes duplicates."""
+        return (self.key, *(s for s in self.features.stages if s != self.key))
+
+    def fields_of(self, stage: str) -> tuple[str, ...]:
+        """The key fields of a stage."""
+        return self.features.stages.get(stage, (stage,))
+
+    @property
+    def key_fields(self) -> tuple[str, ...]:
+        """The fields of all stages' keys."""
+        return tuple(dict.fromkeys(f for stage in self.stages for f in self.fields_of(stage)))
+
+    @property
+    def stage_columns(self) -> tuple[str, ...]:
+        """The names of what expressions and stages make, in the order in which they are made."""
+        named = [c for e in self.features.expressions for c in e.columns]
+        for stage in self.stages:
+            named += [c for w in self.features.of_stage(stage) for c in w.columns]
+        return tuple(named)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every feature name in the order in which they are made, look-ups last: the model's."""
+        formulas = (f.name for f in self.features.formulas)
+        return (*self.stage_columns, *formulas, *self.lookup_columns)
+
+    @property
+    def lookup_columns(self) -> tuple[str, ...]:
+        """The names of the features that look-ups bring."""
+        return tuple(column for lookup in self.lookups for column in lookup.columns)
+
+    def horizon_ms(self, stage: str, stream: str) -> int:
+        """How long a history is kept, in event time: the longest window, late events included."""
+        spans = [w.horizon_ms for w in self.features.of_stage(stage) if w.stream == stream]
+        dedupe = self.event.dedupe_within if stage == self.key and stream == "events" else 0
+        return max([dedupe, *spans]) + self.event.time.allowed_lateness
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
+        yield from self.event.unfit(("key",), self.key, is_key, "a required string, as a key")
+        for n, expression in enumerate(self.features.expressions):
+            yield from self._expression_mistakes(n, expression)
+        names, categories = self.columns, frozenset(self.features.categories)
+        yield from self.features.preparation.unfit(names, categories)
+        for n, window in enumerate(self.features.windows):
+            path: Path = ("features", "windows", n)
+            for i, name in enumerate(window.key):
+                key = (*path, "key") if len(window.key) == 1 else (*path, "key", i)
+                yield from self.event.unfit(key, name, is_key, "a required string, as a key")
+            if window.stream == "labels":
+                yield from self._label_window_mistakes(path, window)
+            else:
+                yield from self._value_mistakes(path, window)
+        yield from self._formula_mistakes()
+        yield from mistakes_of(self.event, self.tables, self.lookups, self.columns)
+
+    def _expression_mistakes(self, n: int, expression: ExpressionFeature) -> Iterator[Mistake]:
+        path: Path = ("features", "expressions", n)
+        is_text = expression.type in ("one_hot", "category")
+        wanted = f"a {'string' if is_text else 'number'} for type {expression.type}"
+        for i, name in enumerate(expression.fields):
+            at = (*path, "fields", i)
+            yield from self.known.unfit(at, name, lambda f: f.is_numeric != is_text, wanted)
+        if expression.formula is not None:
+            yield from _unreadable((*path, "formula"), expression.formula, kinds_of(self.known))
+
+    def _value_mistakes(self, path: Path, window: WindowFeature) -> Iterator[Mistake]:
+        kinds = kinds_of(self.known)
+        if window.where is not None:
+            yield from _unreadable((*path, "where"), window.where, kinds, "truth")
+        if isinstance(window.value, tuple):
+            for i, name in enumerate(window.value):
+                at = (*path, "value", i)
+                yield from self.known.unfit(at, name, lambda f: f.is_numeric, "a number")
+        elif window.value is not None and kinds.get(window.value) == "text":
+            yield from _unfit_category(path, window)
+        elif window.value is not None:
+            yield from _unreadable((*path, "value"), window.value, kinds)
+            for i, name in enumerate(window.aggregates):
+                if _reads(name) == "category":
+                    message = f"{name} needs a string field, {window.value!r} is a number"
+                    yield Mistake((*path, "aggregates", i), message)
+
+    def _label_window_mistakes(self, path: Path, window: WindowFeature) -> Iterator[Mistake]:
+        if self.labels is None:
+            message = f"{window.prefix!r} reads labels, but there is no labels section"
+            yield Mistake((*path, "stream"), message)
+            return
+        if window.key != (self.labels.key,):
+            yield Mistake((*path, "key"), f"must be the labels' own key {self.labels.key!r}")
+        elif window.key == (self.key,):
+            message = "labels enter after the first stage; they cannot be kept by the record key"
+            yield Mistake((*path, "key"), f"{message} {self.key!r}")
+        if window.value not in (None, self.labels.value):
+            yield Mistake((*path, "value"), f"must be the labels' value {self.labels.value!r}")
+        if window.where is not None:
+            message = "a label has no other fields: filter events, or drop where"
+            yield Mistake((*path, "where"), message)
+
+    def _formula_mistakes(self) -> Iterator[Mistake]:
+        kinds = self.formula_kinds
+        for n, feature in enumerate(self.features.formulas):
+            path = ("features", "formulas", n, "formula")
+            yield from _unreadable(path, feature.formula, kinds)
+            kinds = {**kinds, feature.name: "number"}
+
+    @property
+    def formula_kinds(self) -> dict[str, Kind]:
+        """What a formula over features may read: numeric fields, and features, which hide them."""
+        fields = {n: k for n, k in kinds_of(self.known).items() if k != "text"}
+        return {**fields, **dict.fromkeys(self.stage_columns, "number")}
+
+
+def _reads(aggregate: str) -> Reads:
+    return parse_aggregate(aggregate).aggregate.reads
+
+
+def _unreadable(
+    path: Path, text: str, kinds: dict[str, Kind], wanted: Kind = "number"
+) -> Iterator[Mistake]:
+    """The mistake of a formula that is none, or yields something else."""
+    try:
+        found = parse(text, kinds).kind
+    except FormulaError as exc:
+        yield Mistake(path, str(exc))
+        return
+    if found != wanted and (found, wanted) != ("truth", "number"):
+        example = "amount > 100" if wanted == "truth" else "amount / 100"
+        yield Mistake(path, f"{text!r} yields a {found}, not a {wanted}; write one like {example}")
+
+
+def _unfit_category(path: Path, window: WindowFeature) -> Iterator[Mistake]:
+    for i, name in enumerate(window.aggregates):
+        if _reads(name) == "number":
+            message = f"{name} needs a number, {window.value!r} is a string field"
+            yield Mistake((*path, "aggregates", i), message)
