@@ -367,7 +367,7 @@ def summary(settings: Settings) -> str:
 
 
 def table() -> list[Setting]:
-    """Every setting; the README's reference."""
+    """Every setting; the reference in conf/README.md."""
     return rows(Settings)
 
 
