@@ -214,7 +214,7 @@ def _sink_options(settings: Settings, column: str) -> dict[str, str]:
 
 
 def _client_properties(settings: Settings) -> dict[str, str]:
-    return {f"properties.{k}": v for k, v in settings.kafka.properties.items()}
+    return {f"properties.{k}": v for k, v in settings.kafka.java_properties().items()}
 
 
 def _client_options(settings: Settings) -> ClientOptions:
