@@ -19,11 +19,12 @@ from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM
 from udfs.spec.enrichment import LookupSpec, TableSpec
 from udfs.spec.event import EventSpec, LabelSpec
 from udfs.spec.feature import FeatureSpec
+from udfs.spec.privacy import PrivacySpec
 from udfs.spec.schema import Schema
 from udfs.spec.types import DurationMs, Mistake, Strict, as_python
 
 _EXAMPLE = "conf/fraud.yaml"
-_WITH_SECRETS = ("kafka", "flink", "model", "lookups")
+_WITH_SECRETS = ("kafka", "flink", "model", "lookups", "privacy")
 """Sections in which secrets can be, among free properties or as a token."""
 
 
@@ -190,6 +191,7 @@ class Settings(Strict):
     lookups: tuple[LookupSpec, ...] = Field(
         (), description="stores that are asked for features before the model is called"
     )
+    privacy: PrivacySpec | None = Field(None, description="how sensitive fields are hidden")
     model: ModelSettings = Field(default_factory=lambda: ModelSettings(), description="the model")
     alerts: AlertSettings = Field(default_factory=lambda: AlertSettings(), description="alerts")
     batch: BatchSettings = Field(default_factory=lambda: BatchSettings(), description="batches")
@@ -208,6 +210,9 @@ class Settings(Strict):
         """SHA-256 of all that decides a feature's value; a model carries that of its training."""
         schema = as_python(self.schema_)
         schema["event"]["fields"].sort(key=lambda field: field["name"])
+        del schema["privacy"]
+        for field in schema["event"]["fields"]:
+            del field["sensitive"]  # changes what is shown, not a feature
         for name, specs in (("tables", self.tables), ("lookups", self.lookups)):
             schema[name] = [spec.identity for spec in specs]
             if not specs:  # what it was before there were any
@@ -311,6 +316,8 @@ def masked(settings: Settings) -> dict[str, Any]:
     for name in ("password", "client_secret"):
         if kafka["sasl"] and kafka["sasl"][name]:
             kafka["sasl"][name] = settings_file.MASK
+    if document["privacy"]:
+        document["privacy"]["key"] = settings_file.MASK
     if document["model"]["token"]:
         document["model"]["token"] = settings_file.MASK
     for lookup in document["lookups"]:

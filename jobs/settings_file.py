@@ -35,7 +35,7 @@ T = TypeVar("T", bound=BaseModel)
 MASK = "********"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 SECRET = re.compile(
-    r"password|secret|token|jaas|credential|private.?key|keystore.key|account.key|api.?key",
+    r"password|secret|token|jaas|credential|private.?key|keystore.key|account.key|api.?key|^privacy\.key",
     re.IGNORECASE,
 )
 
