@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from jobs import settings_file
 from jobs.kafka_settings import HostPorts, KafkaSettings
@@ -24,6 +25,23 @@ from udfs.spec.schema import Schema
 from udfs.spec.types import DurationMs, Mistake, Strict, as_python
 
 _EXAMPLE = "conf/fraud.yaml"
+_NAME, _TOPIC = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", r"[A-Za-z0-9._-]{1,249}"
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(_NAME, text):
+        raise ValueError(f"{text!r} is no name: letters, digits, dots, dashes and underscores")
+    return text
+
+
+def _topic(text: str) -> str:
+    if not re.fullmatch(_TOPIC, text) or text in (".", ".."):
+        raise ValueError(f"{text!r} is no topic: letters, digits, dots, dashes and underscores")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Topic = Annotated[str, AfterValidator(_topic)]
 _WITH_SECRETS = ("kafka", "flink", "model", "lookups", "privacy")
 """Sections in which secrets can be, among free properties or as a token."""
 
@@ -31,13 +49,13 @@ _WITH_SECRETS = ("kafka", "flink", "model", "lookups", "privacy")
 class TopicSettings(Strict):
     """Topic names."""
 
-    events: str = Field("transactions", description="the events to score")
-    labels: str | None = Field(None, description="late labels; none if no feature reads them")
-    predictions: str = Field("predictions", description="one record per scored event")
-    alerts: str = Field("alerts", description="predictions above the threshold with their event")
-    dead_letters: str = Field("dead-letters", description="records that could not be scored")
-    duplicates: str = Field("duplicates", description="records dropped because their id was seen")
-    shadow: str | None = Field(None, description="a rollout's shadow answers; none drops them")
+    events: Topic = Field("transactions", description="the events to score")
+    labels: Topic | None = Field(None, description="late labels; none if no feature reads them")
+    predictions: Topic = Field("predictions", description="one record per scored event")
+    alerts: Topic = Field("alerts", description="predictions above the threshold with their event")
+    dead_letters: Topic = Field("dead-letters", description="records that could not be scored")
+    duplicates: Topic = Field("duplicates", description="records dropped because their id was seen")
+    shadow: Topic | None = Field(None, description="a rollout's shadow answers; none drops them")
     partitions: int = Field(4, ge=1, description="partitions of topics that `stack up` makes")
 
 
@@ -70,7 +88,7 @@ class ModelTlsSettings(Strict):
 class ModelSettings(Strict):
     """The model and how it is called."""
 
-    name: str = Field("fraud", description="model name, as the server knows it")
+    name: Name = Field("fraud", description="model name, as the server knows it")
     path: Path = Field(Path("build/models"), description="folder of <name>/<version>/ folders")
     version: int | None = Field(None, ge=1, description="pinned version; none takes the newest")
     embedded: bool = Field(False, description="score inside the operator, without a server")
@@ -180,7 +198,7 @@ class TrainingSettings(Strict):
 class Settings(Strict):
     """Everything a job needs to know."""
 
-    name: str = Field(description="the job's name; also the prefix of its transactional ids")
+    name: Name = Field(description="the job's name; also the prefix of its transactional ids")
     key: str = Field(description="field that records are keyed by; the first features' key")
     kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings(), description="brokers")
     topics: TopicSettings = Field(default_factory=lambda: TopicSettings(), description="topics")

@@ -378,7 +378,7 @@ class ServedScoring:
         if mine is None:
             mine = self._buckets[bucket] = _Bucket()
             for number, packed in sorted(self._state.items()):
-                self._add(mine, number, pickle.loads(packed))
+                self._add(mine, number, pickle.loads(packed))  # noqa: S301 (own state)
         return mine
 
     def _add(self, mine: _Bucket, number: int, batch: FeatureBatch) -> None:
