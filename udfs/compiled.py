@@ -28,7 +28,9 @@ _SOURCES = (
     "features/aggregates.py",
     "features/log_kernels.py",
     "features/measure_kernels.py",
+    "features/pane_kernels.py",
     "features/parallel_kernels.py",
+    "features/sketch_kernels.py",
 )
 
 

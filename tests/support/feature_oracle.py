@@ -55,6 +55,9 @@ def bounds(window: Window, at_ms: int) -> tuple[int, int]:
         midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
         assert at_ms / 1_000 - midnight.timestamp() < timedelta(hours=26).total_seconds()
         return round(midnight.timestamp()) * 1_000 - 1, at_ms
+    if window.panes is not None:
+        oldest_ms = at_ms - (window.sliding or 0) + 1
+        return oldest_ms - oldest_ms % window.panes - 1, at_ms
     return at_ms - window.reach_ms, at_ms
 
 

@@ -80,7 +80,7 @@ def newest(
 
 
 @compiled
-def _count(log: Log, shift: int, begin: int, end: int, value: int, layout: Layout) -> int:
+def count_of(log: Log, shift: int, begin: int, end: int, value: int, layout: Layout) -> int:
     """How many entries have a value."""
     word = layout.blocks[value, COUNTS] if value >= 0 else -1
     if word < 0:
@@ -270,7 +270,7 @@ def of_rows(
         row = newest(log, shift, begin, end, value, 1, layout)
         return floats[row, at] if row > begin else np.nan
     if aggregate == a.FIRST or aggregate == a.SINCE_FIRST:
-        count = _count(log, shift, begin, end, value, layout)
+        count = count_of(log, shift, begin, end, value, layout)
         if count == 0:
             return np.nan
         row = newest(log, shift, begin, end, value, count, layout)

@@ -127,6 +127,26 @@ def markdown() -> str:
 DECAYED = frozenset((COUNT, SUM, MEAN))
 """What a ``half_life`` window can have; it counts an event with 0.5 ** (age / half-life)."""
 
+PANED = frozenset(
+    (
+        COUNT,
+        SUM,
+        MEAN,
+        VARIANCE,
+        STD,
+        MIN,
+        MAX,
+        RATIO_TO_MEAN,
+        ZSCORE,
+        FIRST,
+        LAST,
+        SINCE_FIRST,
+        DISTINCT,
+        QUANTILE,
+    )
+)
+"""What a window with panes can have: what can be merged, or sketched."""
+
 _NUMBERS = {"<k>": r"([1-9]\d{0,2})", "<q>": r"(\d{1,2}(?:\.\d+)?|100)"}
 
 

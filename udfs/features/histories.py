@@ -17,21 +17,20 @@ import numpy.typing as npt
 
 from udfs.compiled import Floats, Ints
 from udfs.features import log_kernels as kernels
-from udfs.features import measure_kernels
+from udfs.features import measure_kernels, pane_kernels
+from udfs.features.layouts import FOREIGN, Layouts, StateFormatError
 from udfs.features.log_kernels import Log, Rows
 from udfs.features.measure_kernels import Plan
+from udfs.features.packed_panes import PackedPanes, unpack_panes
 from udfs.features.window_plan import WindowPlan
 
-# Version, whether entries have ids, layout, series, zero (entries stay aligned); place in the order
-# of arrival; time of the newest expired entry.
+# Version, whether entries have ids, layout, series, layout of panes (zero without, entries stay
+# aligned); place in the order of arrival; time of the newest expired entry.
 _HEADER = struct.Struct("<BBHHHqq")
 _VERSION = 3
+_PANED_VERSION = 4  # panes lie between header and entries
 _OLD_HEADER = struct.Struct("<BBHIq")  # version 2: version, values, words per entry, zero; place
 _OLD_VERSION = 2
-
-
-class StateFormatError(ValueError):
-    """Packed state that this release cannot read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,46 +67,6 @@ class Entries:
         return Rows(self.slots, self.times, self.values, self.ids, self.checks)
 
 
-class Layouts:
-    """Which series stored entries have: the features may have changed since they were stored.
-
-    Args:
-        series: The names of today's series.
-        stored: Those of each earlier layout, the oldest first.
-    """
-
-    def __init__(self, series: Sequence[str], stored: Sequence[Sequence[str]] = ()) -> None:
-        today = tuple(series)
-        self.all = tuple(map(tuple, stored))
-        if today not in self.all:
-            self.all = (*self.all, today)
-        self.today = self.all.index(today)
-        self._places = [[s.index(n) if n in s else -1 for n in today] for s in self.all]
-
-    def values_of(self, number: int, values: Floats) -> Floats:
-        """Values of an earlier layout in today's order; a series it had not is NaN.
-
-        Args:
-            number: Which layout.
-            values: float64 (n, its series).
-
-        Raises:
-            StateFormatError: there is no such layout, or it has another number of series.
-        """
-        if number >= len(self.all) or len(self.all[number]) != values.shape[1]:
-            raise StateFormatError(_FOREIGN)
-        if number == self.today:
-            return values
-        padded = np.concatenate([values, np.full((len(values), 1), np.nan)], axis=1)
-        return np.ascontiguousarray(padded[:, self._places[number]])
-
-
-_FOREIGN = (
-    "a stored history has another layout (another key's, or another release's): start without this "
-    "state, or with the settings that wrote it"
-)
-
-
 class Histories:
     """The histories of one bucket's entities.
 
@@ -116,6 +75,7 @@ class Histories:
         read: Gives an entity's packed history, or none if it has none yet.
         max_entries: The array's size at which unpacked histories are better dropped.
         layouts: How packed histories may lie; none if all are as today.
+        pane_layouts: And how their panes.
     """
 
     _observe = staticmethod(measure_kernels.observe)
@@ -129,14 +89,20 @@ class Histories:
         read: Callable[[str], bytes | None] = lambda _: None,
         max_entries: int = 1 << 62,
         layouts: Layouts | None = None,
+        pane_layouts: Layouts | None = None,
     ) -> None:
         self.plan = plan
         self.layouts = layouts or Layouts([s.name for s in plan.series])
+        self._pane_layouts = pane_layouts or Layouts(plan.pane_names)
+        self._paned = bool(plan.pane_names)
         self._read = read
         self._max_entries = max_entries
         self._identified = plan.layout.first > kernels.ID
+        version, panes = _VERSION, 0
+        if self._paned:
+            version, panes = _PANED_VERSION, self._pane_layouts.today
         header = _HEADER.pack(
-            _VERSION, self._identified, self.layouts.today, len(plan.series), 0, 0, 0
+            version, self._identified, self.layouts.today, len(plan.series), panes, 0, 0
         )
         self._header = int(np.frombuffer(header, np.int64)[0])
         self.clear()
@@ -192,8 +158,9 @@ class Histories:
 
     def _open(self, entity: str) -> None:
         packed = self._read(entity)
-        until, oldest_ms, entries = (0, kernels.NEVER_MS, self._none)
+        until, oldest_ms, entries, panes = (0, kernels.NEVER_MS, self._none, None)
         if packed is not None:
+            packed, panes = self._without_panes(packed)
             until, oldest_ms, entries = self._unpack(packed)
         slot = len(self._slots)
         if slot == len(self._log.regions):
@@ -205,11 +172,16 @@ class Histories:
             self._grow(capacity)
         begin = int(self._log.used[0])
         self._log.used[0] += capacity
-        self._log.regions[slot] = begin, begin, begin, begin + capacity, -begin, 0
+        self._log.regions[slot] = begin, begin, begin, begin + capacity, -begin, 0, begin, begin
         kernels.unpack(self._log, slot, oldest_ms, entries, self.plan.layout)
         self._written[slot] = until
         self._slots[entity] = slot
         self._names.append(entity)
+        if panes is not None and self._paned:
+            while not pane_kernels.put(
+                self._log, self._log.regions[slot], *panes, self.plan.plan.panes
+            ):
+                self._grow(int(self._log.used[2]))
 
     @property
     def _none(self) -> Ints:
@@ -220,15 +192,23 @@ class Histories:
         if packed[:1] == bytes([_OLD_VERSION]):
             return self._unpack_old(packed)
         if len(packed) < _HEADER.size or packed[0] != _VERSION:
-            raise StateFormatError(_FOREIGN)
+            raise StateFormatError(FOREIGN)
         _, identified, layout, series, _, until, oldest_ms = _HEADER.unpack_from(packed)
         first = self.plan.layout.first
         entries, rest = divmod(len(packed) - _HEADER.size, 8 * (first + series))
         if bool(identified) != self._identified or rest:
-            raise StateFormatError(_FOREIGN)
+            raise StateFormatError(FOREIGN)
         stored = np.frombuffer(packed, np.int64, offset=_HEADER.size)
         stored = stored.reshape(entries, first + series)
         return until, oldest_ms, self._today(stored[:, :first], layout, stored[:, first:])
+
+    def _without_panes(self, packed: bytes) -> tuple[bytes, PackedPanes | None]:
+        """A history as version 3 has it, and its panes."""
+        if packed[:1] != bytes([_PANED_VERSION]) or len(packed) < _HEADER.size + 16:
+            return packed, None
+        number = _HEADER.unpack_from(packed)[4]
+        panes, end = unpack_panes(packed, _HEADER.size, self._pane_layouts, number)
+        return bytes([_VERSION]) + packed[1 : _HEADER.size] + packed[end:], panes
 
     def _today(self, fixed: Ints, layout: int, values: Ints) -> Ints:
         today = self.layouts.values_of(layout, np.ascontiguousarray(values).view(np.float64))
@@ -239,7 +219,7 @@ class Histories:
         _, values, words, _, until = _OLD_HEADER.unpack_from(packed)
         entries, rest = divmod(len(packed) - _OLD_HEADER.size, 8 * words)
         if words != 3 + 2 * values or entries < 1 or rest or values != len(self.layouts.all[0]):
-            raise StateFormatError(_FOREIGN)
+            raise StateFormatError(FOREIGN)
         stored = np.frombuffer(packed, np.int64, offset=_OLD_HEADER.size).reshape(entries, words)
         sums = np.ascontiguousarray(stored[:, 3:]).view(np.float64)
         high, low = np.diff(sums[:, ::2], axis=0), np.diff(sums[:, 1::2], axis=0)
@@ -249,16 +229,21 @@ class Histories:
 
     def _grow(self, needed: int) -> None:
         """Move everything to an array in which at least half is free."""
-        slots, old = len(self._slots), self._log
+        slots, old = self._count, self._log
         regions = old.regions[:slots]
         capacity = int((regions[:, kernels.LIMIT] - regions[:, kernels.BEGIN]).sum())
+        capacity += int((regions[:, kernels.PANES_LIMIT] - regions[:, kernels.PANES]).sum())
         entries = np.zeros((2 * (capacity + needed) + 4_096, self.plan.words), np.int64)
         self._log = old._replace(ints=entries, floats=entries.view(np.float64))
         kernels.compact(old, self._log, slots)
 
+    @property
+    def _count(self) -> int:
+        return len(self._slots)
+
     def _start_index(self, needed: int) -> None:
         """An empty index with room; histories enter it anew, without the ids that have expired."""
-        regions = self._log.regions[: len(self._slots)]
+        regions = self._log.regions[: self._count]
         indexed = regions[regions[:, kernels.INDEXED] == 1]
         live = int((indexed[:, kernels.END] - indexed[:, kernels.START]).sum()) + needed
         regions[:, kernels.INDEXED] = 0
@@ -278,8 +263,19 @@ class Histories:
         words = np.empty(ends[-1] if len(ends) else 0, np.int64)
         kernels.pack(self._log, slots, self._header, until, kept, words)
         self._written[slots] = until
-        data, bounds = words.tobytes(), [0, *(8 * ends).tolist()]
-        return [data[begin:end] for begin, end in pairwise(bounds)]
+        packed = _cut(words, ends)
+        if not self._paned:
+            return packed
+        parts = zip(packed, self._packed_panes(slots), strict=True)
+        at = _HEADER.size
+        return [history[:at] + panes + history[at:] for history, panes in parts]
+
+    def _packed_panes(self, slots: Ints) -> list[bytes]:
+        panes = self.plan.plan.panes
+        ends = np.cumsum(pane_kernels.packed_words(self._log, slots, panes))
+        words = np.empty(ends[-1] if len(ends) else 0, np.int64)
+        pane_kernels.pack(self._log, slots, panes, words)
+        return _cut(words, ends)
 
     def observe(self, entries: Entries) -> tuple[Floats, Ints]:
         """Add events one after the other; each sees its windows, itself included.
@@ -341,11 +337,27 @@ class Histories:
         while at < len(entries.slots):
             slot = entries.slots[at]
             region = self._log.regions[slot]
-            if kernels.index_is_full(self._log, slot):
+            if pane_kernels.is_due(self._log, slot, self.plan.plan.panes):
+                self._settle(slot)
+            elif kernels.index_is_full(self._log, slot):
                 self._start_index(int(region[kernels.END] - region[kernels.START]))
             else:
                 self._grow(4 * int(region[kernels.LIMIT] - region[kernels.BEGIN]))
             at = kernel(at)
+
+    def _settle(self, slot: int) -> None:
+        """Merge a history's older entries."""
+        plan = self.plan.plan
+        while not pane_kernels.settle(
+            self._log, slot, self.plan.layout, plan.panes, plan.horizon_ms
+        ):
+            self._grow(int(self._log.used[2]))
+
+    def warm_up(self) -> None:
+        """Compile what merges entries into panes, if there are panes; there must be a history."""
+        if self._paned:
+            self._settle(0)
+            self.pack(np.zeros(1, np.int64))
 
     def measure(self, slots: Ints, times: Ints) -> Floats:
         """The windows of events that are no entries; entries they no longer need are forgotten.
@@ -368,8 +380,13 @@ class Histories:
 
 def _new_log(entries: Ints, slots: int) -> Log:
     floats: Floats = entries.view(np.float64)
-    regions = np.zeros((slots, 6), np.int64)
-    return Log(entries, floats, regions, np.zeros(2, np.int64), np.zeros(1_024, np.int64))
+    regions = np.zeros((slots, kernels.REGION), np.int64)
+    return Log(entries, floats, regions, np.zeros(3, np.int64), np.zeros(1_024, np.int64))
+
+
+def _cut(words: Ints, ends: Ints) -> list[bytes]:
+    data, bounds = words.tobytes(), [0, *(8 * ends).tolist()]
+    return [data[begin:end] for begin, end in pairwise(bounds)]
 
 
 def _rounding(before: Floats, after: Floats, difference: Floats) -> Floats:

@@ -19,7 +19,8 @@ from udfs.batches.events import Events, FloatArray, IntArray
 from udfs.compiled import Floats
 from udfs.features import log_kernels as kernels
 from udfs.features.formulas import parse
-from udfs.features.histories import Entries, Histories, Layouts, as_matrix
+from udfs.features.histories import Entries, Histories, as_matrix
+from udfs.features.layouts import Layouts
 from udfs.features.part_histories import PartHistories
 from udfs.features.series import Series, SeriesReader
 from udfs.features.window_plan import WindowPlan, series_of
@@ -97,6 +98,7 @@ class StageState:
 
 
 Stream = Literal["events", "labels"]
+Stored = Literal["events", "labels", "panes"]
 
 
 class KeyedStage:
@@ -134,15 +136,19 @@ class KeyedStage:
         return {"events": self._events, "labels": self._labels}
 
     @property
-    def series_names(self) -> dict[Stream, list[str]]:
-        """The names of the series of each stream."""
-        return {stream: [s.name for s in plan.series] for stream, plan in self.plans.items()}
+    def stored_names(self) -> dict[Stored, list[str]]:
+        """The names of the series of each stream, and those of panes, if there are some."""
+        names: dict[Stored, list[str]] = {
+            stream: [s.name for s in plan.series] for stream, plan in self.plans.items()
+        }
+        panes = self._events.pane_names
+        return names | {"panes": [*panes]} if panes else names
 
     def new_state(
         self,
         read: Callable[[Stream, str], bytes | None] = lambda _stream, _entity: None,
         max_entries: int = 1 << 62,
-        layouts: dict[Stream, Layouts] | None = None,
+        layouts: dict[Stored, Layouts] | None = None,
     ) -> StageState:
         """Histories for a bucket.
 
@@ -158,7 +164,7 @@ class KeyedStage:
             # Entries of an earlier layout have no value in a series that came later.
             plan = _plan(self._schema, self.name, "events", all_can_lack=True)
         return StageState(
-            Histories(plan, lambda e: read("events", e), max_entries, events),
+            Histories(plan, lambda e: read("events", e), max_entries, events, known.get("panes")),
             Histories(self._labels, lambda e: read("labels", e), max_entries, known.get("labels")),
         )
 
@@ -179,6 +185,7 @@ class KeyedStage:
         state, nobody = self.new_state(), [""]
         self.observe(state, nobody, zero, {s.name: one for s in self.series}, Identities.none(1))
         self.learn(state, nobody, zero, one, Identities.none(1))
+        state.events.warm_up()
 
     def observe(
         self,
@@ -333,6 +340,7 @@ def _plan(schema: Schema, name: str, stream: Stream, *, all_can_lack: bool = Fal
         horizon_ms=schema.horizon_ms(name, stream),
         lateness_ms=schema.event.time.allowed_lateness,
         dedupe_ms=schema.event.dedupe_within if dedupes else 0,
+        exact_ms=schema.exact_ms(name),
     )
 
 

@@ -6,10 +6,12 @@ Entries lie in one 2-D array of 8-byte words, a row an entry, seen as integers a
     ints    time_ms  id hash  check
     floats                             values      blocks
 
-``regions[slot] = (begin, start, end, limit, shift, indexed)`` says where a history lies: rows
+``regions[slot] = (begin, start, end, limit, shift, indexed, panes, panes_limit)`` says where a
+history lies: rows
 ``begin`` to ``limit - 1`` are its own, ``start + 1`` to ``end`` its entries in time order. Row
 ``start`` is the newest that has expired; of it only the time counts. ``indexed`` is 1 where its ids
-are in the index, a hash table that tells of an id in a long history that it is new.
+are in the index, a hash table that tells of an id in a long history that it is new. Its panes, if
+it has some, lie in rows of their own: see ``pane_kernels``.
 
 ``row + shift`` numbers the entries of a history. With ``low`` the lowest bit set in that number,
 the entry's block covers the ``low`` entries that end with it, as in a Fenwick tree::
@@ -35,7 +37,8 @@ import numpy as np
 from udfs.compiled import Floats, Ints, compiled
 
 TIME, ID, CHECK = 0, 1, 2
-BEGIN, START, END, LIMIT, SHIFT, INDEXED = 0, 1, 2, 3, 4, 5
+BEGIN, START, END, LIMIT, SHIFT, INDEXED, PANES, PANES_LIMIT = range(8)
+REGION = 8
 NEW, DUPLICATE, CONFLICT, LATE = 0, 1, 2, 3
 MIN_CAPACITY = 8
 LONG = 64
@@ -53,7 +56,8 @@ class Log(NamedTuple):
         ints: The entries.
         floats: The same memory.
         regions: Where each history lies.
-        used: How many rows are given out, and how many places of the index; (2,).
+        used: How many rows are given out, how many places of the index, and how many rows were
+            asked for in vain; (3,).
         seen: The index: ids mixed with their slots; 0 is free. Its length is a power of two.
     """
 
@@ -491,4 +495,9 @@ def compact(old: Log, new: Log, histories: int) -> None:
         region[SHIFT] += start - at
         at += capacity
         region[LIMIT] = at
+        panes = region[PANES_LIMIT] - region[PANES]
+        new.ints[at : at + panes] = old.ints[region[PANES] : region[PANES_LIMIT]]
+        region[PANES] = at
+        at += panes
+        region[PANES_LIMIT] = at
     new.used[0] = at

@@ -8,9 +8,11 @@ import numpy as np
 
 from udfs.compiled import Floats, Ints, compiled
 from udfs.features import aggregates as a
+from udfs.features import pane_kernels as p
 from udfs.features.aggregate_kernels import (
     NO_ROW,
     Event,
+    count_of,
     decayed,
     newest,
     of_all,
@@ -39,6 +41,7 @@ from udfs.features.log_kernels import (
     make_room,
     seen_before,
 )
+from udfs.features.sketch_kernels import distinct, quantile
 
 BY_TIME, BY_EVENTS, BY_SESSION = 0, 1, 2
 
@@ -49,12 +52,13 @@ class Plan(NamedTuple):
     Attributes:
         kinds: Kind of each span and its number of events or gap in ms, (spans, 2).
         columns: Span, aggregate, value (-1 counts events), decayed sum (-1 none), place among the
-            features, and a point's other coordinate of each column, (columns, 6); those that share
-            a walk follow each other, short spans first.
+            features, a point's other coordinate, and the summary or sketch of panes (-1 none) of
+            each column, (columns, 7); those that share a walk follow each other, short spans first.
         numbers: The ``k`` or ``q`` of each column's aggregate, (columns,).
         horizon_ms: Entries this much older than their history's newest are forgotten.
         lateness_ms: An event this much older than its history's newest is late.
         dedupe_ms: An id seen within this time before is a repeat; 0 looks for none.
+        panes: How older entries are merged.
     """
 
     kinds: Ints
@@ -63,6 +67,7 @@ class Plan(NamedTuple):
     horizon_ms: int
     lateness_ms: int
     dedupe_ms: int
+    panes: p.Panes
 
 
 @compiled
@@ -104,11 +109,12 @@ def _measure(
     begins: Ints,
     ends: Ints,
     found: Floats,
+    summary: Floats,
     features: Floats,
 ) -> None:
     """All features of one event.
 
-    ``begins``, ``ends`` and ``found`` are scratch memory; ``features`` is written.
+    ``begins``, ``ends``, ``found`` and ``summary`` are scratch memory; ``features`` is written.
     """
     _bounds(log, region, event, plan, layout, begins, ends)
     shift = region[SHIFT]
@@ -116,11 +122,14 @@ def _measure(
     values_of, values_span = -2, -1
     values = found[:0]
     for n in range(len(plan.columns)):
-        span, aggregate, value, decay, target, partner = plan.columns[n]
+        span, aggregate, value, decay, target, partner, place = plan.columns[n]
         begin, end = begins[span], ends[span]
         if plan.kinds[span, 0] == BY_EVENTS:
             count = plan.kinds[span, 1]
             begin = max(begin, newest(log, shift, begin, end, value, count, layout) - 1)
+        if place >= 0 and not _is_of_all(aggregate):
+            low, high = event.lows[span], event.highs[span]
+            p.window_panes(log, region, low, high, place, plan.panes, summary)
         if decay >= 0:
             weight, total = decayed(log, shift, begin, end, decay, layout, event.highs[span])
             if aggregate == a.MEAN:
@@ -128,6 +137,8 @@ def _measure(
             features[target] = weight if aggregate == a.COUNT else total
         elif value < 0 and aggregate == a.COUNT:
             features[target] = end - begin
+            if place >= 0:
+                features[target] += summary[p.COUNT]
         elif _is_merged(aggregate):
             if value != merged_value or end != merged_end or begin > merged_begin:
                 found[:4] = 0.0
@@ -136,13 +147,25 @@ def _measure(
             if begin < merged_begin:
                 walk(log, shift, begin, merged_begin, value, layout, found)
                 merged_begin = begin
-            features[target] = of_found(aggregate, found, own[value])
+            both = found
+            if place >= 0 and summary[p.COUNT] > 0.0:
+                both = _with_panes(found, summary)
+            features[target] = of_found(aggregate, both, own[value])
         elif _is_of_all(aggregate):
             if value != values_of or span != values_span:
                 values = window_values(log, begin, end, value, layout)
                 values_of, values_span = value, span
-            is_category = categories[value] != 0
-            features[target] = of_all(values, aggregate, plan.numbers[n], is_category)
+            if place >= 0:
+                features[target] = _of_panes(
+                    log, region, event, span, aggregate, plan.numbers[n], place, values, plan.panes
+                )
+            else:
+                is_category = categories[value] != 0
+                features[target] = of_all(values, aggregate, plan.numbers[n], is_category)
+        elif place >= 0:
+            features[target] = _first_or_last(
+                log, shift, begin, end, aggregate, value, event, layout, summary
+            )
         elif aggregate == a.OWN_SHARE:
             features[target] = share(log, begin, end, value, own[value], layout)
         else:
@@ -159,6 +182,70 @@ def _measure(
                 own,
                 layout,
             )
+
+
+@compiled
+def _with_panes(found: Floats, summary: Floats) -> Floats:
+    """The walk's result over single events, with that over panes; ``summary`` is used up."""
+    walked = np.empty(p.SUMMARY)
+    walked[:6], walked[6:] = found, 0.0
+    p.add_summary(summary, walked)
+    return summary
+
+
+@compiled
+def _first_or_last(
+    log: Log,
+    shift: int,
+    begin: int,
+    end: int,
+    aggregate: int,
+    value: int,
+    event: Event,
+    layout: Layout,
+    summary: Floats,
+) -> float:
+    """The first or the last value of panes and single events; ``summary`` is used up."""
+    count = count_of(log, shift, begin, end, value, layout)
+    if count > 0:
+        first = newest(log, shift, begin, end, value, count, layout)
+        last = newest(log, shift, begin, end, value, 1, layout)
+        walked = np.zeros(p.SUMMARY)
+        walked[p.COUNT] = count
+        walked[p.FIRST_MS], walked[p.LAST_MS] = log.ints[first, TIME], log.ints[last, TIME]
+        if value >= 0:
+            walked[p.FIRST] = log.floats[first, layout.first + value]
+            walked[p.LAST] = log.floats[last, layout.first + value]
+        p.add_summary(summary, walked)
+    if summary[p.COUNT] == 0.0:
+        return np.nan
+    if aggregate == a.LAST:
+        return summary[p.LAST]
+    if aggregate == a.FIRST:
+        return summary[p.FIRST]
+    return (event.time_ms - summary[p.FIRST_MS]) / 1_000.0
+
+
+@compiled
+def _of_panes(
+    log: Log,
+    region: Ints,
+    event: Event,
+    span: int,
+    aggregate: int,
+    number: float,
+    sketch: int,
+    values: Floats,
+    panes: p.Panes,
+) -> float:
+    """How many different values, or a quantile, of panes and single events."""
+    marks = p.window_marks(log, region, panes)
+    low = (event.lows[span] + 1) // panes.size_ms
+    high = (event.highs[span] + 1) // panes.size_ms - 1
+    if aggregate == a.DISTINCT:
+        return distinct(marks, sketch, low, high, values, panes.sketches)
+    found = quantile(marks, sketch, low, high, values, panes.sketches, number)
+    return found if found == found else of_all(values, aggregate, number, False)
 
 
 @compiled
@@ -189,10 +276,12 @@ def observe(
         n: Where to begin.
 
     Returns:
-        How many are done: if not all, the array or the index is full; grow it and go on.
+        How many are done: if not all, the array or the index is full, which has to grow, or the
+        next one's history has many older entries, which are to be merged.
     """
     spans = len(plan.kinds)
-    begins, ends, found = np.empty(spans, np.int64), np.empty(spans, np.int64), np.empty(6)
+    begins, ends = np.empty(spans, np.int64), np.empty(spans, np.int64)
+    found, summary = np.empty(6), np.empty(p.SUMMARY)
     while n < len(rows.slots):
         region = log.regions[rows.slots[n]]
         if plan.dedupe_ms > 0:
@@ -203,6 +292,8 @@ def observe(
                 n += 1
                 continue
         if not make_room(log, rows.slots[n]):
+            return n
+        if p.is_due(log, rows.slots[n], plan.panes):
             return n
         newest_ms = log.ints[region[END], TIME]
         if rows.times[n] < newest_ms - plan.lateness_ms:
@@ -220,6 +311,7 @@ def observe(
             begins,
             ends,
             found,
+            summary,
             features[n],
         )
         expire(log, region, log.ints[region[END], TIME] - plan.horizon_ms)
@@ -241,12 +333,24 @@ def measure(
 ) -> None:
     """Measure the windows of events that are not entries themselves; arguments as ``observe``."""
     spans, own = len(plan.kinds), np.full(len(layout.blocks), np.nan)
-    begins, ends, found = np.empty(spans, np.int64), np.empty(spans, np.int64), np.empty(6)
+    begins, ends = np.empty(spans, np.int64), np.empty(spans, np.int64)
+    found, summary = np.empty(6), np.empty(p.SUMMARY)
     for n in range(len(slots)):
         region = log.regions[slots[n]]
         event = Event(times[n], NO_ROW, lows[n], highs[n])
         _measure(
-            log, region, event, own, layout, plan, categories, begins, ends, found, features[n]
+            log,
+            region,
+            event,
+            own,
+            layout,
+            plan,
+            categories,
+            begins,
+            ends,
+            found,
+            summary,
+            features[n],
         )
         expire(log, region, times[n] - plan.horizon_ms)
 
@@ -259,6 +363,8 @@ def add(log: Log, rows: Rows, layout: Layout, plan: Plan, n: int) -> int:
         if log.regions[slot, INDEXED] and index_is_full(log, slot):
             return n
         if not make_room(log, slot):
+            return n
+        if p.is_due(log, slot, plan.panes):
             return n
         region = log.regions[rows.slots[n]]
         insert(log, region, rows, n, layout)

@@ -31,10 +31,14 @@ class PartHistories(Histories):
         begins = ends - lengths - 2
         entries = np.zeros((ends[-1] if len(ends) else 0, plan.words), np.int64)
         entries[begins, kernels.TIME] = kernels.NEVER_MS
-        regions = np.stack([begins, begins, begins, ends, -begins, 0 * begins], axis=1)
+        regions = np.stack([begins, begins, begins, ends, -begins, 0 * begins, ends, ends], axis=1)
         floats: Floats = entries.view(np.float64)
-        used = np.array([len(entries), 0], np.int64)
+        used = np.array([len(entries), 0, 0], np.int64)
         self._log = Log(entries, floats, regions, used, _index_for(lengths))
+
+    @property
+    def _count(self) -> int:
+        return len(self._log.regions)
 
 
 def _index_for(lengths: Ints) -> Ints:

@@ -28,8 +28,9 @@ import numpy as np
 import orjson
 
 from udfs.batches.events import IntArray
-from udfs.features.histories import Entries, Layouts, StateFormatError
-from udfs.features.keyed import KeyedStage, StageState, Stream
+from udfs.features.histories import Entries
+from udfs.features.keyed import KeyedStage, StageState, Stored
+from udfs.features.layouts import Layouts, StateFormatError
 
 __all__ = ["BucketStates"]
 
@@ -180,12 +181,14 @@ class BucketStates:
                 self._add_again(bucket, packed)
         return bucket
 
-    def _layouts(self) -> dict[Stream, Layouts]:
+    def _layouts(self) -> dict[Stored, Layouts]:
         """The layouts that are stored, and today's; stored too if it is new."""
         packed = self._state.get(_LAYOUTS)
         stored: dict[str, list[list[str]]] = {} if packed is None else orjson.loads(packed)
-        names = self._stage.series_names
-        layouts = {stream: Layouts(names[stream], stored.get(stream, ())) for stream in names}
+        names = self._stage.stored_names
+        if "panes" in stored:
+            names.setdefault("panes", [])
+        layouts = {what: Layouts(names[what], stored.get(what, ())) for what in names}
         known = {stream: [list(s) for s in layout.all] for stream, layout in layouts.items()}
         if known != stored:
             self._state.put(_LAYOUTS, orjson.dumps(known))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,9 @@ from udfs.features import log_kernels as log
 from udfs.features.aggregates import Named, parse_aggregate
 from udfs.features.clock import local_midnight
 from udfs.features.measure_kernels import BY_EVENTS, BY_SESSION, BY_TIME, Plan
+from udfs.features.pane_kernels import Panes
 from udfs.features.series import Series
+from udfs.features.sketch_kernels import SMALLEST, Sketches
 from udfs.spec.feature import WindowFeature
 from udfs.spec.window import Window
 
@@ -41,6 +45,7 @@ class WindowPlan:
         categories: Whether each series stands for texts, int64 (series,).
         kept_words: Words of an entry that are stored.
         words: Words of an entry in memory.
+        pane_names: The length of panes, and what they hold; empty if no window has panes.
 
     Args:
         windows: The features.
@@ -51,6 +56,7 @@ class WindowPlan:
         horizon_ms: How long entries are kept.
         lateness_ms: An event this much older than its key's newest is late.
         dedupe_ms: An id seen within this time before is a repeat; 0 looks for none.
+        exact_ms: How long single entries are needed, if windows have panes.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class WindowPlan:
         horizon_ms: int,
         lateness_ms: int,
         dedupe_ms: int,
+        exact_ms: int = 0,
     ) -> None:
         self.columns = tuple(column for w in windows for column in w.columns)
         self.series = tuple(series)
@@ -77,12 +84,14 @@ class WindowPlan:
             for span, aggregate in product(w.windows, w.aggregates)
         ]
         self._lay_out(named, nullable, identified)
+        panes = self._panes(named, exact_ms)
         self.plan = Plan(
             np.array([_kind(span) for span, _ in self._spans], np.int64).reshape(-1, 2),
-            *self._columns(named),
+            *self._columns(named, panes),
             horizon_ms,
             lateness_ms,
             dedupe_ms,
+            panes,
         )
 
     def _value(self, window: WindowFeature) -> int:
@@ -120,7 +129,37 @@ class WindowPlan:
             np.array([half_life for _, half_life in self._decays], np.float64),
         )
 
-    def _columns(self, named: Sequence[_Column]) -> tuple[Ints, Floats]:
+    def _panes(self, named: Sequence[_Column], exact_ms: int) -> Panes:
+        paned = [column for column in named if column[3].panes]
+        size_ms, error = 0, 0.05
+        if paned:
+            window = paned[0][3]
+            size_ms, error = window.panes or 0, window.pane_error
+        sketched = sorted({(v, g.aggregate.code) for _, g, v, _ in paned if _is_sketched(g)})
+        summed = sorted({v for _, g, v, _ in paned if not _is_sketched(g)})
+        log_gamma = math.log((1 + error) / (1 - error))
+        sketches = Sketches(
+            np.array(sketched, np.int64).reshape(-1, 2),
+            max(4, math.ceil(2 * math.log2(1.04 / error))),
+            log_gamma,
+            1 - math.ceil(math.log(SMALLEST) / log_gamma),
+        )
+        self.pane_names = self._pane_names(size_ms, error, summed, sketched) if paned else ()
+        return Panes(size_ms, exact_ms, np.array(summed, np.int64), sketches)
+
+    def _pane_names(
+        self, size_ms: int, error: float, summed: list[int], sketched: list[tuple[int, int]]
+    ) -> tuple[str, ...]:
+        """What names the panes in stored state: it must never change for the same ones."""
+        names = {-1: "events"} | {n: s.name for n, s in enumerate(self.series)}
+        kinds = {a.DISTINCT: "distinct", a.QUANTILE: "quantiles"}
+        return (
+            f"panes of {size_ms} ms, error {error}",
+            *(f"summary of {names[value]}" for value in summed),
+            *(f"{kinds[kind]} of {names[value]}" for value, kind in sketched),
+        )
+
+    def _columns(self, named: Sequence[_Column], panes: Panes) -> tuple[Ints, Floats]:
         rows = []
         others = {(s.beside, s.where, s.value): n for n, s in enumerate(self.series)}
         partners = {
@@ -137,13 +176,14 @@ class WindowPlan:
                     decay,
                     target,
                     partners[value],
+                    _place_in(panes, aggregate, value) if span.panes else -1,
                     aggregate.number,
                 )
             )
         # Columns of a value whose spans have one end share a walk, the shortest span first.
         rows.sort(key=lambda row: (row[2], row[0]))
-        table = np.array(rows, np.float64).reshape(-1, 7)
-        return np.ascontiguousarray(table[:, :6].astype(np.int64)), table[:, 6].copy()
+        table = np.array(rows, np.float64).reshape(-1, 8)
+        return np.ascontiguousarray(table[:, :7].astype(np.int64)), table[:, 7].copy()
 
     def bounds(self, times: Ints) -> tuple[Ints, Ints]:
         """When each span of each event begins (exclusive) and ends (inclusive).
@@ -162,6 +202,16 @@ class WindowPlan:
 
 
 _Column = tuple[int, Named, int, Window]
+
+
+def _is_sketched(named: Named) -> bool:
+    return named.aggregate.code in (a.DISTINCT, a.QUANTILE)
+
+
+def _place_in(panes: Panes, named: Named, value: int) -> int:
+    """The summary or the sketch of a column."""
+    rows: list[Any] = (panes.sketches.values if _is_sketched(named) else panes.values).tolist()
+    return rows.index([value, named.aggregate.code] if _is_sketched(named) else value)
 
 
 def series_of(window: WindowFeature) -> tuple[Series, ...]:
@@ -207,4 +257,6 @@ def bounds_of(window: Window, at: Ints) -> tuple[Ints, Ints]:
         return end - window.hopping, end
     if window.day is not None:
         return local_midnight(at, window.day) - 1, at
+    if window.sliding is not None and window.panes is not None:
+        return (at - window.sliding + 1) // window.panes * window.panes - 1, at
     return at - window.reach_ms, at

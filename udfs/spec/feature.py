@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from udfs.features.aggregates import DECAYED, Reads, parse_aggregate
+from udfs.features.aggregates import AGGREGATES, DECAYED, PANED, Reads, parse_aggregate
 from udfs.spec.expression import ExpressionFeature
 from udfs.spec.preparation import PreparationSpec
 from udfs.spec.types import DurationMs, Mistake, Strict, doubles
@@ -23,6 +23,9 @@ Fields = Annotated[
     PlainSerializer(lambda fields: fields[0] if len(fields) == 1 else list(fields)),
 ]
 """One field or several; one may be written alone."""
+
+
+_PANED = ", ".join(a.name for a in AGGREGATES if a.code in PANED)
 
 
 class WindowFeature(Strict):
@@ -69,12 +72,17 @@ class WindowFeature(Strict):
             if aggregate.code not in DECAYED and any(w.half_life for w in self.windows):
                 message = f"a half_life window has count, sum and mean, not {name}"
                 yield Mistake(("aggregates", n), message)
+            if aggregate.code not in PANED and any(w.panes for w in self.windows):
+                message = f"{name} cannot be merged from panes; windows with panes have {_PANED}"
+                yield Mistake(("aggregates", n), message)
         if unfit:
             yield Mistake(("value",), unfit)
         if isinstance(self.value, tuple) and self.value[0] == self.value[1]:
             yield Mistake(("value",), "a point needs two fields: [latitude, longitude]")
         if self.delay and any(w.kind == "session" for w in self.windows):
             yield Mistake(("delay",), "a session window ends with the event: it has no delay")
+        if self.stream == "labels" and any(w.panes for w in self.windows):
+            yield Mistake(("windows",), "labels can be corrected: their windows have no panes")
         if twice := doubles(w.label for w in self.windows):
             yield Mistake(("windows",), f"windows of one name: {', '.join(twice)}")
 
@@ -103,6 +111,11 @@ class WindowFeature(Strict):
     def horizon_ms(self) -> int:
         """How far back before an event the windows look, in ms."""
         return max(w.reach_ms for w in self.windows) + self.delay
+
+    @property
+    def exact_ms(self) -> int:
+        """How far back before an event they need single events, in ms."""
+        return max(0 if w.panes else w.reach_ms for w in self.windows) + self.delay
 
 
 class FormulaFeature(Strict):

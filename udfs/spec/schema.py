@@ -18,7 +18,8 @@ from udfs.spec.event import EventSpec, LabelSpec, is_key
 from udfs.spec.expression import ExpressionFeature
 from udfs.spec.feature import FeatureSpec, WindowFeature
 from udfs.spec.privacy import PrivacySpec, privacy_mistakes
-from udfs.spec.types import Mistake, Strict
+from udfs.spec.types import Mistake, Strict, format_duration
+from udfs.spec.window import Window
 
 Path = tuple[int | str, ...]
 
@@ -84,7 +85,15 @@ class Schema(Strict):
 
     def horizon_ms(self, stage: str, stream: str) -> int:
         """How long a history is kept, in event time: the longest window, late events included."""
-        spans = [w.horizon_ms for w in self.features.of_stage(stage) if w.stream == stream]
+        windows = self.features.of_stage(stage)
+        return self._kept_ms(stage, stream, [w.horizon_ms for w in windows if w.stream == stream])
+
+    def exact_ms(self, stage: str) -> int:
+        """How long single events are kept; older ones are merged if windows have panes."""
+        windows = self.features.of_stage(stage)
+        return self._kept_ms(stage, "events", [w.exact_ms for w in windows if w.stream == "events"])
+
+    def _kept_ms(self, stage: str, stream: str, spans: list[int]) -> int:
         dedupe = self.event.dedupe_within if stage == self.key and stream == "events" else 0
         return max([dedupe, *spans]) + self.event.time.allowed_lateness
 
@@ -104,6 +113,7 @@ class Schema(Strict):
                 yield from self._label_window_mistakes(path, window)
             else:
                 yield from self._value_mistakes(path, window)
+        yield from self._pane_mistakes()
         yield from self._formula_mistakes()
         yield from mistakes_of(self.event, self.tables, self.lookups, self.columns)
         named, expressions = (self.event.id, self.key), self.features.expressions
@@ -166,6 +176,25 @@ class Schema(Strict):
         if window.where is not None:
             message = "a label has no other fields: filter events, or drop where"
             yield Mistake((*path, "where"), message)
+
+    def _pane_mistakes(self) -> Iterator[Mistake]:
+        """A key has panes of one size, and they must save something."""
+        chosen: dict[str, Window] = {}
+        for n, feature in enumerate(self.features.windows):
+            kept_ms = self.exact_ms(feature.stage)
+            for i, window in enumerate(feature.windows):
+                if window.panes is None:
+                    continue
+                path: Path = ("features", "windows", n, "windows", i, "panes")
+                first = chosen.setdefault(feature.stage, window)
+                if (window.panes, window.pane_error) != (first.panes, first.pane_error):
+                    yield Mistake(
+                        path, f"all windows of key {feature.stage} need the same panes and error"
+                    )
+                if kept_ms >= window.reach_ms + feature.delay:
+                    kept = f"keep each event of key {feature.stage} for {format_duration(kept_ms)}"
+                    message = "panes save nothing: dedupe_within, or windows without panes,"
+                    yield Mistake(path, f"{message} {kept}")
 
     def _formula_mistakes(self) -> Iterator[Mistake]:
         kinds = self.formula_kinds

@@ -18,6 +18,7 @@ _KINDS = ("sliding", "events", "session", "tumbling", "hopping", "day", "half_li
 _BOUNDED_BY_WITHIN = ("events", "session", "half_life")
 _WITHIN_MS = {"events": 30 * DAY_MS, "session": DAY_MS}
 _HALF_LIVES = 20
+_PANE_ERROR = 0.05
 
 
 def is_timezone(name: str) -> bool:
@@ -52,6 +53,16 @@ class Window(Strict):
     day: str | None = Field(None, description="[midnight, t] in this IANA time zone")
     half_life: DurationMs | None = Field(
         None, description="(t - within, t]; an event of that age counts half"
+    )
+    panes: DurationMs | None = Field(
+        None,
+        description="sliding: older events are merged into panes of this length, and the window "
+        "begins with a whole one, at most this much earlier",
+    )
+    error: float | None = Field(
+        None,
+        description="panes: error of p<q>, and standard error of distinct, where events are merged;"
+        " 0.01 to 0.3 (default 0.05)",
     )
     within: DurationMs | None = Field(
         None,
@@ -90,10 +101,28 @@ class Window(Strict):
             yield Mistake(("every",), f"a {kind} window {verb} every")
         elif self.every is not None and self.every <= 0:
             yield Mistake(("every",), "must be longer than 0")
+        yield from self._pane_mistakes(kind)
         if self.within is not None and kind not in _BOUNDED_BY_WITHIN:
             yield Mistake(("within",), f"a {kind} window has no within: its length bounds it")
         elif self.within is not None and self.within <= 0:
             yield Mistake(("within",), "must be longer than 0")
+
+    def _pane_mistakes(self, kind: str) -> Iterator[Mistake]:
+        if self.panes is None:
+            if self.error is not None:
+                yield Mistake(("error",), "only a window with panes has an error")
+            return
+        if self.sliding is None:
+            yield Mistake(("panes",), f"a {kind} window has no panes; a sliding one can")
+        elif not 1_000 <= self.panes <= self.sliding:
+            yield Mistake(("panes",), "must be at least 1s, and no longer than the window")
+        if self.error is not None and not 0.01 <= self.error <= 0.3:
+            yield Mistake(("error",), "must be 0.01 to 0.3")
+
+    @property
+    def pane_error(self) -> float:
+        """The error of sketches of a window with panes."""
+        return _PANE_ERROR if self.error is None else self.error
 
     @property
     def kind(self) -> str:
@@ -119,6 +148,9 @@ class Window(Strict):
                 return self.within or _HALF_LIVES * self.half_life
             case "events" | "session" as kind:
                 return self.within or _WITHIN_MS[kind]
+            case "sliding":
+                assert self.sliding is not None
+                return self.sliding + (self.panes or 0)
             case kind:
                 length: int = getattr(self, kind)
                 return length

@@ -14,7 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from udfs.features.histories import Entries, Histories, Layouts, StateFormatError
+from udfs.features.histories import Entries, Histories
+from udfs.features.layouts import Layouts, StateFormatError
 from udfs.features.log_kernels import CONFLICT, DUPLICATE, LONG, NEW
 from udfs.features.series import Series
 from udfs.features.window_plan import WindowPlan

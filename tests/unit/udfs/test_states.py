@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udfs.features.histories import StateFormatError
 from udfs.features.keyed import Identities, KeyedStage, Observed
+from udfs.features.layouts import StateFormatError
 from udfs.features.states import BucketStates
 from udfs.spec.schema import Schema
 
