@@ -97,7 +97,7 @@ def _stages(
     scoring: Scoring,
 ) -> DataStream:
     schema = settings.schema_
-    ttl_s = _ttl_s(settings)
+    ttl_s = _idle_ms(settings)
     stream = _events(tables, settings, labels)
     for number, key in enumerate(schema.stages):
         last = number == len(schema.stages) - 1
@@ -159,13 +159,13 @@ def _labels(
     return batches.flat_map(reader, _ROUTED).name("labels").uid("labels")
 
 
-def _ttl_s(settings: Settings) -> int:
-    """Idle keys outlive every window twice over, so that a paused job loses nothing."""
+def _idle_ms(settings: Settings) -> int:
+    """Idle keys outlive every window twice over: a key may lag behind the others of its bucket."""
     if settings.flink.state_ttl is not None:
-        return max(1, settings.flink.state_ttl // 1_000)
+        return max(1, settings.flink.state_ttl)
     schema = settings.schema_
     horizon_ms = max(schema.horizon_ms(k, s) for k in schema.stages for s in ("events", "labels"))
-    return max(1, 2 * horizon_ms // 1_000)
+    return max(1, 2 * horizon_ms)
 
 
 def _source_options(settings: Settings, topic: str) -> dict[str, str]:

@@ -164,7 +164,7 @@ class FlinkSettings(Strict):
     state_backend: Literal["hashmap", "rocksdb"] = Field("hashmap", description="keyed state")
     state_ttl: DurationMs | None = Field(
         None,
-        description="idle keys are dropped after this processing time; none: twice the horizon",
+        description="idle keys are dropped after this event time; none: twice the horizon",
     )
     cached_entries: int = Field(
         8_000_000,

@@ -32,6 +32,9 @@ from udfs.scoring.scoring import Scoring
 from udfs.spec.schema import Schema
 
 NO_TABLES = Tables()
+_BACKSTOP_S = 3_650 * 86_400
+"""Flink's own time to live goes by the wall clock, which says nothing of a replay or of a paused
+job: ``idle`` removes histories long before. Without one, state of earlier releases is not read."""
 
 Routed: TypeAlias = Row
 """Bucket and ``FeatureBatch`` or ``LabelBatch``."""
@@ -62,7 +65,7 @@ class _KeyedOperator(KeyedProcessFunction):
         key: The stage's key.
         routing: The buckets.
         topic: The events' topic.
-        ttl_s: How long an idle key's history is kept.
+        idle_ms: How long an idle key's history is kept, in event time.
         cached_entries: See ``BucketStates``.
         journal_events: See ``BucketStates``.
         scoring: What the last stage does with its batches; none for the others.
@@ -74,7 +77,7 @@ class _KeyedOperator(KeyedProcessFunction):
         key: str,
         routing: Routing,
         topic: str,
-        ttl_s: int,
+        idle_ms: int,
         cached_entries: int,
         journal_events: int,
         scoring: Scoring | None = None,
@@ -83,7 +86,7 @@ class _KeyedOperator(KeyedProcessFunction):
         self._key = key
         self._routing = routing
         self._topic = topic
-        self._ttl_s = ttl_s
+        self._idle_ms = idle_ms
         self._cached_entries = cached_entries
         self._journal_events = journal_events
         later = schema.stages[schema.stages.index(key) + 1 :]
@@ -96,13 +99,14 @@ class _KeyedOperator(KeyedProcessFunction):
         descriptor = MapStateDescriptor(
             f"histories-{self._key}", Types.STRING(), Types.PICKLED_BYTE_ARRAY()
         )
-        descriptor.enable_time_to_live(_ttl(self._ttl_s))
+        descriptor.enable_time_to_live(_ttl(_BACKSTOP_S))
         self._stage = KeyedStage(self._schema, self._key)
         self._states = BucketStates(
             self._stage,
             runtime_context.get_map_state(descriptor),
             self._cached_entries,
             self._journal_events,
+            self._idle_ms,
         )
         self._stage.warm_up()
         self._formulas = FormulaColumns(self._schema)
@@ -386,7 +390,7 @@ class LabelReader(FlatMapFunction):
 
 
 def _ttl(seconds: int) -> StateTtlConfig:
-    """Idle keys expire; background cleanup is off because in thread mode it starts a gateway."""
+    """State expires; background cleanup is off because in thread mode it starts a gateway."""
     return (
         StateTtlConfig.new_builder(Time.seconds(seconds))
         .disable_cleanup_in_background()

@@ -254,6 +254,10 @@ def _span(window: Window, delay_ms: int) -> str:
     )
     reach = format_duration(window.reach_ms)
     match window.kind:
+        case "sliding" if window.panes:
+            length = format_duration(window.sliding or 0)
+            pane = format_duration(window.panes)
+            return f"in the {length} up to {end}, and before that since the last multiple of {pane}"
         case "sliding":
             return f"in the {reach} up to {end}"
         case "events":

@@ -124,6 +124,10 @@ def _rules(schema: Schema, stage: str, stream: str) -> str:
         f"State per key: 24 bytes and {8 * plan.kept_words} per kept {stream[:-1]}, which is kept "
         f"for {kept}; that is for all of these features together."
     )
+    if plan.pane_names:
+        exact = format_duration(plan.plan.panes.exact_ms)
+        size = format_duration(plan.plan.panes.size_ms)
+        state += f" Events older than {exact} are merged into panes of {size}, many into one."
     lateness = format_duration(schema.event.time.allowed_lateness)
     if stream == "events":
         return (

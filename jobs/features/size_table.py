@@ -52,7 +52,8 @@ def size_table(sizes: Sequence[Size], keys: int, cached_entries: int) -> Table:
     table.add_section()
     table.add_row("total", *[""] * 6, bytes_text(packed), "", "", bytes_text(unpacked))
     table.caption = (
-        "Formula: 24 + events kept x (8, 16 for id and content if looked for, 8 per series). "
+        "Formula: 24 + events kept x (8, 16 for id and content if looked for, 8 per series); "
+        "windows with panes keep less. "
         "Not counted: names of keys, and what Flink adds to an entry. Unpacked: with blocks and "
         f"room to grow; at most flink.cached_entries, {cached_entries:,} in all buckets."
     )

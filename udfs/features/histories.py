@@ -67,6 +67,9 @@ class Entries:
         return Rows(self.slots, self.times, self.values, self.ids, self.checks)
 
 
+_NEVER = kernels.NEVER_MS
+
+
 class Histories:
     """The histories of one bucket's entities.
 
@@ -118,6 +121,10 @@ class Histories:
         """How many entities are unpacked."""
         return len(self._slots)
 
+    def __contains__(self, entity: str) -> bool:
+        """Whether an entity is unpacked."""
+        return entity in self._slots
+
     @property
     def entities(self) -> tuple[str, ...]:
         """The entities that are unpacked."""
@@ -126,6 +133,30 @@ class Histories:
     def names(self, slots: Ints) -> list[str]:
         """The entity of each slot."""
         return [self._names[slot] for slot in slots.tolist()]
+
+    def newest_ms(self, entities: Sequence[str]) -> Ints:
+        """Time of each one's newest entry, expired or not; ``NEVER_MS`` of one that is packed."""
+        ends = self._log.regions[:, kernels.END]
+        slots = [self._slots.get(entity, -1) for entity in entities]
+        times = [self._log.ints[ends[s], kernels.TIME] if s >= 0 else _NEVER for s in slots]
+        return np.array(times, np.int64)
+
+    def stored_newest_ms(self, packed: bytes) -> int:
+        """Time of the newest entry of a packed history, expired or not.
+
+        Raises:
+            StateFormatError: it is of another layout or version.
+        """
+        _, oldest_ms, entries = self._unpack(self._without_panes(packed)[0])
+        return int(entries[-1, kernels.TIME]) if len(entries) else oldest_ms
+
+    def forget(self, entities: Sequence[str]) -> None:
+        """Begin these histories anew, those that are unpacked."""
+        for slot in (self._slots[entity] for entity in entities if entity in self._slots):
+            region = self._log.regions[slot]
+            region[kernels.START] = region[kernels.END]
+            region[kernels.PANES_LIMIT] = region[kernels.PANES]
+            self._log.ints[region[kernels.END], kernels.TIME] = _NEVER
 
     def written_until(self, slots: Ints) -> Ints:
         """The ``until`` each slot's history was last packed with, or read with; int64 (n,)."""

@@ -14,6 +14,7 @@ Map state of a bucket, strings to bytes::
     j<number>   a segment of the journal
     #           the next place in the order of arrival; the journal's first and next number
     @           the series of each layout that histories and segments have been written with
+    %, i...     which keys are idle in event time: see ``idle``
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import orjson
 
 from udfs.batches.events import IntArray
 from udfs.features.histories import Entries
+from udfs.features.idle import IdleKeys
 from udfs.features.keyed import KeyedStage, StageState, Stored
 from udfs.features.layouts import Layouts, StateFormatError
 
@@ -58,6 +60,7 @@ class _Segment:
 @dataclass(slots=True)
 class _Bucket:
     histories: StageState
+    idle: IdleKeys
     next_place: int = 0
     first_segment: int = 0
     journal: deque[_Segment] = field(default_factory=deque)
@@ -77,15 +80,23 @@ class BucketStates:
         cached_entries: How many entries per bucket and stream stay unpacked.
         journal_events: Events of a bucket's journal before histories are written; 0 writes each
             batch's histories at once.
+        idle_ms: How much older than the newest event of its bucket the newest entry of a history is
+            that is removed.
     """
 
     def __init__(
-        self, stage: KeyedStage, state: Any, cached_entries: int, journal_events: int
+        self,
+        stage: KeyedStage,
+        state: Any,
+        cached_entries: int,
+        journal_events: int,
+        idle_ms: int = 1 << 61,
     ) -> None:
         self._stage = stage
         self._state = state
         self._cached_entries = cached_entries
         self._journal_events = journal_events
+        self._idle_ms = idle_ms
         self._buckets: dict[int, _Bucket] = {}
 
     def of(self, bucket: int) -> StageState:
@@ -119,6 +130,7 @@ class BucketStates:
         first, n = found.next_place, len(entities)
         if not n:
             return first
+        found.idle.clock_ms = max(found.idle.clock_ms, int(entries.times.max()))
         number = found.first_segment + len(found.journal)
         found.journal.append(_Segment(first, entries.slots))
         found.journal_events += n
@@ -129,14 +141,18 @@ class BucketStates:
         if not found.journal:  # this very batch's histories are among those written
             del changed[f"j{number}"]
         self._state.put_all(changed | self._counters(found))
+        found.idle.sweep(n, lambda names, until_ms: self._forgotten(found, names, until_ms))
         return first
 
     def write_labels(self, bucket: int, entities: Sequence[str]) -> None:
         """Store the label histories of a batch's entities."""
-        histories = self._buckets[bucket].histories.labels
+        found = self._buckets[bucket]
+        histories = found.histories.labels
         distinct = list(dict.fromkeys(entities))
         packed = histories.pack(histories.slots(distinct))
-        self._state.put_all({f"l{e}": p for e, p in zip(distinct, packed, strict=True)})
+        names = [f"l{e}" for e in distinct]
+        registered = found.idle.register(names, histories.newest_ms(distinct))
+        self._state.put_all(dict(zip(names, packed, strict=True)) | registered)
 
     def _counters(self, bucket: _Bucket) -> dict[str, bytes]:
         first = bucket.first_segment
@@ -159,12 +175,53 @@ class BucketStates:
             return {}
         slots = np.unique(np.concatenate(stale))
         packed = histories.pack(slots, bucket.next_place)
-        names = histories.names(slots)
-        return {f"e{e}": p for e, p in zip(names, packed, strict=True)}
+        entities = histories.names(slots)
+        names = [f"e{e}" for e in entities]
+        registered = bucket.idle.register(names, histories.newest_ms(entities))
+        return dict(zip(names, packed, strict=True)) | registered
+
+    def _forgotten(self, bucket: _Bucket, names: list[str], until_ms: int) -> list[str]:
+        """Forget the histories whose newest entry is before a time; returns which they are."""
+        found = []
+        for stream, histories in (
+            ("e", bucket.histories.events),
+            ("l", bucket.histories.labels),
+        ):
+            entities = [name[1:] for name in names if name[0] == stream]
+            stored = {e: p for e in entities if (p := self._state.get(stream + e)) is not None}
+            unpacked = histories.newest_ms([*stored]).tolist()
+            idle = [
+                entity
+                for (entity, packed), newest_ms in zip(stored.items(), unpacked, strict=True)
+                if max(newest_ms, histories.stored_newest_ms(packed)) < until_ms
+            ]
+            if stream == "e":
+                idle = self._not_in_journal(bucket, idle)
+            histories.forget(idle)
+            found += [stream + entity for entity in idle]
+        return found
+
+    def _not_in_journal(self, bucket: _Bucket, entities: list[str]) -> list[str]:
+        """A restart adds the journal's events again: those have to stay a while."""
+        histories = bucket.histories.events
+        known = [entity for entity in entities if entity in histories]
+        if not known or not bucket.journal:
+            return entities
+        journal = np.concatenate([segment.slots for segment in bucket.journal])
+        stays = np.isin(histories.slots(known), journal)
+        kept = {entity for entity, stay in zip(known, stays.tolist(), strict=True) if stay}
+        bucket.idle.forget_registered([f"e{entity}" for entity in kept])
+        return [entity for entity in entities if entity not in kept]
 
     def _restored(self) -> _Bucket:
         layouts = self._layouts()
-        bucket = _Bucket(self._stage.new_state(self._read, self._cached_entries, layouts))
+        histories = self._stage.new_state(self._read, self._cached_entries, layouts)
+
+        def newest_of(name: str, packed: bytes) -> int:
+            own = histories.events if name[0] == "e" else histories.labels
+            return own.stored_newest_ms(packed)
+
+        bucket = _Bucket(histories, IdleKeys(self._state, self._idle_ms, newest_of))
         counters = self._state.get(_COUNTERS)
         if counters is None:
             return bucket

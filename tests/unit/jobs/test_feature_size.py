@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import yaml
 
 from jobs import settings
 from jobs.environment import ROOT
@@ -38,6 +41,32 @@ def test_the_measurement_is_near_the_formula(per_day: float) -> None:
 def test_all_kinds_of_windows_can_be_filled() -> None:
     sizes, _ = measure(case_settings(), 2.0, silent)
     assert {s.stage for s in sizes} == set(case_settings().schema_.stages)
+
+
+def test_panes_save_memory() -> None:
+    paned = yaml.safe_load((ROOT / "conf" / "fraud.yaml").read_text("utf-8"))
+    windows = [
+        {
+            "prefix": "long",
+            "key": "terminal_id",
+            "value": "amount",
+            "windows": [{"sliding": "60d", "panes": "6h"}],
+            "aggregates": ["count", "mean", "max"],
+        }
+    ]
+    size = next(
+        s
+        for s in measure(
+            settings.load(ROOT / "conf" / "fraud.yaml", long_windows(paned, windows)), 500, silent
+        )[0]
+        if (s.stage, s.stream) == ("terminal_id", "events")
+    )
+    assert size.packed_bytes < size.formula_bytes / 10
+
+
+def long_windows(paned: Any, windows: list[Any]) -> dict[str, Any]:
+    """The fraud job's windows and some more."""
+    return {"features.windows": paned["features"]["windows"] + windows}
 
 
 def test_totals_are_of_so_many_keys() -> None:

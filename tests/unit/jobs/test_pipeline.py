@@ -18,7 +18,7 @@ from jobs.settings_file import SettingsError
 
 CONFIG = ROOT / "conf" / "fraud.yaml"
 COLUMNS = settings.load(CONFIG).schema_.columns
-DAY_S = 86_400
+DAY_MS = 86_400_000
 
 
 def job(tmp_path: Path, **changes: Any) -> Settings:
@@ -128,11 +128,11 @@ def test_missing_features_become_what_they_were_in_training(
 
 
 def test_idle_keys_outlive_every_window(tmp_path: Path) -> None:
-    windows_s = (7 + 30) * DAY_S  # the label windows' delay and longest window
-    lateness_s = 3_600
-    assert pipeline._ttl_s(job(tmp_path)) >= 2 * windows_s
-    assert pipeline._ttl_s(job(tmp_path)) <= 2 * (windows_s + lateness_s)
-    assert pipeline._ttl_s(job(tmp_path, flink__state_ttl="90d")) == 90 * DAY_S
+    windows_ms = (7 + 30) * DAY_MS  # the label windows' delay and longest window
+    lateness_ms = 3_600_000
+    assert pipeline._idle_ms(job(tmp_path)) >= 2 * windows_ms
+    assert pipeline._idle_ms(job(tmp_path)) <= 2 * (windows_ms + lateness_ms)
+    assert pipeline._idle_ms(job(tmp_path, flink__state_ttl="90d")) == 90 * DAY_MS
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,15 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.feature_oracle import Entry, inside, measure
+from tests.support.feature_oracle import Entry, bounds, inside, measure
 from udfs.features.aggregates import AGGREGATES, PANED, parse_aggregate
+from udfs.features.histories import Entries
 from udfs.features.keyed import Identities, KeyedStage, StageState
+from udfs.features.layouts import Layouts
 from udfs.spec.feature import WindowFeature
 from udfs.spec.schema import Schema
 from udfs.spec.window import Window
@@ -65,7 +68,10 @@ def schemas(draw: st.DrawFn) -> Schema:
     return schema_of(
         {"value": "x", "windows": [*paned, "10m"], "delay": delay, "aggregates": draw(few)}
         | ({"where": "x > 0"} if draw(st.booleans()) else {}),
-        {"windows": paned, "aggregates": draw(st.lists(st.sampled_from(COUNTED), min_size=1, unique=True))},
+        {
+            "windows": paned,
+            "aggregates": draw(st.lists(st.sampled_from(COUNTED), min_size=1, unique=True)),
+        },
         {"value": "x", "windows": ["5m", {"events": 3, "within": "10m"}], "aggregates": ["lag1"]},
     )
 
@@ -181,3 +187,181 @@ def test_a_window_with_panes_equals_its_definition(
         batch = arrived[start : start + cut]
         for own, got in stream.observe([t for t, _ in batch], [x for _, x in batch]):
             stream.assert_right(own, got)
+
+
+# -- size and error -----------------------------------------------------------------------------
+
+DAY_MS = 24 * HOUR_MS
+EVENTS = 1_000_000
+
+
+def filled(
+    spec: dict[str, Any], xs: np.ndarray, span_ms: int, keys: int = 1
+) -> tuple[KeyedStage, StageState, np.ndarray, np.ndarray]:
+    """Events spread evenly over a time, taken by turns by some keys, and added unmeasured."""
+    stage = KeyedStage(schema_of({"value": "x"} | spec), "card")
+    state, n = stage.new_state(), len(xs)
+    times = BEGIN_MS + np.arange(n) * span_ms // n
+    slots = state.events.slots([f"k{k}" for k in range(keys)])[np.arange(n) % keys]
+    ids = np.arange(n)
+    state.events.add_again(Entries(slots, times, xs[:, None], ids, ids))
+    return stage, state, slots, times
+
+
+def last_of(stage: KeyedStage, state: StageState, time_ms: int, x: float) -> list[float]:
+    """The features of one more event of each key."""
+    found = []
+    for key in state.events.entities:
+        one = np.array([time_ms], np.int64)
+        identities = Identities(np.array([-1]), np.array([-1]))
+        seen = stage.observe(state, [key], one, {"x": np.array([x])}, identities)
+        found += seen.features[0].tolist()
+    return found
+
+
+def test_a_million_events_in_a_month_take_kilobytes() -> None:
+    """Every aggregate but the sketched ones; all of it exact from the pane's edge on."""
+    xs = np.random.default_rng(0).lognormal(3, 1, EVENTS)
+    names = ["count", "sum", "mean", "std", "min", "max", "first"]
+    spec = {"windows": [{"sliding": "30d", "panes": "1h"}, "1h"], "aggregates": names}
+    stage, state, slots, times = filled(spec, xs, 40 * DAY_MS)
+    packed = state.events.pack(slots[:1])[0]
+    assert len(packed) < 150_000 < EVENTS * 32 // 100
+    end_ms = int(times[-1]) + 17
+    month = dict(zip(stage.columns, last_of(stage, state, end_ms, 5.0), strict=True))
+    low, _ = bounds(Window.model_validate(spec["windows"][0]), end_ms)
+    assert end_ms - 30 * DAY_MS - HOUR_MS < low <= end_ms - 30 * DAY_MS
+    inside = np.append(xs[times > low], 5.0)
+    wanted = [len(inside), math.fsum(inside), inside.mean(), inside.std(ddof=1)]
+    wanted += [inside.min(), inside.max(), inside[0]]
+    for name, value in zip(names, wanted, strict=True):
+        assert_equal(month[f"f0_{name}_30d"], float(value), name)
+
+
+@pytest.mark.parametrize(("error", "registers"), [(0.05, 512), (0.15, 64)])
+def test_different_values_are_counted_to_the_standard_error(error: float, registers: int) -> None:
+    """Keys with 600 to 12,600 different values in 20 days, of which the window has 10."""
+    window = {"sliding": "10d", "panes": "1d", "error": error}
+    xs, keys = np.random.default_rng(1).permutation(300_000).astype(float), 60
+    xs[: len(xs) // 2] = 7.5  # the first ten days have one value
+    spec = {"windows": [window], "aggregates": ["distinct"]}
+    stage, state, _, times = filled(spec, xs, 20 * DAY_MS, keys)
+    found = last_of(stage, state, int(times[-1]) + 1, -1.0)
+    wanted = len(xs) // 2 // keys + 2
+    relative = np.array(found) / wanted - 1
+    stated = 1.04 / math.sqrt(registers)
+    assert stated <= error
+    spread = stated / math.sqrt(keys)
+    assert abs(relative.mean()) <= 4 * spread
+    assert math.sqrt((relative**2).mean()) <= stated * (1 + 4 / math.sqrt(2 * keys))
+
+
+def test_few_different_values_of_many_events_are_counted_exactly() -> None:
+    xs = (np.arange(50_000) % 400).astype(float)
+    spec = {"windows": [{"sliding": "10d", "panes": "1h"}], "aggregates": ["distinct"]}
+    stage, state, _, times = filled(spec, xs, 12 * DAY_MS)
+    assert last_of(stage, state, int(times[-1]), 0.0) == [400]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_quantiles_are_right_to_their_error(sign: float) -> None:
+    xs = sign * np.random.default_rng(2).lognormal(0, 4, 50_000)
+    window = {"sliding": "10d", "panes": "6h", "error": 0.02}
+    quantiles = (0, 0.1, 5, 50, 99.9, 100)
+    spec = {"windows": [window], "aggregates": [f"p{q}" for q in quantiles]}
+    stage, state, _, times = filled(spec, xs, 9 * DAY_MS)
+    found = last_of(stage, state, int(times[-1]), sign)
+    for q, value in zip(quantiles, found, strict=True):
+        wanted = np.percentile(np.append(xs, sign), q)
+        assert abs(value - wanted) <= 0.0201 * abs(wanted), q
+
+
+# -- changes ------------------------------------------------------------------------------------
+
+
+def test_a_history_of_single_events_is_read_and_merged() -> None:
+    """State of version 3, which has no panes."""
+    exact = Stream(schema_of({"value": "x", "windows": ["5h"], "aggregates": ["sum"]}), 64)
+    rows = [(BEGIN_MS + n * MINUTE_MS, float(n)) for n in range(200)]
+    list(exact.observe([t for t, _ in rows], [x for _, x in rows]))
+    window = {"sliding": "5h", "panes": "10m"}
+    paned = Stream(schema_of({"value": "x", "windows": [window], "aggregates": ["sum"]}), 1)
+    paned.packed, paned.entries = dict(exact.packed), exact.entries
+    paned.count = exact.count
+    for n in range(3):
+        for own, got in paned.observe([BEGIN_MS + (200 + n) * MINUTE_MS], [1.0]):
+            paned.assert_right(own, got)
+    assert len(paned.packed["c"]) < len(exact.packed["c"]) * 0.6
+    assert (exact.packed["c"][0], paned.packed["c"][0]) == (3, 4)
+
+
+def stored_as(schema: Schema, packed: bytes, before: KeyedStage) -> list[float]:
+    """What a job of other features makes of a history: its own columns for one more event."""
+    stage = KeyedStage(schema, "card")
+    layouts = {
+        what: Layouts(names, [before.stored_names.get(what, [])])
+        for what, names in {"panes": [], **stage.stored_names}.items()
+    }
+    state = stage.new_state(lambda stream, entity: packed, layouts=layouts)
+    time_ms = BEGIN_MS + 4 * HOUR_MS
+    seen = stage.observe(
+        state,
+        ["c"],
+        np.array([time_ms], np.int64),
+        {s.name: np.array([2.0]) for s in stage.series},
+        Identities(np.array([-1]), np.array([-1])),
+    )
+    return seen.features[0].tolist()
+
+
+def test_features_that_stay_keep_their_panes() -> None:
+    """Others begin with what single events are left; panes of another length are dropped."""
+    window = {"sliding": "5h", "panes": "10m"}
+    names = ["distinct", "p50"]
+    stream = Stream(schema_of({"value": "x", "windows": [window], "aggregates": names}), 1)
+    times = [BEGIN_MS + n * MINUTE_MS for n in range(240)]
+    list(stream.observe(times, [float(n % 7 + 1) for n in range(240)]))
+    packed = stream.packed["c"]
+    more = schema_of(
+        {"value": "x", "windows": [window], "aggregates": ["p50", "sum"]},
+        {"windows": [window], "aggregates": ["count"]},
+    )
+    middle, total, count = stored_as(more, packed, stream.stage)
+    assert abs(middle - 4) <= 0.2 and 0 < total < 240 and 1 < count < 60
+    other = schema_of(
+        {"value": "x", "windows": [window | {"panes": "20m"}], "aggregates": ["distinct", "count"]}
+    )
+    assert stored_as(other, packed, stream.stage)[1] < 60
+    none = schema_of({"value": "x", "windows": ["5h"], "aggregates": ["count"]})
+    assert 1 < stored_as(none, packed, stream.stage)[0] < 60
+
+
+# -- refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"windows": [{"tumbling": "1d", "panes": "1h"}]}, "a tumbling window has no panes"),
+        ({"windows": [{"sliding": "1d", "panes": "2d"}]}, "no longer than the window"),
+        ({"windows": [{"sliding": "1d", "panes": "10ms"}]}, "at least 1s"),
+        ({"windows": [{"sliding": "1d", "error": 0.1}]}, "only a window with panes has an error"),
+        ({"windows": [{"sliding": "1d", "panes": "1h", "error": 0.5}]}, "must be 0.01 to 0.3"),
+        (
+            {"windows": [{"sliding": "1d", "panes": "1h"}], "aggregates": ["entropy"]},
+            "entropy cannot be merged from panes; windows with panes have count, sum",
+        ),
+        (
+            {"windows": [{"sliding": "1d", "panes": "1h"}, {"sliding": "2d", "panes": "2h"}]},
+            "all windows of key card need the same panes and error",
+        ),
+        (
+            {"windows": [{"sliding": "1d", "panes": "1h"}, "2d"]},
+            "panes save nothing: dedupe_within, or windows without panes, keep each event of key "
+            "card for 2890m",
+        ),
+    ],
+)
+def test_what_is_refused(spec: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        schema_of({"value": "x", "aggregates": ["distinct"]} | spec)
