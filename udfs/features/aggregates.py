@@ -115,15 +115,6 @@ AGGREGATES = (
 )
 
 
-def markdown() -> str:
-    """The aggregates as a table in Markdown."""
-    lines = ["| aggregate | of | meaning | cost | error |", "|---|---|---|---|---|"]
-    for a in AGGREGATES:
-        reads = "" if a.reads == "anything" else a.reads
-        lines.append(f"| `{a.name}` | {reads} | {a.meaning} | {a.cost} | {a.error} |")
-    return "\n".join(lines) + "\n"
-
-
 DECAYED = frozenset((COUNT, SUM, MEAN))
 """What a ``half_life`` window can have; it counts an event with 0.5 ** (age / half-life)."""
 
@@ -146,6 +137,25 @@ PANED = frozenset(
     )
 )
 """What a window with panes can have: what can be merged, or sketched."""
+
+_SKETCHED = {
+    DISTINCT: "none up to 512 values, then a standard error of `error`",
+    QUANTILE: "`error` of the value",
+}
+
+
+def markdown() -> str:
+    """The aggregates as a table in Markdown."""
+    lines = [
+        "| aggregate | of | meaning | cost | error | with panes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for a in AGGREGATES:
+        reads = "" if a.reads == "anything" else a.reads
+        panes = _SKETCHED.get(a.code, "the same" if a.code in PANED else "no")
+        lines.append(f"| `{a.name}` | {reads} | {a.meaning} | {a.cost} | {a.error} | {panes} |")
+    return "\n".join(lines) + "\n"
+
 
 _NUMBERS = {"<k>": r"([1-9]\d{0,2})", "<q>": r"(\d{1,2}(?:\.\d+)?|100)"}
 

@@ -239,7 +239,7 @@ def is_due(log: Log, slot: int, panes: Panes) -> bool:
     if waiting <= panes.few:
         return False
     ints, _, marks = _views(log, region, panes)
-    return waiting > panes.few + len(ints) // 8 + len(marks) // 16
+    return bool(waiting > panes.few + len(ints) // 8 + len(marks) // 16)
 
 
 @compiled

@@ -188,13 +188,10 @@ class BucketStates:
             ("l", bucket.histories.labels),
         ):
             entities = [name[1:] for name in names if name[0] == stream]
-            stored = {e: p for e in entities if (p := self._state.get(stream + e)) is not None}
-            unpacked = histories.newest_ms([*stored]).tolist()
-            idle = [
-                entity
-                for (entity, packed), newest_ms in zip(stored.items(), unpacked, strict=True)
-                if max(newest_ms, histories.stored_newest_ms(packed)) < until_ms
-            ]
+            newest = histories.newest_ms(entities).tolist()
+            old = [e for e, at_ms in zip(entities, newest, strict=True) if at_ms < until_ms]
+            stored = {e: p for e in old if (p := self._state.get(stream + e)) is not None}
+            idle = [e for e, p in stored.items() if histories.stored_newest_ms(p) < until_ms]
             if stream == "e":
                 idle = self._not_in_journal(bucket, idle)
             histories.forget(idle)

@@ -79,13 +79,13 @@ def test_declared_features(tmp_path: Path) -> None:
 
 
 def test_panes(tmp_path: Path) -> None:
-    """An event each half hour in 40 days: a month and what is left of the pane before it."""
+    """An event each half hour in 40 days: a month, and the whole pane that it begins in."""
     hours = (np.arange(80 * 24) / 2 + 1 / 4).tolist()
     amounts = np.random.default_rng(0).uniform(1, 100, len(hours)).round(2)
     changes = {"features.windows": PANES["features"]["windows"]}
     last = computed(changes, history(tmp_path, hours, amounts.tolist())).iloc[-1]
-    month = amounts[-2 * 24 * 30 - 1 :]
-    assert last["card_count_30d"] == len(month) == 1_441
+    month = amounts[-2 * 24 * 30 - 2 :]
+    assert last["card_count_30d"] == len(month) == 1_442
     assert last["card_std_30d"] == pytest.approx(month.std(ddof=1))
     assert last["card_max_30d"] == month.max()
     assert last["card_p95_30d"] == pytest.approx(np.percentile(month, 95), rel=0.05)

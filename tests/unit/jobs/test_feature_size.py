@@ -61,7 +61,7 @@ def test_panes_save_memory() -> None:
         )[0]
         if (s.stage, s.stream) == ("terminal_id", "events")
     )
-    assert size.packed_bytes < size.formula_bytes / 10
+    assert size.packed_bytes < size.formula_bytes / 6
 
 
 def long_windows(paned: Any, windows: list[Any]) -> dict[str, Any]:
