@@ -22,6 +22,7 @@ from udfs.features.layouts import FOREIGN, Layouts, StateFormatError
 from udfs.features.log_kernels import Log, Rows
 from udfs.features.measure_kernels import Plan
 from udfs.features.packed_panes import PackedPanes, unpack_panes
+from udfs.features.slot_table import SlotTable
 from udfs.features.window_plan import WindowPlan
 
 # Version, whether entries have ids, layout, series, layout of panes (zero without, entries stay
@@ -113,7 +114,7 @@ class Histories:
     def clear(self) -> None:
         """Drop all that is unpacked, which must be stored elsewhere."""
         self._names: list[str] = []
-        self._slots: dict[str, int] = {}
+        self._slots = SlotTable()
         self._written = np.zeros(1_024, np.int64)
         self._log = _new_log(np.zeros((4_096, self.plan.words), np.int64), 1_024)
 
@@ -123,7 +124,7 @@ class Histories:
 
     def __contains__(self, entity: str) -> bool:
         """Whether an entity is unpacked."""
-        return entity in self._slots
+        return bool(self._slots.find([entity])[0] >= 0)
 
     @property
     def entities(self) -> tuple[str, ...]:
@@ -136,10 +137,9 @@ class Histories:
 
     def newest_ms(self, entities: Sequence[str]) -> Ints:
         """Time of each one's newest entry, expired or not; ``NEVER_MS`` of one that is packed."""
-        ends = self._log.regions[:, kernels.END]
-        slots = [self._slots.get(entity, -1) for entity in entities]
-        times = [self._log.ints[ends[s], kernels.TIME] if s >= 0 else _NEVER for s in slots]
-        return np.array(times, np.int64)
+        slots = self._slots.find(entities)
+        ends = self._log.regions[slots, kernels.END]
+        return np.where(slots >= 0, self._log.ints[ends, kernels.TIME], _NEVER)
 
     def stored_newest_ms(self, packed: bytes) -> int:
         """Time of the newest entry of a packed history, expired or not.
@@ -152,7 +152,8 @@ class Histories:
 
     def forget(self, entities: Sequence[str]) -> None:
         """Begin these histories anew, those that are unpacked."""
-        for slot in (self._slots[entity] for entity in entities if entity in self._slots):
+        slots = self._slots.find(entities)
+        for slot in slots[slots >= 0]:
             region = self._log.regions[slot]
             region[kernels.START] = region[kernels.END]
             region[kernels.PANES_LIMIT] = region[kernels.PANES]
@@ -178,14 +179,13 @@ class Histories:
         Raises:
             StateFormatError: a packed history is of another layout or version.
         """
-        known = self._slots
-        try:
-            return np.array([known[entity] for entity in entities], np.int64)
-        except KeyError:
-            for entity in entities:
-                if entity not in known:
-                    self._open(entity)
-            return np.array([known[entity] for entity in entities], np.int64)
+        slots = self._slots.find(entities)
+        unknown = np.flatnonzero(slots < 0)
+        if not len(unknown):
+            return slots
+        for entity in dict.fromkeys(entities[n] for n in unknown.tolist()):
+            self._open(entity)
+        return self._slots.find(entities)
 
     def _open(self, entity: str) -> None:
         packed = self._read(entity)
@@ -206,7 +206,7 @@ class Histories:
         self._log.regions[slot] = begin, begin, begin, begin + capacity, -begin, 0, begin, begin
         kernels.unpack(self._log, slot, oldest_ms, entries, self.plan.layout)
         self._written[slot] = until
-        self._slots[entity] = slot
+        self._slots.add([entity])
         self._names.append(entity)
         if panes is not None and self._paned:
             while not pane_kernels.put(
