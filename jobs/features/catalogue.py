@@ -52,6 +52,7 @@ _MISSING = {
     "at 0": "if the mean is 0",
     "where std is 0": "if the deviation is 0 or missing",
     "below 2 events": "below 2 events",
+    "below 2 different times": "below 2 events of different times",
     "if no time passed": "if no time passed since, or there is none before",
 }
 _NEVER_MISSING = ("hour_of_day", "day_of_week", "one_hot")
@@ -237,6 +238,8 @@ def _unit(named: Named, spec: WindowFeature) -> str:
     if code == a.COUNT and any(w.half_life for w in spec.windows):
         return "weighed events"
     own = f"as {reads_of(spec)}"
+    if code == a.SLOPE:
+        return f"{own}, per s"
     return _UNITS.get(code, f"{own}, squared" if code == a.VARIANCE else own)
 
 

@@ -100,6 +100,8 @@ def measure(
         case "top<k>" if isinstance(next(iter(values), None), str):
             counts = sorted(Counter(values).values(), reverse=True)
             return counts[int(number) - 1] if len(counts) >= number else 0.0
+        case "slope":
+            return slope([e for e in found if e.value is not None])
         case "lag<k>":
             return before[-int(number)].value if len(before) >= number else NAN  # type: ignore[return-value]
         case "change":
@@ -146,6 +148,17 @@ def of_numbers(name: str, number: float, values: list[float], own: Value) -> flo
         return deviation
     assert name == "zscore"
     return float(Fraction(own) - mean) / deviation if own is not None and deviation else NAN  # type: ignore[arg-type]
+
+
+def slope(entries: list[Entry]) -> float:
+    """By exact fractions: covariance of value and seconds over the variance of seconds."""
+    seconds = [Fraction(e.time_ms, 1_000) for e in entries]
+    values = [Fraction(e.value) for e in entries]  # type: ignore[arg-type]
+    if len(set(seconds)) < 2:
+        return NAN
+    at, mean = sum(seconds) / len(seconds), sum(values) / len(values)
+    together = sum((t - at) * (v - mean) for t, v in zip(seconds, values, strict=True))
+    return float(together / sum((t - at) ** 2 for t in seconds))
 
 
 def quotient(a: Fraction, b: Fraction) -> float:

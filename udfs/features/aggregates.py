@@ -35,7 +35,8 @@ Reads = Literal["anything", "number", "category", "number or category", "point"]
     QUANTILE,
     DISTANCE_KM,
     SPEED_KMH,
-) = range(22)
+    SLOPE,
+) = range(23)
 
 LOG = "O(log n)"
 SCAN = "O(n)"
@@ -100,6 +101,13 @@ AGGREGATES = (
     ),
     Aggregate(
         OWN_SHARE, "own_share", "category", "the part of events with own's value", SCAN, of_own=True
+    ),
+    Aggregate(
+        SLOPE,
+        "slope",
+        "number",
+        "least-squares line's rise per second of event time; missing below 2 different times",
+        SCAN,
     ),
     Aggregate(QUANTILE, "p<q>", "number", "the q-th percentile, linear between two values", SCAN),
     Aggregate(

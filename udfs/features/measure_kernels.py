@@ -18,6 +18,7 @@ from udfs.features.aggregate_kernels import (
     of_rows,
     session_start,
     share,
+    slope,
     walk,
     window_values,
 )
@@ -143,6 +144,8 @@ def _measure(
                 values_of, values_span = value, span
             is_category = categories[value] != 0
             features[target] = of_all(values, aggregate, plan.numbers[n], is_category)
+        elif aggregate == a.SLOPE:
+            features[target] = slope(log, begin, end, value, layout)
         elif aggregate == a.OWN_SHARE:
             features[target] = share(log, begin, end, value, own[value], layout)
         else:
