@@ -132,6 +132,26 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+OF_A_WINDOW = frozenset(
+    (
+        COUNT,
+        SUM,
+        MEAN,
+        VARIANCE,
+        STD,
+        MIN,
+        MAX,
+        FIRST,
+        LAST,
+        DISTINCT,
+        ENTROPY,
+        TOP,
+        SLOPE,
+        QUANTILE,
+    )
+)
+"""What says something of a window by itself: what a roll-up can have."""
+
 DECAYED = frozenset((COUNT, SUM, MEAN))
 """What a ``half_life`` window can have; it counts an event with 0.5 ** (age / half-life)."""
 

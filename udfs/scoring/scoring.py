@@ -106,12 +106,12 @@ class Output:
             contributions: float64 (alerts, features), or none.
         """
         predictions: list[Pair] = []
-        alerts: list[Pair] = []
         batch = self._as_shown(batch)
+        alerts = _pairs(batch.silences)
         if verdict is not None:
             made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
             predictions = _pairs(zip(batch.keys, made, strict=True))
-            alerts = _pairs(self._alerts(batch, verdict, made, contributions))
+            alerts += _pairs(self._alerts(batch, verdict, made, contributions))
         return Row(predictions, alerts, _pairs(batch.dead_letters), _pairs(batch.duplicates), [])
 
     def shadow_rows(self, batch: FeatureBatch, verdict: Verdict) -> Row:
