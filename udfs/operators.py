@@ -34,6 +34,9 @@ __all__ = ["FirstStage", "LabelReader", "NextStage", "Routing"]
 
 NO_TABLES = Tables()
 
+_FIRST_TTL_S = 365 * 86_400
+"""How long the first events of a key live after the last of them came."""
+
 Routed: TypeAlias = Row
 """Bucket and ``FeatureBatch`` or ``LabelBatch``."""
 
@@ -87,6 +90,7 @@ class _KeyedOperator(KeyedProcessFunction):
             runtime_context.get_map_state(descriptor),
             self._cached_entries,
             self._journal_events,
+            self._first_state(runtime_context) if "first" in self._stage.plans else None,
         )
         self._stage.warm_up()
         self._formulas = FormulaColumns(self._schema)
@@ -95,6 +99,14 @@ class _KeyedOperator(KeyedProcessFunction):
             self._scoring.open(runtime_context)
         calm_garbage_collector()
         share_interpreter_fairly()
+
+    def _first_state(self, runtime_context: RuntimeContext) -> Any:
+        """Where each key's first events lie; they are written once, so that they live longer."""
+        descriptor = MapStateDescriptor(
+            f"first-{self._key}", Types.STRING(), Types.PICKLED_BYTE_ARRAY()
+        )
+        descriptor.enable_time_to_live(state_ttl(max(self._ttl_s, _FIRST_TTL_S)))
+        return runtime_context.get_map_state(descriptor)
 
     def close(self) -> None:
         """Close what scores."""

@@ -212,6 +212,8 @@ def window_text(window: Window) -> str:
             text = format_duration(window.sliding or 0)
         case "events":
             text = f"events: {window.events}"
+        case "first":
+            text = f"first: {window.first}"
         case "day":
             text = f"day: {window.day}"
         case kind:
@@ -261,6 +263,8 @@ def _span(window: Window, delay_ms: int) -> str:
             return f"in the {reach} up to {end}"
         case "events":
             return f"that are the newest {window.events} up to {end}, none older than {reach}"
+        case "first":
+            return f"that are the oldest {window.first} of all up to {end}, kept for good"
         case "session":
             gap = format_duration(window.session or 0)
             return f"up to {end} with no gap above {gap}, none older than {reach}"

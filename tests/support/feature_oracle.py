@@ -30,6 +30,9 @@ class Entry:
 
 def inside(entries: Sequence[Entry], window: Window, at_ms: int) -> list[Entry]:
     """The entries of a window, oldest first; ``entries`` are in order."""
+    if window.first is not None:
+        oldest = [e for e in entries[: window.first] if e.time_ms <= at_ms]
+        return [e for e in oldest if e.value is not None]
     low, high = bounds(window, at_ms)
     found = [e for e in entries if low < e.time_ms <= high]
     if window.session is not None:

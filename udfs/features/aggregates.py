@@ -152,6 +152,9 @@ OF_A_WINDOW = frozenset(
 )
 """What says something of a window by itself: what a roll-up can have."""
 
+OF_EVENTS_BEFORE = frozenset((LAG, CHANGE, SINCE_PREVIOUS, DISTANCE_KM, SPEED_KMH))
+"""What looks at the event before; a ``first`` window, which stands still, has none of them."""
+
 DECAYED = frozenset((COUNT, SUM, MEAN))
 """What a ``half_life`` window can have; it counts an event with 0.5 ** (age / half-life)."""
 

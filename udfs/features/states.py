@@ -11,6 +11,7 @@ Map state of a bucket, strings to bytes::
 
     e<entity>   the history of its events, written at some time
     l<entity>   the history of its labels, always up to date
+    f<entity>   its first events, always up to date
     m<entity>   its mark in a roll-up: what the clock has closed
     j<number>   a segment of the journal
     #           the next place in the order of arrival; the journal's first and next number
@@ -105,11 +106,20 @@ class BucketStates:
         cached_entries: How many entries per bucket and stream stay unpacked.
         journal_events: Events of a bucket's journal before histories are written; 0 writes each
             batch's histories at once.
+        first_state: Map state for each key's first events, which live longer; none: ``state``.
     """
 
-    def __init__(self, stage: Stage, state: Any, cached_entries: int, journal_events: int) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        state: Any,
+        cached_entries: int,
+        journal_events: int,
+        first_state: Any = None,
+    ) -> None:
         self._stage = stage
         self._state = state
+        self._first_state = state if first_state is None else first_state
         self._cached_entries = cached_entries
         self._journal_events = journal_events
         self._buckets: dict[int, _Bucket] = {}
@@ -126,8 +136,9 @@ class BucketStates:
         if found.histories.events.is_over_size:
             self._state.put_all(self._retire(found, 0) | self._counters(found))
             found.histories.events.clear()
-        if found.histories.labels.is_over_size:
-            found.histories.labels.clear()
+        for histories in (found.histories.labels, found.histories.first):
+            if histories is not None and histories.is_over_size:
+                histories.clear()
         return found.histories
 
     def add(self, bucket: int, entities: Sequence[str], entries: Entries) -> int:
@@ -155,7 +166,15 @@ class BucketStates:
         if not found.journal:  # this very batch's histories are among those written
             del changed[f"j{number}"]
         self._state.put_all(changed | self._counters(found))
+        self._write_first(found)
         return first
+
+    def _write_first(self, bucket: _Bucket) -> None:
+        """Store the first events of entities that have others now."""
+        histories = bucket.histories.first
+        if histories is not None and len(slots := histories.take_changed()):
+            packed = zip(histories.names(slots), histories.pack(slots), strict=True)
+            self._first_state.put_all({f"f{entity}": history for entity, history in packed})
 
     def write_labels(self, bucket: int, entities: Sequence[str]) -> None:
         """Store the label histories of a batch's entities."""
@@ -243,7 +262,8 @@ class BucketStates:
         bucket.journal_events += len(entities)
 
     def _read(self, stream: str, entity: str) -> bytes | None:
-        packed: bytes | None = self._state.get(stream[0] + entity)
+        state = self._first_state if stream == "first" else self._state
+        packed: bytes | None = state.get(stream[0] + entity)
         return packed
 
 
