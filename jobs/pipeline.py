@@ -29,7 +29,8 @@ from udfs.batches.records import RecordWriter
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.preparation.preparation import Preparation
 from udfs.rollup.operator import RollupStage
-from udfs.scoring.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
+from udfs.scoring.embedded import EmbeddedScoring
+from udfs.scoring.scoring import Output, Scoring, ServedScoring
 
 logger = logging.getLogger(__name__)
 
@@ -309,7 +310,13 @@ def _model(settings: Settings) -> ModelVersion:
 def _scoring(settings: Settings, model: ModelVersion) -> Scoring:
     output = _output(settings, model)
     if settings.model.embedded:
-        return EmbeddedScoring(model.path, settings.model.name, output, lookups_of(settings))
+        return EmbeddedScoring(
+            model.path,
+            settings.model.name,
+            output,
+            lookups_of(settings),
+            0 if settings.model.version is not None else settings.model.follow,
+        )
     return ServedScoring(
         _client_options(settings),
         output,

@@ -93,6 +93,11 @@ class ModelSettings(Strict):
     path: Path = Field(Path("build/models"), description="folder of <name>/<version>/ folders")
     version: int | None = Field(None, ge=1, description="pinned version; none takes the newest")
     embedded: bool = Field(False, description="score inside the operator, without a server")
+    follow: DurationMs = Field(
+        2_000,
+        description="embedded and without `version`: how often to look for a newer version, or "
+        "for the one that serve.json beside the versions names; 0 for never",
+    )
     server: HostPorts = Field(
         "${STREAMSCORE_MODEL_SERVER:-127.0.0.1:8500}",
         description="host:port, gRPC; of several servers, commas between them",

@@ -42,7 +42,8 @@ from udfs.batches.records import RecordWriter
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.preparation.encoders import OneHot
 from udfs.preparation.preparation import Input, Preparation
-from udfs.scoring.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
+from udfs.scoring.embedded import EmbeddedScoring
+from udfs.scoring.scoring import Output, Scoring, ServedScoring
 from udfs.spec.schema import Schema
 
 BUCKETS = (3, 8)
