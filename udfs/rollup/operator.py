@@ -16,6 +16,7 @@ from pyflink.datastream.timerservice import TimerService
 from udfs.batches.batch import ClosedWindows
 from udfs.batches.categories import code_of
 from udfs.batches.events import Decoder, Events, Reject, split_batch
+from udfs.batches.privacy import Privacy
 from udfs.batches.records import dead_letter, duplicate, silence
 from udfs.batches.routing import Routing, conflict, refused, stray
 from udfs.compiled import Ints
@@ -101,12 +102,16 @@ class RollupStage(KeyedProcessFunction):
         self._texts_state = runtime_context.get_map_state(texts)
         self._buckets: dict[int, _Bucket] = {}
         self._decoder = Decoder.for_events(self._schema.arriving, self._schema.arriving_keys)
+        self._privacy = Privacy.of_arriving(self._schema)
         split_batch("")
         metrics = runtime_context.get_metrics_group()
-        names = ("readings", "duplicates", "dead_letters", "late_readings", "windows")
-        self._counters = {
-            name: metrics.counter(name) for name in (*names, "idle_windows", "silent")
-        }
+        self._readings_counter = metrics.counter("readings")
+        self._duplicates_counter = metrics.counter("duplicates")
+        self._dead_letters_counter = metrics.counter("dead_letters")
+        self._late_counter = metrics.counter("late_readings")
+        self._windows_counter = metrics.counter("windows")
+        self._idle_counter = metrics.counter("idle_windows")
+        self._silent_counter = metrics.counter("silent")
         calm_garbage_collector()
         share_interpreter_fairly()
 
@@ -211,27 +216,40 @@ class RollupStage(KeyedProcessFunction):
     ) -> Events | None:
         if not len(closed.slots):
             return None
-        self._counters["windows"].inc(len(closed.slots))
+        self._windows_counter.inc(len(closed.slots))
         events = self._rollup.events(closed, windows.names(closed.slots), mine.texts)
         if readings is not None:  # the window came when the reading did that closed it
             events.positions[:, 2] = readings.positions[closed.rows, 2]
         return events
 
     def _rejects(self, readings: Events, rolled: Rolled) -> list[Reject]:
-        self._counters["readings"].inc(len(rolled.kept))
-        self._counters["late_readings"].inc(len(rolled.late))
+        self._readings_counter.inc(len(rolled.kept))
+        self._late_counter.inc(len(rolled.late))
         late = [refused(readings, row, "late", _LATE) for row in rolled.late]
         return late + [conflict(readings, row) for row in rolled.conflicts]
 
     def _dead_letters(self, rejects: list[Reject]) -> list[tuple[str, bytes]]:
-        self._counters["dead_letters"].inc(len(rejects))
-        return [(f"{r.partition}-{r.offset}", dead_letter(self._topic, r)) for r in rejects]
+        self._dead_letters_counter.inc(len(rejects))
+        return [
+            (f"{r.partition}-{r.offset}", dead_letter(self._topic, r, self._privacy))
+            for r in rejects
+        ]
 
     def _duplicates(self, readings: Events, rows: list[int]) -> list[tuple[str, bytes]]:
-        self._counters["duplicates"].inc(len(rows))
-        keys, ids = (readings.texts[n] for n in (self._schema.key, self._schema.arriving.id))
-        places = readings.positions
-        return [(keys[i], duplicate(self._topic, ids[i], places[i].tolist())) for i in rows]
+        self._duplicates_counter.inc(len(rows))
+        keys = self._shown([readings.texts[self._schema.key][row] for row in rows])
+        ids = [readings.texts[self._schema.arriving.id][row] for row in rows]
+        if self._privacy is not None:
+            ids = self._privacy.ids(ids)
+        places = readings.positions[rows].tolist()
+        return [
+            (key, duplicate(self._topic, reading, place))
+            for key, reading, place in zip(keys, ids, places, strict=True)
+        ]
+
+    def _shown(self, keys: list[str]) -> list[str]:
+        """Keys as outputs show them."""
+        return keys if self._privacy is None else self._privacy.keys(keys)
 
     def _close(
         self, bucket: int, mine: _Bucket, slots: Ints, reason: int, silent: Ints | None = None
@@ -246,7 +264,7 @@ class RollupStage(KeyedProcessFunction):
         marks = windows.pack_marks(changed)
         self._states.write_marks(dict(zip(windows.names(changed), marks, strict=True)))
         if reason == BY_IDLENESS:
-            self._counters["idle_windows"].inc(len(closed.slots))
+            self._idle_counter.inc(len(closed.slots))
         made = ClosedWindows(
             self._events(windows, mine, closed), silences=self._silences(windows, silent)
         )
@@ -254,7 +272,7 @@ class RollupStage(KeyedProcessFunction):
             yield Row(bucket, made)
 
     def _silences(self, windows: OpenWindows, slots: Ints) -> list[tuple[str, bytes]]:
-        self._counters["silent"].inc(len(slots))
+        self._silent_counter.inc(len(slots))
         after_ms, now_ms = self._spec.silent_after or 0, self._clock()
-        pairs = zip(windows.names(slots), windows.newest(slots).tolist(), strict=True)
+        pairs = zip(self._shown(windows.names(slots)), windows.newest(slots).tolist(), strict=True)
         return [(key, silence(key, newest, after_ms, now_ms)) for key, newest in pairs]

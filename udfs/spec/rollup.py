@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 from pydantic import Field
 
 from udfs.features.aggregates import OF_A_WINDOW, parse_aggregate
+from udfs.features.formulas import FormulaError, parse
 from udfs.features.series import Series, kinds_of
 from udfs.spec.event import EventSpec, FieldSpec, TimeSpec, is_key
 from udfs.spec.readable import unreadable
@@ -119,9 +121,16 @@ class RollupSpec(Strict):
             message = f"a window would have {key!r} twice: it has the key as it is"
             yield Mistake(("keep",) if key in self.keep else ("fields",), message)
 
+    def read(self, readings: EventSpec) -> frozenset[str]:
+        """The fields of readings that windows are computed from, as far as formulas can be read."""
+        kinds, names = kinds_of(readings), set[str]()
+        for text in (t for field in self.fields for t in (field.value, field.where) if t):
+            with suppress(FormulaError):
+                names |= {text} if text in kinds else set(parse(text, kinds).names)
+        return frozenset(names)
+
     def event_of(self, readings: EventSpec, key: str) -> EventSpec:
-        """The schema of a window as an event."""
-        texts = (WINDOW_ID, key, CLOSED_BY, *self.keep)
+        """The schema of a window as an event; its id has the key in it, and is as sensitive."""
         whole = (WINDOW_START, WINDOW_END, READINGS)
         time = TimeSpec(
             field=WINDOW_END,
@@ -131,7 +140,9 @@ class RollupSpec(Strict):
             allowed_lateness=readings.time.allowed_lateness + self.every + self.idle,
         )
         fields = (
-            *(FieldSpec(name=name, type="string") for name in texts),
+            FieldSpec(name=WINDOW_ID, type="string", sensitive=readings.field(key).sensitive),
+            FieldSpec(name=CLOSED_BY, type="string"),
+            *(readings.field(name) for name in (key, *self.keep)),
             *(FieldSpec(name=name, type="int") for name in whole),
             *(FieldSpec(name=name, type="float", required=False) for name in self.columns),
         )

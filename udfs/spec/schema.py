@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from udfs.features.aggregates import Reads, parse_aggregate
-from udfs.features.formulas import Kind
+from udfs.features.formulas import FormulaError, Kind, parse
 from udfs.features.series import kinds_of
 from udfs.spec.enrichment import LookupSpec, TableSpec, mistakes_of, with_tables
 from udfs.spec.event import EventSpec, LabelSpec, is_key
@@ -137,8 +137,11 @@ class Schema(Strict):
                 yield from self._value_mistakes(path, window)
         yield from self._formula_mistakes()
         yield from mistakes_of(self.event, self.tables, self.lookups, self.columns)
-        named, expressions = (self.event.id, self.key), self.features.expressions
-        yield from privacy_mistakes(self.event, self.privacy, named, expressions, self._read)
+        named, expressions = (self.arriving.id, self.key), self.features.expressions
+        read = self._read
+        if self.rollup is not None:
+            read |= self.rollup.read(self.arriving)
+        yield from privacy_mistakes(self.arriving, self.privacy, named, expressions, read)
 
     @property
     def _read(self) -> frozenset[str]:
