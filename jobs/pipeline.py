@@ -140,7 +140,7 @@ def _events(
     return sources.micro_batches(
         tables,
         "events",
-        _source_options(settings, settings.topics.events),
+        _events_options(settings),
         sources.bucket_expression(labels, key),
         settings.batch.window,
         ends=settings.kafka.stop_at_end,
@@ -197,6 +197,20 @@ def _readings_ttl_s(settings: Settings) -> int:
     assert schema.rollup is not None
     longest_ms = max(schema.rollup.every, schema.rollup.idle, schema.arriving.dedupe_within)
     return max(_DAY_S, 2 * (longest_ms + schema.arriving.time.allowed_lateness) // 1_000)
+
+
+def _events_options(settings: Settings) -> dict[str, str]:
+    kinesis = settings.kinesis
+    if kinesis is None:
+        return _source_options(settings, settings.topics.events)
+    return {
+        "connector": "kinesis",
+        "stream.arn": kinesis.stream_arn,
+        "aws.region": kinesis.region,
+        "source.init.position": {"earliest": "TRIM_HORIZON", "latest": "LATEST"}[kinesis.start],
+        "format": "raw",
+        **kinesis.options,
+    }
 
 
 def _source_options(settings: Settings, topic: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.environment import BUILD, NotReadyError, thread_mode_env
@@ -231,7 +232,8 @@ def start(settings: Settings, target: str | None = None) -> RunningJob:
     address = target or f"{HOST}:{settings.flink.web_port or free_port()}"
     if target is not None:
         _check_reachable(target)
-    options = _target_options(address, remote=target is not None)
+    more = [settings.kinesis.jar] if settings.kinesis is not None else []
+    options = _target_options(address, more, remote=target is not None)
     configuration = pipeline.flink_configuration(settings, options)
     env = _environment(configuration, remote=target is not None)
     try:
@@ -261,10 +263,15 @@ def prepare() -> None:
     os.environ.setdefault("FLINK_LOG_DIR", str(BUILD / "logs"))
 
 
-def _target_options(address: str, *, remote: bool) -> dict[str, str]:
+def _target_options(
+    address: str, more_jars: Sequence[Path] = (), *, remote: bool
+) -> dict[str, str]:
+    for jar in more_jars:
+        if not jar.is_file():
+            raise NotReadyError(f"there is no {jar}", "put the connector's jar there")
     host, _, port = address.rpartition(":")
     options = {
-        "pipeline.jars": ";".join(jar.absolute().as_uri() for jar in flink_jars()),
+        "pipeline.jars": ";".join(jar.absolute().as_uri() for jar in [*flink_jars(), *more_jars]),
         "rest.address": host,
         "rest.port": port,
     }

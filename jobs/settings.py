@@ -43,8 +43,22 @@ def _topic(text: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]
 Topic = Annotated[str, AfterValidator(_topic)]
-_WITH_SECRETS = ("kafka", "flink", "model", "lookups", "privacy")
+_WITH_SECRETS = ("kafka", "kinesis", "flink", "model", "lookups", "privacy")
 """Sections in which secrets can be, among free properties or as a token."""
+
+
+class KinesisSettings(Strict):
+    """A stream of events on Amazon Kinesis, in place of the events' topic."""
+
+    stream_arn: str = Field(description="ARN of the stream, arn:aws:kinesis:...")
+    region: str = Field(description="AWS region of the stream, as eu-central-1")
+    jar: Path = Field(description="Flink's Kinesis SQL connector, a jar with all it needs")
+    start: Literal["earliest", "latest"] = Field(
+        "earliest", description="where a job without a checkpoint begins"
+    )
+    options: dict[str, str] = Field(
+        default_factory=dict, description="passed to the connector, e.g. source.reader.type"
+    )
 
 
 class TopicSettings(Strict):
@@ -207,6 +221,9 @@ class Settings(Strict):
     name: Name = Field(description="the job's name; also the prefix of its transactional ids")
     key: str = Field(description="field that records are keyed by; the first features' key")
     kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings(), description="brokers")
+    kinesis: KinesisSettings | None = Field(
+        None, description="where the events are read in place of `topics.events`"
+    )
     topics: TopicSettings = Field(default_factory=lambda: TopicSettings(), description="topics")
     event: EventSpec = Field(description="schema of an event")
     labels: LabelSpec | None = Field(None, description="schema of a late label")
@@ -260,6 +277,8 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         reads_labels = any(w.stream == "labels" for w in sections["features"].windows)
         if reads_labels and not sections["topics"].labels:
             yield Mistake(("topics", "labels"), "features read labels: name their topic")
+    if sections.keys() >= {"kafka", "kinesis"} and sections["kinesis"] is not None:
+        yield from _not_of_kinesis(sections["kafka"])
     if "model" in sections and sections["model"].embedded and sections["model"].rollout:
         message = "an embedded model has no rollout: set model.embedded to false"
         yield Mistake(("model", "rollout"), message)
@@ -272,6 +291,14 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         if parallelism > buckets:
             message = f"{parallelism} is more than batch.buckets {buckets}: the rest would idle"
             yield Mistake(("flink", "parallelism"), message)
+
+
+def _not_of_kinesis(kafka: KafkaSettings) -> Iterator[Mistake]:
+    if kafka.keyed_by_record_key:
+        message = "the connector does not tell a record's partition key: set it to false"
+        yield Mistake(("kafka", "keyed_by_record_key"), message)
+    if kafka.stop_at_end:
+        yield Mistake(("kafka", "stop_at_end"), "a Kinesis stream has no end: set it to false")
 
 
 def _schema_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
@@ -356,6 +383,9 @@ def masked(settings: Settings) -> dict[str, Any]:
             kafka["sasl"][name] = settings_file.MASK
     if document["privacy"]:
         document["privacy"]["key"] = settings_file.MASK
+    if document["kinesis"]:
+        options = document["kinesis"]["options"]
+        options.update({name: settings_file.MASK for name in options if SECRET.search(name)})
     if document["model"]["token"]:
         document["model"]["token"] = settings_file.MASK
     for lookup in document["lookups"]:
