@@ -34,7 +34,7 @@ from udfs.scoring.scoring import Output, Scoring, ServedScoring
 
 logger = logging.getLogger(__name__)
 
-_DAY_S = 86_400
+_MONTH_S = 30 * 86_400
 _BATCH = Types.PICKLED_BYTE_ARRAY()
 _ROUTED = Types.ROW([Types.INT(), _BATCH])
 
@@ -190,13 +190,13 @@ def _ttl_s(settings: Settings) -> int:
 
 
 def _readings_ttl_s(settings: Settings) -> int:
-    """Open windows outlive a paused job."""
+    """Readings of open windows outlive a job that is paused for weeks."""
     if settings.flink.state_ttl is not None:
         return max(1, settings.flink.state_ttl // 1_000)
     schema = settings.schema_
     assert schema.rollup is not None
     longest_ms = max(schema.rollup.every, schema.rollup.idle, schema.arriving.dedupe_within)
-    return max(_DAY_S, 2 * (longest_ms + schema.arriving.time.allowed_lateness) // 1_000)
+    return max(_MONTH_S, 2 * (longest_ms + schema.arriving.time.allowed_lateness) // 1_000)
 
 
 def _events_options(settings: Settings) -> dict[str, str]:
