@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jobs.cluster.cli import cluster_app
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
 from jobs.features import backfill_command
@@ -44,6 +45,7 @@ rollout_app = typer.Typer(
     help="Try a model version on a share of a running job's keys.", no_args_is_help=True
 )
 app.add_typer(rollout_app, name="rollout")
+app.add_typer(cluster_app, name="cluster")
 features_cli.app.command("backfill")(backfill_command.backfill)
 app.add_typer(features_cli.app, name="features")
 
