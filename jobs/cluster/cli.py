@@ -59,8 +59,8 @@ def status(folder: Folder = None) -> None:
 
     Example: streamscore cluster status
     """
-    from jobs.cluster.status import facts
     from jobs.cluster.standalone import CLUSTER, StandaloneCluster
+    from jobs.cluster.status import facts
     from jobs.console import console, facts_table
 
     cluster = StandaloneCluster(folder or CLUSTER)

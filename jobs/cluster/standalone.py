@@ -47,14 +47,12 @@ class ClusterState:
         slots: Of each TaskManager.
         next_number: Of the TaskManager that is started next; names are never used again.
         processes: By name: ``jobmanager``, ``tm-0``, ...
-        job_id: The job of an application cluster; empty for a session's.
     """
 
     rest: str
     slots: int
     next_number: int = 0
     processes: dict[str, Started] = field(default_factory=dict)
-    job_id: str = ""
 
     @property
     def task_managers(self) -> list[str]:
@@ -217,6 +215,25 @@ class StandaloneCluster:
                 raise ClusterError(f"no complete cluster within {timeout_s:.0f} s", self._see)
             time.sleep(_POLL_S)
 
+    def wait_job(self, timeout_s: float) -> str:
+        """Wait until an application cluster has its job; returns the job's id.
+
+        Raises:
+            ClusterError: its JobManager ended, or not in time.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            state = self.state()
+            if state is None:
+                words = self._last_words("jobmanager")
+                raise ClusterError(f"the JobManager ended: {words}", self._see)
+            with suppress(JobError):
+                for job in FlinkRest(state.rest).get("/jobs/overview")["jobs"]:
+                    return str(job["jid"])
+            if time.monotonic() > deadline_s:
+                raise ClusterError(f"no job within {timeout_s:.0f} s", self._see)
+            time.sleep(_POLL_S)
+
     def task_managers_of(self, job_id: str) -> set[str]:
         """The TaskManagers that run a task of a job."""
         rest = self.rest
@@ -323,7 +340,7 @@ class StandaloneCluster:
             "FLINK_LOG_DIR": str(self.folder / "logs"),
             "FLINK_PID_DIR": str(self.folder / "tmp"),
         }
-        # The mark is an option that Flink does not know; script and JVM have it in their command line.
+        # The mark is an option that Flink does not know: script and JVM are told by it.
         command = [str(flink_home() / "bin" / script), "start-foreground"]
         command += ["-D", self._mark, *arguments]
         with self._console(name).open("wb") as console:
