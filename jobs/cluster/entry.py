@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build the job, wait to be told if asked to, submit it; returns the exit code."""
     # Names that no option of Flink's begins with: its own parser sees them first.
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--packed-job", type=Path, required=True, help="the unpacked package's job folder")
+    parser.add_argument("--packed-job", type=Path, required=True, help="job/ of the package")
     parser.add_argument("--told", type=Path, help="folder of the files ready, go and submitted")
     chosen = parser.parse_args(argv)
     env, name = _built(chosen.packed_job)

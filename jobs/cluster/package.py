@@ -1,7 +1,7 @@
 """What a submission consists of, as one zip: the same inputs give the same bytes.
 
-    code/   the project's packages, and what they read of conf/
-    conf/   the job's settings file as it is (secrets stay ``${NAME}``), overrides, locks
+    code/   the project's packages, what they read of conf/, and the locks of what they import
+    conf/   the job's settings file as it is (secrets stay ``${NAME}``), and overrides
     jars/   the connectors
 
 Code is unpacked by its own hash, so that jobs which differ in settings alone share TaskManagers.
@@ -24,8 +24,7 @@ from jobs.jars import flink_jars
 
 PACKAGES = BUILD / "packages"
 _CODE = ("jobs", "model_server", "udfs")
-_CODE_CONF = ("flink.yaml", "jars.sha256")
-_LOCKS = ("requirements.lock", "requirements-serving.lock")
+_CODE_CONF = ("flink.yaml", "jars.sha256", "requirements.lock", "requirements-serving.lock")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _STEM = 16
 """Hex digits of a hash that name a folder."""
@@ -94,7 +93,6 @@ def make(
     chosen = dict(overrides or {})
     code = dict(_code(root))
     files = {f"code/{name}": content for name, content in code.items()}
-    files |= {f"conf/{name}": (root / "conf" / name).read_bytes() for name in _LOCKS}
     files["conf/job.yaml"] = conf.read_bytes()
     files["conf/overrides.json"] = json.dumps(chosen, sort_keys=True).encode()
     files |= {f"jars/{jar.name}": jar.read_bytes() for jar in flink_jars()}
@@ -104,7 +102,8 @@ def make(
     package.archive.write_bytes(content)
     _unpack(package.code, code)
     _unpack(package.job, {n: c for n, c in files.items() if not n.startswith("code/")})
-    _take_machine_code(root, package.code)
+    for source in (root, *folder.glob("code-*")):
+        _take_machine_code(source, package.code)
     return package
 
 

@@ -14,7 +14,7 @@ from jobs.cluster.client import FlinkRunClient
 from jobs.cluster.entry import tell
 from jobs.cluster.package import Package
 from jobs.cluster.standalone import ClusterError, StandaloneCluster, running_jobs
-from jobs.environment import NotReadyError
+from jobs.environment import ROOT, NotReadyError
 from jobs.jars import silent
 from jobs.runner import FlinkRest, JobError, RunningJob
 from jobs.settings import Settings
@@ -76,10 +76,13 @@ def _plain(package: Package) -> dict[str, Any]:
 
 
 def make_package(
-    cluster: StandaloneCluster, conf: Path, overrides: Mapping[str, Any] | None = None
+    cluster: StandaloneCluster,
+    conf: Path,
+    overrides: Mapping[str, Any] | None = None,
+    root: Path = ROOT,
 ) -> Package:
-    """Pack a job into the cluster's folder of packages."""
-    return packages.make(conf, overrides, folder=cluster.folder / "packages")
+    """Pack a job into the cluster's folder of packages, with the code in a folder."""
+    return packages.make(conf, overrides, root=root, folder=cluster.folder / "packages")
 
 
 def submit_session(
