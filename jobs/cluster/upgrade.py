@@ -22,7 +22,7 @@ from jobs.cluster.standalone import StandaloneCluster
 from jobs.cluster.submission import JobRecord
 from jobs.cluster.verification import Limits, verify
 from jobs.cluster.watching import PredictionWatch, gap_of, now_ms
-from jobs.environment import NotReadyError
+from jobs.environment import ROOT, NotReadyError
 from jobs.jars import silent
 from jobs.runner import JobError, RunningJob
 from jobs.settings import Settings
@@ -63,6 +63,7 @@ def upgrade(
     cluster: StandaloneCluster,
     progress: Progress = silent,
     limits: Limits | None = None,
+    root: Path = ROOT,
 ) -> Outcome:
     """Replace a running job of a session cluster by the one that a settings file and the code are.
 
@@ -72,6 +73,7 @@ def upgrade(
         cluster: Where it runs.
         progress: Called with one line per step.
         limits: What the new job must keep to; none takes the defaults.
+        root: The folder of the project whose code is to run.
 
     Raises:
         Incompatible: the state does not fit; nothing was changed.
@@ -81,7 +83,7 @@ def upgrade(
     """
     new = job_settings.load(conf, overrides)
     old = JobRecord.read(cluster, new.name)
-    package = submission.make_package(cluster, conf, overrides)
+    package = submission.make_package(cluster, conf, overrides, root)
     return _Change(cluster, old, new, package, progress, limits or Limits()).run()
 
 
