@@ -11,10 +11,9 @@ from typing import Any
 
 import yaml
 
-from jobs.environment import ROOT, NotReadyError
+from jobs.environment import NotReadyError
+from jobs.profiles import section
 from jobs.stack import HOST
-
-FLINK_CONF = ROOT / "conf" / "flink.yaml"
 
 
 def flink_home() -> Path:
@@ -33,12 +32,6 @@ def flink_home() -> Path:
             "run: make setup",
         )
     return home
-
-
-def section(name: str, path: Path = FLINK_CONF) -> dict[str, Any]:
-    """A section of conf/flink.yaml."""
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))[name]
-    return found
 
 
 def write_configuration(
