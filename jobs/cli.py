@@ -48,7 +48,7 @@ rollout_app = typer.Typer(
 )
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(cluster_app, name="cluster")
-for command in ("submit", "upgrade", "rescale", "inspect"):
+for command in ("submit", "upgrade", "rescale", "inspect", "plan"):
     app.command(command)(getattr(changes_cli, command))
 app.add_typer(changes_cli.savepoint_app, name="savepoint")
 features_cli.app.command("backfill")(backfill_command.backfill)

@@ -14,7 +14,7 @@ from pyflink.common import Configuration, Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
-from jobs import keyed, sinks, sources
+from jobs import keyed, sinks, sources, uids
 from jobs.enrichment import lookups_of, tables_of
 from jobs.settings import ModelTlsSettings, Settings
 from jobs.settings_file import SettingsError
@@ -95,6 +95,7 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     scored = _stages(tables, settings, labels, _scoring(settings, model))
     wanted = [column for column in sinks.COLUMNS if getattr(settings.topics, column)]
     sinks.write(tables, scored, {column: _sink_options(settings, column) for column in wanted})
+    uids.assign(env)
 
 
 def _stages(

@@ -206,3 +206,33 @@ def inspect(
         size = f"{operator.size_bytes:,}"
         table.add_row(operator.name, operator.uid, str(operator.parallelism), size, states, keys)
     console.print(table)
+
+
+def plan(
+    conf: ConfigFile,
+    rate: Annotated[float, typer.Option(min=1, help="Events a second.")] = 10_000,
+    keys: Annotated[int, typer.Option(min=1, help="Keys of each stage.")] = 100_000,
+    per_key: Annotated[float, typer.Option(min=1, help="Events that a key's history keeps.")] = 10,
+    overrides: Overrides = None,
+) -> None:
+    """Say what a rate takes: tasks, cores, memory, checkpoints, network, and the first limit.
+
+    Example: streamscore plan conf/fraud.yaml --rate 100000
+    """
+    from rich.table import Table
+
+    from jobs.cluster.plan import Costs
+    from jobs.cluster.plan import plan as lines
+    from jobs.console import console
+
+    costs = Costs.read()
+    found = lines(loaded(conf, overrides), rate, keys, per_key, costs)
+    table = Table("what", "needed", "why", title=f"{rate:,.0f} events/s")
+    for line in found:
+        table.add_row(line.what, line.value, line.reason)
+    console.print(table)
+    console.print(
+        f"Unit costs of conf/costs.yaml, measured on {costs.measured['cpu']}: an extrapolation, "
+        "to be checked with a load test.",
+        soft_wrap=True,
+    )

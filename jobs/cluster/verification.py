@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jobs.cluster.watching import PredictionWatch, Seen, shift
 from jobs.runner import TERMINAL_STATES, JobError, RunningJob
 
-_POLL_S = 0.1
+_POLL_S = 0.5
 _QUIET_S = 10.0
 """How long a job without any input is watched."""
 

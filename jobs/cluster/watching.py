@@ -67,6 +67,7 @@ class PredictionWatch:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._seen: list[Seen] = []
+        self._places: set[tuple[int, int]] = set()
         self._processed: dict[int, int] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -110,6 +111,11 @@ class PredictionWatch:
                 if s.scored_ms >= since_ms and (until_ms is None or s.scored_ms < until_ms)
             ]
 
+    @property
+    def events(self) -> int:
+        """How many different events have a prediction."""
+        return len(self._places)
+
     def lag(self) -> int:
         """Events that are written and, as far as predictions tell, not processed.
 
@@ -139,6 +145,7 @@ class PredictionWatch:
             with self._lock:
                 for seen in found:
                     self._seen.append(seen)
+                    self._places.add((seen.partition, seen.offset))
                     at = self._processed.get(seen.partition, -1)
                     self._processed[seen.partition] = max(at, seen.offset)
 
