@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from bench.cluster_lab import Writer, events
-from bench.common import BENCH, machine, say, write_document
+from bench.common import BENCH, BenchError, machine, say, write_document
 from jobs import settings as job_settings
 from jobs.cluster import savepoints, submission
 from jobs.cluster.plan import COSTS, Costs, python_load
@@ -98,6 +98,7 @@ def measure(folder: Path, keys: int, seconds: float) -> dict[str, Any]:
             points = {
                 rate: dict(at_rate(writer, job, pid, rate, seconds)) for rate in FITTED + CHECKED
             }
+            _check_kept_up(points)
             start_s = time.monotonic()
             taken = savepoints.take(job, savepoints.folder_of(settings))
             took_s = time.monotonic() - start_s
@@ -112,6 +113,16 @@ def measure(folder: Path, keys: int, seconds: float) -> dict[str, Any]:
             }
         finally:
             cluster.down()
+
+
+def _check_kept_up(points: Mapping[float, Mapping[str, float]]) -> None:
+    """A job that is starved has a backlog: its events are then not those of the rate."""
+    for rate, point in points.items():
+        if not 0.9 * rate < point["events"] < 1.1 * rate:
+            raise BenchError(
+                f"{point['events']:,.0f} events/s were processed, {rate:,} written: the machine is "
+                "too busy to tell a cost"
+            )
 
 
 def _batches(settings: job_settings.Settings) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from jobs.environment import ROOT
+from jobs.environment import ROOT, NotReadyError
 from jobs.settings import Settings
 from udfs.features.keyed import KeyedStage
 
@@ -49,7 +49,15 @@ class Costs:
 
     @classmethod
     def read(cls, path: Path = COSTS) -> Costs:
-        """The costs of a file."""
+        """The costs of a file.
+
+        Raises:
+            NotReadyError: nobody has measured them here.
+        """
+        if not path.is_file():
+            raise NotReadyError(
+                f"no unit costs in {path}", "measure them: python -m bench.scaling --write"
+            )
         return cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
 
 

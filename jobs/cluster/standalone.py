@@ -167,6 +167,27 @@ class StandaloneCluster:
         with self._changing():
             self._end(names, signal.SIGTERM)
 
+    def retire_task_managers(self, names: Sequence[str]) -> None:
+        """Have TaskManagers stop, and wait only until the JobManager gives them no more tasks.
+
+        ``stop_task_managers`` then waits for their processes.
+
+        Raises:
+            ClusterError: it knows them still after some time.
+        """
+        state = self.running()
+        for name in names:
+            process = find(state.processes[name], self._mark) if name in state.processes else None
+            if process is not None:
+                with suppress(psutil.NoSuchProcess):
+                    process.terminate()
+        deadline_s = time.monotonic() + _STOP_S
+        rest = FlinkRest(state.rest)
+        while {tm["id"] for tm in rest.get("/taskmanagers")["taskmanagers"]} & set(names):
+            if time.monotonic() > deadline_s:
+                raise ClusterError(f"{', '.join(names)} are still registered", self._see)
+            time.sleep(_POLL_S)
+
     def add_task_managers(self, count: int, code: Path = ROOT) -> list[str]:
         """Start TaskManagers that run the code in a folder; returns their names at once.
 

@@ -140,7 +140,7 @@ class _Change:
                 with outcome.step("verifying", self.progress):
                     job = RunningJob(outcome.job_id, self.cluster.rest)
                     verify(job, watch, stop_ms, self.limits)
-            except JobError as exc:
+            except (JobError, NotReadyError) as exc:
                 self._roll_back(str(exc), outcome)
             gap = gap_of(watch.seen(), stop_ms)
             outcome.gap_s = gap.seconds if gap else None
@@ -168,11 +168,12 @@ class _Change:
     def _go(self, client: FlinkRunClient, replaced: list[str], outcome: Outcome) -> None:
         if replaced:
             with outcome.step("stopping the TaskManagers with the old code", self.progress):
-                self.cluster.stop_task_managers(replaced)
+                self.cluster.retire_task_managers(replaced)
         with outcome.step("submitting the new job", self.progress):
             outcome.job_id = client.go(outcome.savepoint)
         record = JobRecord(self.new.name, outcome.job_id, self.package, outcome.savepoint)
         record.write(self.cluster)
+        self.cluster.stop_task_managers(replaced)
         with outcome.step("waiting for its tasks to run", self.progress):
             job = RunningJob(outcome.job_id, self.cluster.rest)
             job.wait_running(submission.RUNNING_S)

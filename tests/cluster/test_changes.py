@@ -34,10 +34,10 @@ from tests.support.flink_cluster import FlinkCluster
 from tests.support.kafka import Traffic
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.kafka, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.kafka, pytest.mark.timeout(900)]
 
 CARDS = 100_000
-RATE = 1_000
+RATE = 300
 RECOVERY_S = 10.0
 _BUSY_MACHINE = 3.0
 """The figures are aims for a machine with nothing else on it; a test only fails far above."""
@@ -188,7 +188,7 @@ def test_changes_under_load(
     code = changed_code(tmp_path / "new", records, *version)
     calls = ("split_batch(value)", "split_batch(value, value)")
     broken = changed_code(tmp_path / "broken", "udfs/operators.py", *calls)
-    limits = Limits(wait_s=60, max_psi=10)  # the models differ on purpose
+    limits = Limits(wait_s=120, max_psi=10)  # the models differ on purpose
     outcomes = {}
     with live(cluster, overrides) as running, running.writer.at(RATE):
         outcomes["feature"] = upgrade.upgrade(conf, new, cluster, limits=limits, root=code)

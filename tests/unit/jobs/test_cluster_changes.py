@@ -9,9 +9,11 @@ import subprocess
 import sys
 from typing import Any
 
+import kubernetes_validate
 import numpy as np
 import psutil
 import pytest
+import yaml
 
 from jobs import settings
 from jobs.cluster import compatibility, inspection
@@ -102,8 +104,6 @@ def test_a_process_is_known_by_its_start_and_mark() -> None:
 
 
 def test_the_manifest_fits_the_settings() -> None:
-    import yaml
-
     chosen = settings.load(FRAUD, {"flink.parallelism": 2, "flink.checkpoint_dir": "s3://b/c"})
     parts = {part["kind"]: part for part in yaml.safe_load_all(manifest(chosen, FRAUD, "i:1"))}
     assert set(parts) == {"ConfigMap", "FlinkDeployment", "NetworkPolicy"}
@@ -111,4 +111,9 @@ def test_the_manifest_fits_the_settings() -> None:
     assert spec["job"]["upgradeMode"] == "savepoint"
     assert spec["taskManager"]["replicas"] == spec["job"]["parallelism"] == 2
     assert all(isinstance(v, str) for v in spec["flinkConfiguration"].values())
+    for kind in ("ConfigMap", "NetworkPolicy"):
+        kubernetes_validate.validate(parts[kind], "1.33", strict=True)
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **spec["podTemplate"]}
+    pod["spec"]["containers"][0]["image"] = spec["image"]
+    kubernetes_validate.validate(pod, "1.33", strict=True)
     assert parts["ConfigMap"]["data"]["job.yaml"] == FRAUD.read_text()
