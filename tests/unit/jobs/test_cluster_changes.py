@@ -112,8 +112,8 @@ def test_the_manifest_fits_the_settings() -> None:
     assert spec["taskManager"]["replicas"] == spec["job"]["parallelism"] == 2
     assert all(isinstance(v, str) for v in spec["flinkConfiguration"].values())
     for kind in ("ConfigMap", "NetworkPolicy"):
-        kubernetes_validate.validate(parts[kind], "1.33", strict=True)
+        kubernetes_validate.validate(parts[kind], "1.37", strict=True)
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **spec["podTemplate"]}
     pod["spec"]["containers"][0]["image"] = spec["image"]
-    kubernetes_validate.validate(pod, "1.33", strict=True)
+    kubernetes_validate.validate(pod, "1.37", strict=True)
     assert parts["ConfigMap"]["data"]["job.yaml"] == FRAUD.read_text()
