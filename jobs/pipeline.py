@@ -14,7 +14,7 @@ from pyflink.common import Configuration, Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
-from jobs import keyed, sinks, sources
+from jobs import keyed, sinks, sources, uids
 from jobs.enrichment import lookups_of, tables_of
 from jobs.settings import ModelTlsSettings, Settings
 from jobs.settings_file import SettingsError
@@ -43,6 +43,14 @@ def flink_configuration(
     settings: Settings, target: Mapping[str, str] | None = None
 ) -> Configuration:
     """The Flink options of a job; ``target`` says where it runs, ``flink.options`` win."""
+    configuration = Configuration()
+    for name, value in flink_options(settings, target).items():
+        configuration.set_string(name, value)
+    return configuration
+
+
+def flink_options(settings: Settings, target: Mapping[str, str] | None = None) -> dict[str, str]:
+    """``flink_configuration`` as plain texts."""
     flink = settings.flink
     options = {
         "parallelism.default": str(flink.parallelism),
@@ -64,11 +72,7 @@ def flink_configuration(
         "table.exec.sink.not-null-enforcer": "DROP",
         "table.exec.source.idle-timeout": "0 ms",
     }
-    options |= {**(target or {}), **flink.options}
-    configuration = Configuration()
-    for name, value in options.items():
-        configuration.set_string(name, value)
-    return configuration
+    return options | {**(target or {}), **flink.options}
 
 
 def _as_url(folder: str) -> str:
@@ -91,6 +95,7 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     scored = _stages(tables, settings, labels, _scoring(settings, model))
     wanted = [column for column in sinks.COLUMNS if getattr(settings.topics, column)]
     sinks.write(tables, scored, {column: _sink_options(settings, column) for column in wanted})
+    uids.assign(env)
 
 
 def _stages(
@@ -255,7 +260,7 @@ def _sink_options(settings: Settings, column: str) -> dict[str, str]:
     }
     if settings.flink.delivery == "exactly_once":
         options["sink.transactional-id-prefix"] = f"{settings.name}-{column}"
-        options["properties.transaction.timeout.ms"] = "600000"
+        options["properties.transaction.timeout.ms"] = str(settings.flink.transaction_timeout)
     return options | _client_properties(settings)
 
 

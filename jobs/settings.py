@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from jobs import settings_file
 from jobs.kafka_settings import HostPorts, KafkaSettings
+from jobs.profiles import with_profile
 from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM
@@ -23,7 +24,7 @@ from udfs.spec.feature import FeatureSpec
 from udfs.spec.privacy import PrivacySpec
 from udfs.spec.rollup import RollupSpec
 from udfs.spec.schema import Schema
-from udfs.spec.types import DurationMs, Mistake, Strict, as_python
+from udfs.spec.types import DurationMs, Mistake, Strict, as_python, format_duration
 
 _EXAMPLE = "conf/fraud.yaml"
 _NAME, _TOPIC = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", r"[A-Za-z0-9._-]{1,249}"
@@ -170,6 +171,10 @@ class AlertSettings(Strict):
 class FlinkSettings(Strict):
     """How Flink runs the job."""
 
+    profile: Literal["latency", "throughput", "large-state"] | None = Field(
+        None,
+        description="settings and options that conf/flink.yaml has for a purpose; own ones win",
+    )
     parallelism: int = Field(1, ge=1, description="subtasks per operator")
     checkpoint_interval: DurationMs = Field(60_000, ge=100, description="time between checkpoints")
     checkpoint_dir: str = Field(
@@ -178,6 +183,12 @@ class FlinkSettings(Strict):
     delivery: Literal["at_least_once", "exactly_once"] = Field(
         "at_least_once",
         description="exactly_once shows predictions only at the next checkpoint",
+    )
+    transaction_timeout: DurationMs = Field(
+        600_000,
+        ge=1_000,
+        description="exactly_once: how long Kafka keeps a transaction open, so the longest outage "
+        "that loses nothing; at most the broker's transaction.max.timeout.ms",
     )
     restart_attempts: int = Field(100, ge=0, description="restarts before the job fails")
     restart_delay: DurationMs = Field(1_000, ge=0, description="pause before a restart")
@@ -199,6 +210,13 @@ class FlinkSettings(Strict):
     )
     web_port: int | None = Field(None, description="port of a local run's web page; none: free one")
     options: dict[str, str] = Field(default_factory=dict, description="any other Flink option")
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
+        shortest = 2 * self.checkpoint_interval
+        if self.delivery == "exactly_once" and self.transaction_timeout < shortest:
+            message = f"must be at least two checkpoint intervals, {format_duration(shortest)}"
+            yield Mistake(("transaction_timeout",), message)
 
 
 class TrainingSettings(Strict):
@@ -350,7 +368,7 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Settin
 
 def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
     """Spell out the defaults that name environment variables, so that they are expanded too."""
-    filled = dict(document)
+    filled = with_profile(document)
     for section, field in (("kafka", "bootstrap_servers"), ("model", "server")):
         values = filled.get(section, {})
         if isinstance(values, dict):
