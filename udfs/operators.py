@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 from zlib import crc32
 
 import numpy as np
-from pyflink.common import Row, Time, Types
+from pyflink.common import Row, Types
 from pyflink.datastream import FlatMapFunction, KeyedProcessFunction, RuntimeContext
-from pyflink.datastream.state import MapStateDescriptor, StateTtlConfig
+from pyflink.datastream.state import MapStateDescriptor
 
 from udfs.batches.batch import FeatureBatch, LabelBatch
 from udfs.batches.buckets import sql_buckets
@@ -30,6 +30,7 @@ from udfs.features.states import BucketStates
 from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 from udfs.scoring.scoring import Scoring
 from udfs.spec.schema import Schema
+from udfs.state_ttl import ttl
 
 NO_TABLES = Tables()
 
@@ -96,7 +97,7 @@ class _KeyedOperator(KeyedProcessFunction):
         descriptor = MapStateDescriptor(
             f"histories-{self._key}", Types.STRING(), Types.PICKLED_BYTE_ARRAY()
         )
-        descriptor.enable_time_to_live(_ttl(self._ttl_s))
+        descriptor.enable_time_to_live(ttl(self._ttl_s))
         self._stage = KeyedStage(self._schema, self._key)
         self._states = BucketStates(
             self._stage,
@@ -383,13 +384,3 @@ class LabelReader(FlatMapFunction):
             groups.setdefault(self._routing.of(entity), []).append(index)
         for group, rows in groups.items():
             yield Row(group, labels.select(rows))
-
-
-def _ttl(seconds: int) -> StateTtlConfig:
-    """Idle keys expire; background cleanup is off because in thread mode it starts a gateway."""
-    return (
-        StateTtlConfig.new_builder(Time.seconds(seconds))
-        .disable_cleanup_in_background()
-        .cleanup_full_snapshot()
-        .build()
-    )
