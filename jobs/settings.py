@@ -18,6 +18,7 @@ from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM
 from udfs.spec.enrichment import LookupSpec, TableSpec
+from udfs.spec.episode import EpisodeSpec
 from udfs.spec.event import EventSpec, LabelSpec
 from udfs.spec.feature import FeatureSpec
 from udfs.spec.privacy import PrivacySpec
@@ -145,6 +146,9 @@ class AlertSettings(Strict):
 
     threshold: float = Field(0.85, ge=0, le=1, description="a score above it is an alert")
     explain: bool = Field(True, description="ask for the three largest feature contributions")
+    episodes: EpisodeSpec | None = Field(
+        None, description="one alert per stretch of high scores; none: one per score above"
+    )
 
 
 class FlinkSettings(Strict):
@@ -246,7 +250,11 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     """What is wrong between sections, as far as those that are given tell."""
     if sections.keys() >= Schema.model_fields.keys():
         parts = {name: sections[name] for name in Schema.model_fields}
-        yield from Schema.model_construct(**parts).mistakes()
+        schema = Schema.model_construct(**parts)
+        yield from schema.mistakes()
+        if "alerts" in sections and (episodes := sections["alerts"].episodes) is not None:
+            for path, message in episodes.unfit(schema.known, schema.columns):
+                yield Mistake(("alerts", "episodes", *path), message)
     if sections.keys() >= {"topics", "features"}:
         reads_labels = any(w.stream == "labels" for w in sections["features"].windows)
         if reads_labels and not sections["topics"].labels:

@@ -56,7 +56,7 @@ def read_score(packed: bytes, at: int) -> tuple[Score, int]:
     """The score that is packed there, and where it ends."""
     *values, length = _SCORE.unpack_from(packed, at)
     at += _SCORE.size
-    return Score(*values, packed[at : at + length]), at + length
+    return Score._make((*values, packed[at : at + length])), at + length
 
 
 @dataclass(slots=True)

@@ -58,7 +58,8 @@ class ScoredBatch:
             if value != value:
                 yield entity, time_ms, None
             else:
-                score = Score(time_ms, *place, value, *rest, self.reasons.get(n, b""))
+                why = self.reasons.get(n, b"")
+                score = Score._make((time_ms, *place, value, *rest, why))
                 yield entity, time_ms, score
 
     def select(self, rows: Sequence[int]) -> ScoredBatch:

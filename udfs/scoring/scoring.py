@@ -28,6 +28,7 @@ from pyflink.datastream.timerservice import TimerService
 from model_server.backends import load_table
 from model_server.client import ClientOptions
 from model_server.errors import InvalidRows, PredictError
+from udfs.alerting.feed import EpisodeFeed
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import FloatArray
 from udfs.batches.privacy import Privacy
@@ -55,6 +56,7 @@ class Output:
         fallback_score: The score when the model cannot answer.
         explain: Whether alerts name the features that weigh most.
         privacy: What is hidden of the events; none if nothing is.
+        episodes: What makes one alert of many scores; none: each score above is an alert.
     """
 
     writer: RecordWriter
@@ -62,6 +64,7 @@ class Output:
     fallback_score: float
     explain: bool
     privacy: Privacy | None = None
+    episodes: EpisodeFeed | None = None
 
     def model_input(self, batch: FeatureBatch) -> Matrix:
         """The batch as the model gets it: float32 (n, the model's columns)."""
@@ -91,9 +94,23 @@ class Output:
         """The verdict when the model did not answer."""
         return Verdict(np.full(len(batch), self.fallback_score), model_name, None, reason, arm)
 
-    def rows_to_explain(self, verdict: Verdict) -> list[int]:
+    def rows_to_explain(self, batch: FeatureBatch, verdict: Verdict) -> list[int]:
         """The alerts, if they are to name the features that weigh most."""
-        return self.writer.alert_rows(verdict) if self.explain else []
+        return self._rows_above(batch, verdict) if self.explain else []
+
+    def _rows_above(self, batch: FeatureBatch, verdict: Verdict) -> list[int]:
+        if self.episodes is not None:
+            return self.episodes.columns.rows_above(batch, verdict)
+        return self.writer.alert_rows(verdict)
+
+    def emit(
+        self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
+    ) -> Iterator[Any]:
+        """A row of each sink's records, and beside it what the episodes get; see ``rows``."""
+        yield self.rows(batch, verdict, contributions)
+        if self.episodes is not None and verdict is not None:
+            reasons = {} if contributions is None else self._reasons(batch, verdict, contributions)
+            yield from self.episodes.parts(batch, verdict, reasons)
 
     def rows(
         self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
@@ -111,7 +128,8 @@ class Output:
         if verdict is not None:
             made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
             predictions = _pairs(zip(batch.keys, made, strict=True))
-            alerts = _pairs(self._alerts(batch, verdict, made, contributions))
+            if self.episodes is None:
+                alerts = _pairs(self._alerts(batch, verdict, made, contributions))
         return Row(predictions, alerts, _pairs(batch.dead_letters), _pairs(batch.duplicates), [])
 
     def shadow_rows(self, batch: FeatureBatch, verdict: Verdict) -> Row:
@@ -137,11 +155,19 @@ class Output:
         records: list[bytes],
         contributions: FloatArray | None,
     ) -> Iterator[tuple[str, bytes]]:
-        for n, row in enumerate(self.writer.alert_rows(verdict)):
-            why = None if contributions is None else contributions[n]
-            reasons = self.writer.reasons(batch.features[row], why)
+        known = {} if contributions is None else self._reasons(batch, verdict, contributions)
+        for row in self.writer.alert_rows(verdict):
+            reasons = known.get(row, [])
             event = self._event(batch.raw[row])
             yield batch.keys[row], self.writer.alert(records[row], event, reasons)
+
+    def _reasons(
+        self, batch: FeatureBatch, verdict: Verdict, contributions: FloatArray
+    ) -> dict[int, list[dict[str, Any]]]:
+        """The reasons of the alerts, by row."""
+        rows = self._rows_above(batch, verdict)
+        whys = zip(rows, contributions, strict=True)
+        return {row: self.writer.reasons(batch.features[row], why) for row, why in whys}
 
 
 def _pairs(records: Iterable[tuple[str, bytes]]) -> list[Pair]:
@@ -208,7 +234,7 @@ class EmbeddedScoring:
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """Score at once."""
         if not len(batch):
-            yield self._output.rows(batch, None, None)
+            yield from self._output.emit(batch, None, None)
             return
         if self._lookups is not None:
             batch = _run(self._lookups.enrich(batch)).result()
@@ -216,14 +242,15 @@ class EmbeddedScoring:
         matrix = self._output.model_input(batch)
         scores = np.asarray(self._model.predict(matrix), dtype=np.float64)
         verdict = Verdict(scores, self._model_name, self._version)
-        yield self._output.rows(batch, verdict, self._explain(matrix, verdict))
+        why = self._explain(batch, matrix, verdict)
+        yield from self._output.emit(batch, verdict, why)
 
     def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
         """None is set."""
         return iter(())
 
-    def _explain(self, matrix: Matrix, verdict: Verdict) -> FloatArray | None:
-        rows = self._output.rows_to_explain(verdict)
+    def _explain(self, batch: FeatureBatch, matrix: Matrix, verdict: Verdict) -> FloatArray | None:
+        rows = self._output.rows_to_explain(batch, verdict)
         if not rows or not self._model.explains:
             return None
         try:
@@ -350,7 +377,7 @@ class ServedScoring:
         mine = self._of(bucket)
         for part in batch.chunks(self._max_rows):
             if not len(part):
-                yield self._output.rows(part, None, None)
+                yield from self._output.emit(part, None, None)
                 continue
             self._state.put(mine.next_number, pickle.dumps(part, pickle.HIGHEST_PROTOCOL))
             self._add(mine, mine.next_number, part)
@@ -410,7 +437,7 @@ class ServedScoring:
             for part in call.answer.result():
                 if part.verdict.fallback_reason is not None:
                     self._fallbacks.inc(len(part.batch))
-                yield self._output.rows(part.batch, part.verdict, part.contributions)
+                yield from self._output.emit(part.batch, part.verdict, part.contributions)
             mine.calls.remove(call)
             for number in call.numbers:
                 self._state.remove(number)
@@ -462,7 +489,8 @@ class ServedScoring:
     async def _answer_of(self, arm: Arm, batch: FeatureBatch, begun_s: float) -> _Part:
         verdict, answer = await self._verdict(arm, batch, _left_ms(arm, begun_s))
         left_ms = _left_ms(arm, begun_s)
-        return _Part(batch, verdict, await self._explain(arm, answer, verdict, left_ms))
+        rows = self._output.rows_to_explain(batch, verdict)
+        return _Part(batch, verdict, await self._explain(arm, answer, rows, left_ms))
 
     async def _verdict(
         self, arm: Arm, batch: FeatureBatch, deadline_ms: float
@@ -497,10 +525,9 @@ class ServedScoring:
         await asyncio.gather(*self._copies, return_exceptions=True)
 
     async def _explain(
-        self, arm: Arm, answer: Answer | None, verdict: Verdict, left_ms: float
+        self, arm: Arm, answer: Answer | None, rows: list[int], left_ms: float
     ) -> FloatArray | None:
         """Contributions of the alerts, if they come within what the prediction left of its time."""
-        rows = self._output.rows_to_explain(verdict)
         if answer is None or not rows:
             return None
         try:
