@@ -17,6 +17,7 @@ from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
 from jobs.features import backfill_command
 from jobs.features import cli as features_cli
+from jobs.outlets import cli as outlets_cli
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
@@ -46,6 +47,8 @@ rollout_app = typer.Typer(
 app.add_typer(rollout_app, name="rollout")
 features_cli.app.command("backfill")(backfill_command.backfill)
 app.add_typer(features_cli.app, name="features")
+app.command("deliver")(outlets_cli.deliver)
+app.add_typer(outlets_cli.store_app, name="store")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings file.")]
 _CONFIG = Path("conf/fraud.yaml")

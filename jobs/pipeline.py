@@ -137,10 +137,10 @@ def _of_first_stage(settings: Settings) -> dict[str, Any]:
 
 def _episodes(settings: Settings, scored: DataStream) -> dict[str, DataStream]:
     """The stream of alerts, if they are of episodes: keyed by the bucket of the entity."""
-    spec = settings.alerts.episodes
-    if spec is None:
+    if settings.alerts.episodes is None:
         return {}
-    span_ms = spec.lateness + (spec.close_after or 0) + (spec.silent_after or 0)
+    spec = settings.alerts.episodes.with_lateness(settings.event)
+    span_ms = (spec.lateness or 0) + (spec.close_after or 0) + (spec.silent_after or 0)
     ttl_s = max(_ttl_s(settings), 2 * span_ms // 1_000)
     operator = EpisodeOperator(spec, settings.topics.events, ttl_s)
     told = (

@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from jobs import settings_file
 from jobs.kafka_settings import HostPorts, KafkaSettings
+from jobs.outlets.columns import taken_names
+from jobs.outlets.settings import DeliverySettings, StoreSettings
 from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM
@@ -43,7 +45,7 @@ def _topic(text: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]
 Topic = Annotated[str, AfterValidator(_topic)]
-_WITH_SECRETS = ("kafka", "flink", "model", "lookups", "privacy")
+_WITH_SECRETS = ("kafka", "flink", "model", "lookups", "privacy", "delivery", "store")
 """Sections in which secrets can be, among free properties or as a token."""
 
 
@@ -221,6 +223,12 @@ class Settings(Strict):
     training: TrainingSettings = Field(
         default_factory=lambda: TrainingSettings(), description="training"
     )
+    delivery: DeliverySettings | None = Field(
+        None, description="where `streamscore deliver` takes alerts"
+    )
+    store: StoreSettings | None = Field(
+        None, description="where `streamscore store run` keeps predictions"
+    )
 
     @property
     def schema_(self) -> Schema:
@@ -252,6 +260,9 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         parts = {name: sections[name] for name in Schema.model_fields}
         schema = Schema.model_construct(**parts)
         yield from schema.mistakes()
+        if sections.get("store") is not None and (taken := taken_names(schema.columns)):
+            message = f"features named as columns of a stored prediction: {', '.join(taken)}"
+            yield Mistake(("store",), f"{message}; rename them")
         if "alerts" in sections and (episodes := sections["alerts"].episodes) is not None:
             for path, message in episodes.unfit(schema.known, schema.columns):
                 yield Mistake(("alerts", "episodes", *path), message)
@@ -346,11 +357,22 @@ def masked(settings: Settings) -> dict[str, Any]:
         document["privacy"]["key"] = settings_file.MASK
     if document["model"]["token"]:
         document["model"]["token"] = settings_file.MASK
+    _mask_outlets(document)
     for lookup in document["lookups"]:
         store = lookup["redis"] or lookup["postgres"]
         if store and store["password"]:
             store["password"] = settings_file.MASK
     return document
+
+
+def _mask_outlets(document: dict[str, Any]) -> None:
+    """A webhook's URL is often its only secret."""
+    webhook = (document["delivery"] or {}).get("webhook")
+    postgres = (document["store"] or {}).get("postgres")
+    for section, names in ((webhook, ("url", "token")), (postgres, ("password",))):
+        for name in names:
+            if section and section[name]:
+                section[name] = settings_file.MASK
 
 
 def as_yaml(settings: Settings) -> str:

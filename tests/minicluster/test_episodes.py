@@ -132,7 +132,9 @@ def speaks_again(traffic: Traffic) -> None:
     event |= {"transaction_id": "again", "event_time_ms": now_ms}
     traffic.send(Record(place[0], b"c3", orjson.dumps(event)))
     silence = [
-        o.document for o in traffic.outputs["alerts"] if o.document["kind"] == "silent" and o.key == b"c3"
+        o.document
+        for o in traffic.outputs["alerts"]
+        if o.document["kind"] == "silent" and o.key == b"c3"
     ]
     assert [d["state"] for d in silence] == ["open"]
 

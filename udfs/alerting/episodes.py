@@ -83,6 +83,7 @@ class Episodes:
 
     def __init__(self, spec: EpisodeSpec, state: State, now_ms: int, cached: int = _CACHED) -> None:
         self._rules = Rules(spec.open_at, spec.of_last, spec.close_below, spec.close_after)
+        assert spec.lateness is not None, "see EpisodeSpec.with_lateness"
         self._limits = Limits(spec.lateness, spec.last_scores)
         self._silent_after_ms = spec.silent_after
         self._state = state

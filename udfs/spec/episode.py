@@ -41,11 +41,11 @@ class EpisodeSpec(Strict):
         description="a longer pause between events closes it and starts the counting anew; "
         "none: never",
     )
-    lateness: DurationMs = Field(
-        60_000,
+    lateness: DurationMs | None = Field(
+        None,
         ge=0,
         description="scores this much older than the entity's newest still correct an episode; "
-        "older ones are counted and left out",
+        "older ones are counted and left out; none: event.time.allowed_lateness",
     )
     silent_after: DurationMs | None = Field(
         None,
@@ -62,6 +62,12 @@ class EpisodeSpec(Strict):
     last_scores: int = Field(
         30, ge=1, le=1_000, description="how many of the entity's last scores an alert shows"
     )
+
+    def with_lateness(self, event: EventSpec) -> EpisodeSpec:
+        """The same with a lateness, if need be the event's."""
+        lateness = self.lateness
+        own = event.time.allowed_lateness if lateness is None else lateness
+        return self.model_copy(update={"lateness": own})
 
     @property
     def fields(self) -> tuple[str, ...]:
