@@ -25,6 +25,10 @@ IDENTITY = ("key", "event_time", "event_id")
 """What names a row, so that a replay writes it anew; TimescaleDB wants the time among it."""
 
 
+PLACE = ("record_partition", "record_offset")
+"""Further columns of a Parquet file: the prediction's own place in its topic."""
+
+
 def taken_names(features: Sequence[str]) -> list[str]:
     """Features that are named as a column of every prediction."""
-    return [name for name in features if name in BASE]
+    return [name for name in features if name in BASE or name in PLACE]

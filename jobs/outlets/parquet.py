@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.outlets.columns import PLACE
 from jobs.outlets.rows import Rows
 from jobs.outlets.settings import ParquetStoreSettings
 from jobs.outlets.target import Message, Outcome, retry_all
@@ -70,14 +71,18 @@ class ParquetTarget:
 
     def deliver(self, messages: Sequence[Message]) -> list[Outcome]:
         """See ``Target``."""
-        table, _, outcomes = self._rows.read(messages)
+        table, at, outcomes = self._rows.read(messages)
+        places = [(messages[n].partition, messages[n].offset) for n in at]
+        for n, name in enumerate(PLACE):
+            column = pa.array([place[n] for place in places], pa.int64())
+            table = table.append_column(name, column)
         offsets: dict[int, list[int]] = {}
         for message in messages:
             offsets.setdefault(message.partition, []).append(message.offset)
         try:
             there = self._tidied(offsets)
             for partition, mine in offsets.items():
-                rows = table.filter(pc.equal(table["source_partition"], partition))
+                rows = table.filter(pc.equal(table[PLACE[0]], partition))
                 self._write(rows, partition, min(mine), max(mine), there)
         except OSError as exc:
             return retry_all(messages, f"{type(exc).__name__}: {exc}")
@@ -122,7 +127,7 @@ class ParquetTarget:
 def _cut_out(part: Part, first: int, last: int) -> None:
     """Take these offsets out of a file; what is left of it gets names of its own."""
     rows = pq.ParquetFile(part.path).read()
-    offsets = rows["source_offset"]
+    offsets = rows[PLACE[1]]
     before = part._replace(last=first - 1), pc.less(offsets, first)
     after = part._replace(first=last + 1), pc.greater(offsets, last)
     for rest, kept in (before, after):

@@ -136,6 +136,7 @@ class Worker:
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
+            "session.timeout.ms": 10_000,  # how soon a killed one's partitions are ours
             "max.poll.interval.ms": 900_000,
             "queued.max.messages.kbytes": 65_536,
             "partition.assignment.strategy": "cooperative-sticky",
