@@ -142,7 +142,9 @@ def _episodes(settings: Settings, scored: DataStream) -> dict[str, DataStream]:
     spec = settings.alerts.episodes.with_lateness(settings.event)
     span_ms = (spec.lateness or 0) + (spec.close_after or 0) + (spec.silent_after or 0)
     ttl_s = max(_ttl_s(settings), 2 * span_ms // 1_000)
-    operator = EpisodeOperator(spec, settings.topics.events, ttl_s)
+    privacy = Privacy.of_events(settings.schema_)
+    hide = privacy.hashed if privacy and spec.entity in privacy.fields else None
+    operator = EpisodeOperator(spec, settings.topics.events, ttl_s, hide)
     told = (
         keyed.by_first_field(keyed.side_output(scored, SCORED), _BATCH)
         .process(operator, sinks.row_type(["alerts"]))

@@ -22,8 +22,8 @@ CREATE TEMPORARY TABLE `{column}_sink` (`record_key` BYTES, `payload` BYTES) WIT
 
 # Bytes all the way: as one text, each record would be searched for separators and encoded again.
 # Pairs are arrays, as PyFlink converts an array several times faster than a row.
-_INSERT = """
-INSERT INTO `{column}_sink`
+_INSERT = "INSERT INTO `{column}_sink` {records}"
+_RECORDS = """
 SELECT pair[1], pair[2] FROM `{view}` CROSS JOIN UNNEST(`{column}`) AS records (pair)
 """
 
@@ -52,16 +52,18 @@ def write(
         scored: Rows of ``OUTPUT_TYPE``.
         options: The Kafka connector's options of each column's sink; a column without them has
             none.
-        others: Columns whose records come from another stream, of ``row_type([column])``.
+        others: Columns that get records of a further stream as well, of ``row_type([column])``.
     """
     _view(tables, "scored", scored, COLUMNS)
     for column, stream in others.items():
         _view(tables, f"scored_{column}", stream, [column])
     statements = tables.create_statement_set()
     for column in options:
-        view = f"scored_{column}" if column in others else "scored"
+        views = ["scored", *([f"scored_{column}"] if column in others else [])]
+        # One sink for both: two of one name would share their transactions' ids.
+        records = " UNION ALL ".join(_RECORDS.format(view=v, column=column) for v in views)
         tables.execute_sql(_SINK.format(column=column, options=with_options(options[column])))
-        statements.add_insert_sql(_INSERT.format(column=column, view=view))
+        statements.add_insert_sql(_INSERT.format(column=column, records=records))
     statements.attach_as_datastream()
 
 

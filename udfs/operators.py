@@ -27,10 +27,9 @@ from udfs.features.expressions import evaluate
 from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
 from udfs.features.series import kinds_of
 from udfs.features.states import BucketStates
-from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
+from udfs.runtime import calm_garbage_collector, share_interpreter_fairly, state_ttl
 from udfs.scoring.scoring import Scoring
 from udfs.spec.schema import Schema
-from udfs.state_ttl import ttl
 
 NO_TABLES = Tables()
 
@@ -97,7 +96,7 @@ class _KeyedOperator(KeyedProcessFunction):
         descriptor = MapStateDescriptor(
             f"histories-{self._key}", Types.STRING(), Types.PICKLED_BYTE_ARRAY()
         )
-        descriptor.enable_time_to_live(ttl(self._ttl_s))
+        descriptor.enable_time_to_live(state_ttl(self._ttl_s))
         self._stage = KeyedStage(self._schema, self._key)
         self._states = BucketStates(
             self._stage,

@@ -91,11 +91,13 @@ def upsert(settings: PostgresStoreSettings, columns: Sequence[str]) -> tuple[str
     """How rows get in: make a table of the session, copy into it, merge from it."""
     table, names = table_of(settings), ", ".join(map(quoted, columns))
     rest = [quoted(name) for name in columns if name not in IDENTITY]
+    identity = ", ".join(map(quoted, IDENTITY))
+    changed = ", ".join(f"{name} = EXCLUDED.{name}" for name in rest)
+    rows = f"SELECT {names} FROM "  # noqa: S608 (names are quoted)
     return (
-        f"CREATE TEMP TABLE IF NOT EXISTS incoming ON COMMIT DELETE ROWS AS "
-        f"SELECT {names} FROM {table} WITH NO DATA",
+        f"CREATE TEMP TABLE IF NOT EXISTS incoming ON COMMIT DELETE ROWS AS {rows}{table} "
+        "WITH NO DATA",
         f"COPY incoming ({names}) FROM STDIN (FORMAT csv)",
-        f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming "
-        f"ON CONFLICT ({', '.join(map(quoted, IDENTITY))}) DO UPDATE SET "
-        + ", ".join(f"{name} = EXCLUDED.{name}" for name in rest),
+        f"INSERT INTO {table} ({names}) {rows}incoming "
+        f"ON CONFLICT ({identity}) DO UPDATE SET {changed}",
     )

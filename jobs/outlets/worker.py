@@ -111,7 +111,7 @@ class Worker:
         self._metrics = metrics
         self._stopping = stopping
         self._clock_s = clock_s
-        self._rng = rng or random.Random()
+        self._rng = rng or random.Random()  # noqa: S311 (jitter)
         self._ahead: list[Message] = []
 
     def run(self) -> None:

@@ -12,9 +12,8 @@ from pyflink.datastream.state import MapStateDescriptor
 
 from udfs.alerting.episodes import Episodes, Told
 from udfs.alerting.records import EpisodeWriter
-from udfs.runtime import share_interpreter_fairly
+from udfs.runtime import share_interpreter_fairly, state_ttl
 from udfs.spec.episode import EpisodeSpec
-from udfs.state_ttl import ttl
 
 SCORED = OutputTag("scored", Types.ROW([Types.INT(), Types.PICKLED_BYTE_ARRAY()]))
 """Side output of what scores: ``Row(bucket of the entity, ScoredBatch)``."""
@@ -38,6 +37,7 @@ class EpisodeOperator(KeyedProcessFunction):
         spec: When episodes open and close.
         topic: The events topic.
         ttl_s: How long an idle entity is kept.
+        hide: Makes what is shown of an entity that is sensitive; none: it is not.
         now_ms: The clock.
     """
 
@@ -46,10 +46,11 @@ class EpisodeOperator(KeyedProcessFunction):
         spec: EpisodeSpec,
         topic: str,
         ttl_s: int,
+        hide: Callable[[str], str] | None = None,
         now_ms: Callable[[], int] = _now_ms,
     ) -> None:
         self._spec = spec
-        self._writer = EpisodeWriter(topic, spec)
+        self._writer = EpisodeWriter(topic, spec, hide)
         self._ttl_s = ttl_s
         self._now_ms = now_ms
         waits = [w for w in (spec.close_after, spec.silent_after) if w is not None]
@@ -58,7 +59,7 @@ class EpisodeOperator(KeyedProcessFunction):
     def open(self, runtime_context: RuntimeContext) -> None:
         """Flink has restored the state by now; a bucket's is read with its first element."""
         descriptor = MapStateDescriptor("episodes", Types.STRING(), Types.PICKLED_BYTE_ARRAY())
-        descriptor.enable_time_to_live(ttl(self._ttl_s))
+        descriptor.enable_time_to_live(state_ttl(self._ttl_s))
         self._state = runtime_context.get_map_state(descriptor)
         self._buckets: dict[int, Episodes] = {}
         self._timers: dict[int, int] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -23,9 +23,13 @@ class EpisodeWriter:
     Args:
         topic: The events topic, part of a prediction's id.
         spec: The episodes' declaration.
+        hide: Makes what is shown of an entity that is sensitive; none: it is not.
     """
 
-    def __init__(self, topic: str, spec: EpisodeSpec) -> None:
+    def __init__(
+        self, topic: str, spec: EpisodeSpec, hide: Callable[[str], str] | None = None
+    ) -> None:
+        self._hide = hide
         self._topic = topic
         self._field = spec.entity
         self._features = spec.features
@@ -33,16 +37,17 @@ class EpisodeWriter:
     def record(self, told: Told, told_time_ms: int) -> tuple[str, bytes]:
         """Kafka key, which is the entity, and value."""
         of_kind = self._silence if isinstance(told.notice, Silence) else self._scores
-        own = of_kind(told.entity, told.notice)
+        entity = told.entity if self._hide is None else self._hide(told.entity)
+        own = of_kind(entity, told.notice)
         document = {
             "schema_version": SCHEMA_VERSION,
             "alert_id": f"{own['episode_id']}#{own['revision']}",
             **own,
-            "entity": {"field": self._field, "value": told.entity},
+            "entity": {"field": self._field, "value": entity},
             "last_scores": [[s.time_ms, s.value] for s in told.scores],
             "told_time_ms": told_time_ms,
         }
-        return told.entity, orjson.dumps(document)
+        return entity, orjson.dumps(document)
 
     def _silence(self, entity: str, silence: Any) -> dict[str, Any]:
         return {
