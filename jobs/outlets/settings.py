@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from udfs.spec.enrichment import dsn_mistakes
 from udfs.spec.types import DurationMs, Mistake, Strict
 
 _ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[A-Za-z0-9_-]+(\.fifo)?")
@@ -115,6 +116,10 @@ class PostgresStoreSettings(Strict):
     keep: DurationMs | None = Field(
         None, ge=1, description="TimescaleDB: age at which chunks are dropped; none: never"
     )
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
+        yield from dsn_mistakes(self.dsn)
 
 
 class ParquetStoreSettings(Strict):

@@ -79,6 +79,7 @@ class EpisodeOperator(KeyedProcessFunction):
         """Look at the clock."""
         now_ms = self._now_ms()
         episodes = self._of(ctx.get_current_key(), now_ms)
+        self._timers.pop(ctx.get_current_key(), None)
         self._set_timer(ctx, now_ms)
         return self._rows(episodes, episodes.due(now_ms), now_ms)
 
