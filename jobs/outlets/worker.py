@@ -17,7 +17,7 @@ from threading import Event
 from typing import Any
 
 import confluent_kafka
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from jobs.outlets.dead_letters import DeadLetters
 from jobs.outlets.metrics import OutletMetrics
@@ -26,13 +26,6 @@ from jobs.outlets.target import Fate, Message, Outcome, Target
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-_LOST = (
-    KafkaError.ILLEGAL_GENERATION,
-    KafkaError.UNKNOWN_MEMBER_ID,
-    KafkaError.REBALANCE_IN_PROGRESS,
-    KafkaError._NO_OFFSET,
-)
-"""Another process has the partitions now; it hands their messages on again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,19 +138,18 @@ class Worker:
         }
 
     def _take(self) -> list[Message]:
-        """The next messages, when there are enough or the oldest has waited long enough."""
+        """The next messages: those there are when the first of them has waited long enough."""
         taken, self._ahead = self._ahead, []
-        deadline_s: float | None = None
-        while len(taken) < self._options.batch and not self._stopping.is_set():
-            wait_s = _POLL_S if deadline_s is None else max(0.0, deadline_s - self._clock_s())
-            found = self._consumer.consume(self._options.batch - len(taken), min(wait_s, _POLL_S))
-            taken += self._readable(found)
-            if taken and deadline_s is None:
-                deadline_s = self._clock_s() + self._options.linger_ms / 1_000
-            elif deadline_s is not None and self._clock_s() >= deadline_s:
-                break
-            elif not taken:
-                self._metrics.idle()
+        if not taken:
+            taken = self._readable(self._consumer.consume(1, _POLL_S))
+        if not taken:
+            self._metrics.idle()
+            return []
+        deadline_s = self._clock_s() + self._options.linger_ms / 1_000
+        while (left := self._options.batch - len(taken)) > 0 and not self._stopping.is_set():
+            wait_s = max(0.0, deadline_s - self._clock_s())
+            taken += self._readable(self._consumer.consume(left, min(wait_s, _POLL_S)))
+            if wait_s <= 0:
                 break
         return taken
 
@@ -165,7 +157,7 @@ class Worker:
         messages = []
         for message in found:
             if (error := message.error()) is not None:
-                if not error.retriable() and error.fatal():
+                if error.fatal():
                     raise KafkaException(error)
                 logger.warning("%s: %s", self._target.name, error.str())
                 continue
@@ -240,6 +232,9 @@ class Worker:
         try:
             self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as exc:
-            if exc.args[0].code() not in _LOST:
+            # Another process has the partitions now, or the broker does not answer: these messages
+            # are handed on again, or the next commit says so for them.
+            error = exc.args[0]
+            if error.fatal():
                 raise
-            logger.warning("%s: another process has taken over", self._target.name)
+            logger.warning("%s: offsets are not committed: %s", self._target.name, error.str())
