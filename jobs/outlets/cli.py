@@ -65,7 +65,7 @@ def _run(
 
 
 def deliver(conf: Conf, metrics_port: MetricsPort = None) -> None:
-    r"""Take alerts to Amazon SNS and to a webhook, until SIGTERM or Ctrl-C.
+    """Take alerts to Amazon SNS and to a webhook, until SIGTERM or Ctrl-C.
 
     A process of its own beside the job: while a target is down its alerts wait in Kafka, and the
     job goes on. An alert is delivered at least once; after a kill it may come again, with the same
@@ -75,7 +75,6 @@ def deliver(conf: Conf, metrics_port: MetricsPort = None) -> None:
 
     The targets are in the section delivery of CONF, for example:
 
-    \b
     delivery:
       webhook: {url: "https://alerts.example.org/in", token: "${WEBHOOK_TOKEN}"}
       sns: {topic_arn: "arn:aws:sns:eu-west-1:123456789012:alerts.fifo"}

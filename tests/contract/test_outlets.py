@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from tests.support.outlet_process import OutletProcess, Topics
+from tests.support.sns import Sns
 from tests.support.waiting import wait_until
 from tests.support.webhook import WebhookServer
 
@@ -151,3 +152,26 @@ def test_two_processes_share_the_work(
             topics.write(topic, alerts(50, 150))
             wait_until(lambda: len(keys(server)) == 200, 60, "the other one takes over")
             assert other.stop() == 0
+
+
+def test_sns_that_is_down_holds_up_no_other(
+    bootstrap: str, tmp_path: Path, server: WebhookServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("boto3", reason="no client: make setup EXTRA=sns")
+    sns = Sns("outage.fifo", monkeypatch)
+    sns.stop()
+    target = {"topic_arn": sns.topic, "endpoint": sns.endpoint, "timeout": "2s"}
+    topics = topics_of(bootstrap, tmp_path, server, sns=target)
+    sent = alerts(60)
+    with deliver(topics, tmp_path) as process:
+        topics.write(topics.settings.topics.alerts, sent)
+        wait_until(lambda: len(keys(server)) == 60, 60, "the webhook gets all")
+        process.until("sns: ")
+        sns.start()
+        group = f"{topics.settings.kafka.group_id}-deliver-sns"
+        topic = topics.settings.topics.alerts
+        wait_until(lambda: topics.lag(topic, group) == 0, 60, "SNS has taken all")
+        assert process.stop() == 0
+    received = [orjson.loads(r["Message"])["n"] for r in sns.received()]
+    sns.stop()
+    assert sorted(received) == list(range(60)), "each once"

@@ -12,10 +12,10 @@ from jobs.outlets.settings import SnsSettings, WebhookSettings
 from jobs.outlets.sns import MAX_BYTES, SnsTarget
 from jobs.outlets.target import Fate, Message, Outcome
 from jobs.outlets.webhook import WebhookTarget
-from jobs.stack import HOST, free_port
+from tests.support.sns import Sns
 from tests.support.webhook import WebhookServer
 
-boto3 = pytest.importorskip("boto3", reason="no client: make setup EXTRA=sns")
+pytest.importorskip("boto3", reason="no client: make setup EXTRA=sns")
 
 
 def message(n: int, key: str = "m1", **more: Any) -> Message:
@@ -119,52 +119,9 @@ def test_a_prediction_s_alert_has_its_id(webhook: WebhookTarget, server: Webhook
 # -- SNS ----------------------------------------------------------------------------------------
 
 
-class Sns:
-    """moto's server with a topic, and a queue that gets what is published."""
-
-    def __init__(self, name: str) -> None:
-        from moto.server import ThreadedMotoServer
-
-        self.port = free_port()
-        self.endpoint = f"http://{HOST}:{self.port}"
-        self._new = lambda: ThreadedMotoServer(HOST, self.port, verbose=False)
-        self.start()
-        options = {"region_name": "eu-west-1", "endpoint_url": self.endpoint}
-        self._sqs = boto3.client("sqs", **options)
-        sns = boto3.client("sns", **options)
-        fifo = {"FifoQueue": "true"} if name.endswith(".fifo") else {}
-        self._queue = self._sqs.create_queue(QueueName=name, Attributes=fifo)["QueueUrl"]
-        arn = self._sqs.get_queue_attributes(QueueUrl=self._queue, AttributeNames=["QueueArn"])
-        attributes = {"FifoTopic": "true"} if fifo else {}
-        self.topic = sns.create_topic(Name=name, Attributes=attributes)["TopicArn"]
-        sns.subscribe(TopicArn=self.topic, Protocol="sqs", Endpoint=arn["Attributes"]["QueueArn"])
-
-    def start(self) -> None:
-        self._server = self._new()
-        self._server.start()
-
-    def stop(self) -> None:
-        self._server.stop()
-
-    def received(self) -> list[dict[str, Any]]:
-        """What came, taken out of the queue."""
-        found: list[dict[str, Any]] = []
-        while True:
-            answer = self._sqs.receive_message(QueueUrl=self._queue, MaxNumberOfMessages=10)
-            messages = answer.get("Messages", [])
-            if not messages:
-                return found
-            for m in messages:
-                found.append(orjson.loads(m["Body"]))
-                self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=m["ReceiptHandle"])
-
-
 @pytest.fixture(params=["alerts", "alerts.fifo"])
 def sns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sns]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    made = Sns(request.param)
+    made = Sns(request.param, monkeypatch)
     yield made
     made.stop()
 
