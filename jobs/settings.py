@@ -24,6 +24,7 @@ from udfs.spec.episode import EpisodeSpec
 from udfs.spec.event import EventSpec, LabelSpec
 from udfs.spec.feature import FeatureSpec
 from udfs.spec.privacy import PrivacySpec
+from udfs.spec.rollup import RollupSpec
 from udfs.spec.schema import Schema
 from udfs.spec.types import DurationMs, Mistake, Strict, as_python
 
@@ -95,6 +96,11 @@ class ModelSettings(Strict):
     path: Path = Field(Path("build/models"), description="folder of <name>/<version>/ folders")
     version: int | None = Field(None, ge=1, description="pinned version; none takes the newest")
     embedded: bool = Field(False, description="score inside the operator, without a server")
+    follow: DurationMs = Field(
+        2_000,
+        description="embedded and without `version`: how often to look for a newer version, or "
+        "for the one that serve.json beside the versions names; 0 for never",
+    )
     server: HostPorts = Field(
         "${STREAMSCORE_MODEL_SERVER:-127.0.0.1:8500}",
         description="host:port, gRPC; of several servers, commas between them",
@@ -210,6 +216,9 @@ class Settings(Strict):
     topics: TopicSettings = Field(default_factory=lambda: TopicSettings(), description="topics")
     event: EventSpec = Field(description="schema of an event")
     labels: LabelSpec | None = Field(None, description="schema of a late label")
+    rollup: RollupSpec | None = Field(
+        None, description="windows of readings that go on as one event each; none: every event does"
+    )
     features: FeatureSpec = Field(description="what the model gets to see")
     tables: tuple[TableSpec, ...] = Field((), description="reference tables joined to events")
     lookups: tuple[LookupSpec, ...] = Field(
@@ -233,7 +242,7 @@ class Settings(Strict):
     @property
     def schema_(self) -> Schema:
         """Events, labels and features, checked against each other."""
-        return Schema(**{name: getattr(self, name) for name in Schema.model_fields})
+        return Schema(**Schema.parts(dict(self)))
 
     @property
     def features_hash(self) -> str:
@@ -247,6 +256,8 @@ class Settings(Strict):
             schema[name] = [spec.identity for spec in specs]
             if not specs:  # what it was before there were any
                 del schema[name]
+        if self.rollup is None:
+            del schema["rollup"], schema["readings"]
         return hashlib.sha256(orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def mistakes(self) -> Iterator[Mistake]:
@@ -256,16 +267,7 @@ class Settings(Strict):
 
 def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     """What is wrong between sections, as far as those that are given tell."""
-    if sections.keys() >= Schema.model_fields.keys():
-        parts = {name: sections[name] for name in Schema.model_fields}
-        schema = Schema.model_construct(**parts)
-        yield from schema.mistakes()
-        if sections.get("store") is not None and (taken := taken_names(schema.columns)):
-            message = f"features named as columns of a stored prediction: {', '.join(taken)}"
-            yield Mistake(("store",), f"{message}; rename them")
-        if "alerts" in sections and (episodes := sections["alerts"].episodes) is not None:
-            for path, message in episodes.unfit(schema.known, schema.columns):
-                yield Mistake(("alerts", "episodes", *path), message)
+    yield from _schema_mistakes(sections)
     if sections.keys() >= {"topics", "features"}:
         reads_labels = any(w.stream == "labels" for w in sections["features"].windows)
         if reads_labels and not sections["topics"].labels:
@@ -282,6 +284,24 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         if parallelism > buckets:
             message = f"{parallelism} is more than batch.buckets {buckets}: the rest would idle"
             yield Mistake(("flink", "parallelism"), message)
+
+
+def _schema_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
+    if not sections.keys() >= Schema.model_fields.keys() - {"readings"}:
+        return
+    rollup: RollupSpec | None = sections["rollup"]
+    unfit = [*rollup.unfit(sections["event"], sections["key"])] if rollup is not None else []
+    if unfit:  # features over windows that cannot be made tell nothing
+        yield from (Mistake(("rollup", *path), message) for path, message in unfit)
+        return
+    schema = Schema.model_construct(**Schema.parts(sections))
+    yield from schema.mistakes()
+    if sections.get("store") is not None and (taken := taken_names(schema.columns)):
+        message = f"features named as columns of a stored prediction: {', '.join(taken)}"
+        yield Mistake(("store",), f"{message}; rename them")
+    if "alerts" in sections and (episodes := sections["alerts"].episodes) is not None:
+        for path, message in episodes.unfit(schema.known, schema.columns):
+            yield Mistake(("alerts", "episodes", *path), message)
 
 
 def _no_time_left(lookups: tuple[LookupSpec, ...], deadline_ms: int) -> Iterator[Mistake]:

@@ -25,15 +25,18 @@ class Alert:
     def document(self) -> dict[str, Any]:
         """Its JSON; raises ValueError if it is none, or not an alert."""
         document = orjson.loads(self.message.value)
-        if not isinstance(document, dict) or not {"alert_id", "prediction"} & document.keys():
-            raise ValueError("no alert: neither alert_id nor prediction")
+        known = {"alert_id", "prediction", "event_id"}
+        if not isinstance(document, dict) or not known & document.keys():
+            raise ValueError("no alert: neither alert_id nor prediction nor event_id")
         return document
 
     @property
     def id(self) -> str:
         """What makes it one of its kind: the same after a failure and a replay."""
         document = self.document
-        return str(document.get("alert_id") or document["prediction"]["prediction_id"])
+        if "prediction" in document:
+            return str(document["prediction"]["prediction_id"])
+        return str(document.get("alert_id") or document["event_id"])  # of a roll-up's silence
 
     @property
     def kind(self) -> str:

@@ -112,8 +112,9 @@ def test_an_id_of_any_text_fits_a_header(webhook: WebhookTarget, server: Webhook
 
 def test_a_prediction_s_alert_has_its_id(webhook: WebhookTarget, server: WebhookServer) -> None:
     value = orjson.dumps({"prediction": {"prediction_id": "transactions-2-18834"}})
-    webhook.deliver([Message(0, 1, b"c1", value)])
-    assert server.tries == ["transactions-2-18834"]
+    silence = orjson.dumps({"kind": "silent", "event_id": "m1@silent@17"})
+    webhook.deliver([Message(0, 1, b"c1", value), Message(0, 2, b"c1", silence)])
+    assert server.tries == ["transactions-2-18834", "m1@silent@17"]
 
 
 # -- SNS ----------------------------------------------------------------------------------------
