@@ -73,6 +73,11 @@ $(DONE)/extra-s3: $(DONE)/packages conf/requirements-s3.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-s3.lock
 	@touch $@
 
+$(DONE)/extra-sns: $(DONE)/packages conf/requirements-sns.lock
+	@echo "installing boto3"
+	@$(INSTALL) --require-hashes -r conf/requirements-sns.lock
+	@touch $@
+
 $(DONE)/extra-mlflow: $(DONE)/packages conf/requirements-mlflow.lock
 	@echo "installing MLflow's client"
 	@$(INSTALL) --require-hashes -r conf/requirements-mlflow.lock
@@ -100,7 +105,7 @@ $(DONE)/extra-feast: $(DONE)/packages conf/requirements-feast.lock
 	@touch $@
 
 $(DONE)/extra-%: ; @echo "no extra named $*: there are feast, mlflow, onnx, postgres," \
-	"redis, s3, tensorflow, torch, tracing" >&2; exit 2
+	"redis, s3, sns, tensorflow, torch, tracing" >&2; exit 2
 
 $(DONE)/dev: $(DONE)/project $(DONE)/extra-redis $(DONE)/extra-postgres conf/requirements-dev.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-dev.lock
@@ -176,6 +181,7 @@ lock: setup
 	@$(COMPILE) conf/requirements-tracing.in -c conf/requirements.lock \
 		-o conf/requirements-tracing.lock
 	@$(COMPILE) conf/requirements-s3.in -c conf/requirements.lock -o conf/requirements-s3.lock
+	@$(COMPILE) conf/requirements-sns.in -c conf/requirements.lock -o conf/requirements-sns.lock
 	@$(COMPILE) conf/requirements-mlflow.in -c conf/requirements-dev.lock \
 		-o conf/requirements-mlflow.lock
 	@$(COMPILE) conf/requirements-torch.in -c conf/requirements.lock $(NO_GPU:%=--no-emit-package %) \

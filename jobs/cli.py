@@ -21,6 +21,7 @@ from jobs.features import cli as features_cli
 from jobs.options import ConfigFile, Overrides
 from jobs.options import loaded as _settings
 from jobs.options import refusing as _refusing
+from jobs.outlets import cli as outlets_cli
 
 if TYPE_CHECKING:
     from udfs.scoring.rollout import Rollout
@@ -53,6 +54,8 @@ for command in ("submit", "upgrade", "rescale", "inspect", "plan"):
 app.add_typer(changes_cli.savepoint_app, name="savepoint")
 features_cli.app.command("backfill")(backfill_command.backfill)
 app.add_typer(features_cli.app, name="features")
+app.command("deliver")(outlets_cli.deliver)
+app.add_typer(outlets_cli.store_app, name="store")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings file.")]
 _CONFIG = Path("conf/fraud.yaml")

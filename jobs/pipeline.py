@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pyflink.common import Configuration, Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
@@ -23,6 +24,9 @@ from model_server.client import ClientOptions
 from model_server.endpoints import ChannelSecurity
 from model_server.errors import RepositoryError
 from model_server.repository import ModelVersion, find_version, load_features
+from udfs.alerting.feed import EpisodeFeed
+from udfs.alerting.operator import SCORED, EpisodeOperator
+from udfs.alerting.scored import ScoredColumns
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM, even_labels
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import RecordWriter
@@ -94,7 +98,8 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     labels = even_labels(settings.batch.buckets)
     scored = _stages(tables, settings, labels, _scoring(settings, model))
     wanted = [column for column in sinks.COLUMNS if getattr(settings.topics, column)]
-    sinks.write(tables, scored, {column: _sink_options(settings, column) for column in wanted})
+    options = {column: _sink_options(settings, column) for column in wanted}
+    sinks.write(tables, scored, options, _episodes(settings, scored))
     uids.assign(env)
 
 
@@ -120,7 +125,7 @@ def _stages(
             settings.flink.cached_entries,
             settings.flink.journal_events,
             scoring if last else None,
-            **({} if number else {"tables": tables_of(settings)}),
+            **({} if number else _of_first_stage(settings)),
         )
         if number and settings.labels is not None and key == settings.labels.key:
             stream = stream.union(_labels(tables, settings, labels))
@@ -131,6 +136,32 @@ def _stages(
             .uid(f"features-{key}")
         )
     return stream
+
+
+def _of_first_stage(settings: Settings) -> dict[str, Any]:
+    """Tables, and the fields that episodes read of a scored event; it has the record key anyway."""
+    episodes = settings.alerts.episodes
+    read = episodes.fields if episodes else ()
+    return {"tables": tables_of(settings), "carried": tuple(f for f in read if f != settings.key)}
+
+
+def _episodes(settings: Settings, scored: DataStream) -> dict[str, DataStream]:
+    """The stream of alerts, if they are of episodes: keyed by the bucket of the entity."""
+    if settings.alerts.episodes is None:
+        return {}
+    spec = settings.alerts.episodes.with_lateness(settings.event)
+    span_ms = (spec.lateness or 0) + (spec.close_after or 0) + (spec.silent_after or 0)
+    ttl_s = max(_ttl_s(settings), 2 * span_ms // 1_000)
+    privacy = Privacy.of_events(settings.schema_)
+    hide = privacy.hashed if privacy and spec.entity in privacy.fields else None
+    operator = EpisodeOperator(spec, settings.topics.events, ttl_s, hide)
+    told = (
+        keyed.by_first_field(keyed.side_output(scored, SCORED), _BATCH)
+        .process(operator, sinks.row_type(["alerts"]))
+        .name(f"episodes by {spec.entity}")
+        .uid("episodes")
+    )
+    return {"alerts": told}
 
 
 def _events(
@@ -361,4 +392,13 @@ def _output(settings: Settings, model: ModelVersion) -> Output:
         fallback_score=settings.model.fallback_score,
         explain=settings.alerts.explain,
         privacy=Privacy.of_events(schema),
+        episodes=_feed(settings),
     )
+
+
+def _feed(settings: Settings) -> EpisodeFeed | None:
+    spec, columns = settings.alerts.episodes, settings.schema_.columns
+    if spec is None:
+        return None
+    scored = ScoredColumns(spec, settings.key, columns, settings.alerts.threshold)
+    return EpisodeFeed(scored, Routing(even_labels(settings.batch.buckets)).of)

@@ -14,11 +14,14 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from jobs import settings_file
 from jobs.kafka_settings import HostPorts, KafkaSettings
+from jobs.outlets.columns import taken_names
+from jobs.outlets.settings import DeliverySettings, StoreSettings
 from jobs.profiles import with_profile
 from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM
 from udfs.spec.enrichment import LookupSpec, TableSpec
+from udfs.spec.episode import EpisodeSpec
 from udfs.spec.event import EventSpec, LabelSpec
 from udfs.spec.feature import FeatureSpec
 from udfs.spec.privacy import PrivacySpec
@@ -44,7 +47,16 @@ def _topic(text: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]
 Topic = Annotated[str, AfterValidator(_topic)]
-_WITH_SECRETS = ("kafka", "kinesis", "flink", "model", "lookups", "privacy")
+_WITH_SECRETS = (
+    "kafka",
+    "kinesis",
+    "flink",
+    "model",
+    "lookups",
+    "privacy",
+    "delivery",
+    "store",
+)
 """Sections in which secrets can be, among free properties or as a token."""
 
 
@@ -166,6 +178,9 @@ class AlertSettings(Strict):
 
     threshold: float = Field(0.85, ge=0, le=1, description="a score above it is an alert")
     explain: bool = Field(True, description="ask for the three largest feature contributions")
+    episodes: EpisodeSpec | None = Field(
+        None, description="one alert per stretch of high scores; none: one per score above"
+    )
 
 
 class FlinkSettings(Strict):
@@ -261,6 +276,12 @@ class Settings(Strict):
     training: TrainingSettings = Field(
         default_factory=lambda: TrainingSettings(), description="training"
     )
+    delivery: DeliverySettings | None = Field(
+        None, description="where `streamscore deliver` takes alerts"
+    )
+    store: StoreSettings | None = Field(
+        None, description="where `streamscore store run` keeps predictions"
+    )
 
     @property
     def schema_(self) -> Schema:
@@ -327,7 +348,14 @@ def _schema_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     if unfit:  # features over windows that cannot be made tell nothing
         yield from (Mistake(("rollup", *path), message) for path, message in unfit)
         return
-    yield from Schema.model_construct(**Schema.parts(sections)).mistakes()
+    schema = Schema.model_construct(**Schema.parts(sections))
+    yield from schema.mistakes()
+    if sections.get("store") is not None and (taken := taken_names(schema.columns)):
+        message = f"features named as columns of a stored prediction: {', '.join(taken)}"
+        yield Mistake(("store",), f"{message}; rename them")
+    if "alerts" in sections and (episodes := sections["alerts"].episodes) is not None:
+        for path, message in episodes.unfit(schema.known, schema.columns):
+            yield Mistake(("alerts", "episodes", *path), message)
 
 
 def _no_time_left(lookups: tuple[LookupSpec, ...], deadline_ms: int) -> Iterator[Mistake]:
@@ -406,11 +434,22 @@ def masked(settings: Settings) -> dict[str, Any]:
         options.update({name: settings_file.MASK for name in options if SECRET.search(name)})
     if document["model"]["token"]:
         document["model"]["token"] = settings_file.MASK
+    _mask_outlets(document)
     for lookup in document["lookups"]:
         store = lookup["redis"] or lookup["postgres"]
         if store and store["password"]:
             store["password"] = settings_file.MASK
     return document
+
+
+def _mask_outlets(document: dict[str, Any]) -> None:
+    """A webhook's URL is often its only secret."""
+    webhook = (document["delivery"] or {}).get("webhook")
+    postgres = (document["store"] or {}).get("postgres")
+    for section, names in ((webhook, ("url", "token")), (postgres, ("password",))):
+        for name in names:
+            if section and section[name]:
+                section[name] = settings_file.MASK
 
 
 def as_yaml(settings: Settings) -> str:
