@@ -31,6 +31,8 @@ _SOURCES = (
     "features/pane_kernels.py",
     "features/parallel_kernels.py",
     "features/sketch_kernels.py",
+    "features/slot_kernels.py",
+    "rollup/kernels.py",
 )
 
 

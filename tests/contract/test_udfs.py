@@ -1,8 +1,7 @@
 """What every Flink function must keep: shipping, restarts, input purity, independence.
 
-The runtime context here is a dict and some counters. It stands for what Flink promises (map state
-and timers of the current key, restored after a restart); the real engine is under test in
-tests/minicluster and tests/cluster.
+``tests.support.flink`` stands for Flink; the real engine is under test in tests/minicluster and
+tests/cluster.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +30,13 @@ from skl2onnx import to_onnx
 from sklearn.linear_model import LogisticRegression
 
 from model_server.client import ClientOptions
+from tests.support.flink import END_MS, EVENT_TIME, PROCESSING_TIME, Stored, Subtask
 from tests.support.held import HeldScoring, Switch
 from tests.support.models import write_features
 from tests.support.servers import ModelServerProcess
 from tests.support.waiting import wait_until
+from udfs.alerting.operator import EpisodeOperator
+from udfs.alerting.scored import ScoredBatch
 from udfs.batches.batch import FeatureBatch, LabelBatch
 from udfs.batches.buckets import sql_buckets
 from udfs.batches.categories import code_of
@@ -43,7 +44,9 @@ from udfs.batches.records import RecordWriter
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.preparation.encoders import OneHot
 from udfs.preparation.preparation import Input, Preparation
-from udfs.scoring.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
+from udfs.scoring.embedded import EmbeddedScoring
+from udfs.scoring.scoring import Output, Scoring, ServedScoring
+from udfs.spec.episode import EpisodeSpec
 from udfs.spec.schema import Schema
 
 BUCKETS = (3, 8)
@@ -114,183 +117,6 @@ def garbage_collector() -> Iterator[None]:
     gc.unfreeze()
 
 
-# -- a stand-in for Flink -----------------------------------------------------------------------
-
-Stored = dict[str, dict[int, dict[Any, bytes]]]
-"""State name -> bucket -> key -> what Flink has stored. Timers are states too, without values."""
-
-PROCESSING_TIME, EVENT_TIME = "processing-time timers", "event-time timers"
-END_MS = ServedScoring.END_MS
-
-
-class MapState:
-    """Map state of the current key; only what Flink's types for it can hold goes in."""
-
-    def __init__(self, context: Context, name: str) -> None:
-        self._context = context
-        self._name = name
-        self._key_type = int if name == "in-flight" else str
-
-    def _current(self) -> dict[Any, bytes]:
-        return self._context.current(self._name)
-
-    def get(self, key: str) -> bytes | None:
-        return self._current().get(key)
-
-    def put(self, key: str | int, value: bytes) -> None:
-        assert type(key) is self._key_type
-        assert type(value) is bytes
-        self._current()[key] = value
-
-    def put_all(self, values: dict[str, bytes]) -> None:
-        for key, value in values.items():
-            self.put(key, value)
-
-    def items(self) -> Iterable[tuple[Any, bytes]]:
-        yield from self._current().items()
-
-    def remove(self, key: str | int) -> None:
-        self._current().pop(key, None)
-
-
-class Count:
-    def __init__(self) -> None:
-        self.value = 0
-
-    def inc(self, n: int = 1) -> None:
-        assert type(n) is int
-        self.value += n
-
-    def get_count(self) -> int:
-        return self.value
-
-
-class Metrics:
-    def __init__(self) -> None:
-        self.counters: dict[str, Count] = {}
-
-    def counter(self, name: str) -> Count:
-        return self.counters.setdefault(name, Count())
-
-    def add_group(self, name: str, value: str) -> Metrics:
-        return self
-
-
-class Context:
-    """The runtime context of one subtask, and what its function learns of the current key."""
-
-    def __init__(self, stored: Stored | None = None) -> None:
-        self.stored: Stored = {} if stored is None else stored
-        self.metrics = Metrics()
-        self.bucket: int | None = None
-        self.watermark_ms = -(2**63)
-        self.timers_set: Counter[str] = Counter()
-
-    def current(self, name: str) -> dict[Any, bytes]:
-        """A state of the current key."""
-        assert self.bucket is not None, "state is read or written outside of an element"
-        return self.stored.setdefault(name, {}).setdefault(self.bucket, {})
-
-    def get_map_state(self, descriptor: Any) -> MapState:
-        self.stored.setdefault(descriptor.name, {})
-        return MapState(self, descriptor.name)
-
-    def get_metrics_group(self) -> Metrics:
-        return self.metrics
-
-    def get_current_key(self) -> int:
-        assert self.bucket is not None
-        return self.bucket
-
-    def timer_service(self) -> Context:
-        return self
-
-    def current_watermark(self) -> int:
-        return self.watermark_ms
-
-    def register_processing_time_timer(self, timestamp_ms: int) -> None:
-        self._set_timer(PROCESSING_TIME, timestamp_ms)
-
-    def register_event_time_timer(self, timestamp_ms: int) -> None:
-        self._set_timer(EVENT_TIME, timestamp_ms)
-
-    def _set_timer(self, domain: str, timestamp_ms: int) -> None:
-        self.current(domain)[timestamp_ms] = b""
-        self.timers_set[domain] += 1
-
-
-class Subtask:
-    """A function opened on a context, as one subtask of a running job."""
-
-    def __init__(self, function: Any, stored: Stored | None = None) -> None:
-        self.context = Context(stored)
-        self.function = function
-        function.open(self.context)
-
-    @contextmanager
-    def at(self, bucket: int) -> Iterator[Any]:
-        """Flink's current key is that bucket; gives what stands for the context."""
-        self.context.bucket = bucket
-        try:
-            yield self.context
-        finally:
-            self.context.bucket = None
-
-    def run(self, element: Any) -> list[Any]:
-        bucket, value = element
-        with self.at(bucket) as context:
-            if isinstance(self.function, FirstStage | NextStage):
-                return [*self.function.process_element(value, context)]
-            if isinstance(self.function, LabelReader):
-                return [*self.function.flat_map(element)]
-            return [*self.function.take(bucket, value, context)]
-
-    def run_all(self, elements: Iterable[Any]) -> list[Any]:
-        return [out for element in elements for out in self.run(element)]
-
-    def pending(self, domain: str) -> list[tuple[int, int]]:
-        """Bucket and time of each timer that is set."""
-        buckets = self.context.stored.get(domain, {})
-        return [(bucket, time_ms) for bucket, times in buckets.items() for time_ms in times]
-
-    def fire(self, domain: str = PROCESSING_TIME) -> list[Any]:
-        """The timers that are set now go off."""
-        outputs: list[Any] = []
-        for bucket, time_ms in self.pending(domain):
-            with self.at(bucket) as context:
-                del context.current(domain)[time_ms]
-                if isinstance(self.function, FirstStage | NextStage):
-                    outputs += self.function.on_timer(time_ms, context)
-                else:
-                    outputs += self.function.on_timer(bucket, time_ms, context)
-        return outputs
-
-    def answers(self) -> list[Any]:
-        """What comes by timers until none is set."""
-        outputs = []
-        while self.pending(PROCESSING_TIME):
-            time.sleep(ServedScoring.POLL_MS / 1_000)
-            outputs += self.fire()
-        return outputs
-
-    def end(self) -> list[Any]:
-        """The input ends: its last watermark comes, processing time stands still."""
-        self.context.watermark_ms = END_MS
-        return self.fire(EVENT_TIME)
-
-    def snapshot(self) -> Stored:
-        """What a checkpoint would hold now, as if read back from a disk."""
-        restored: Stored = pickle.loads(pickle.dumps(self.context.stored))
-        return restored
-
-    def in_flight(self, bucket: int) -> dict[int, FeatureBatch]:
-        stored = self.context.stored["in-flight"].get(bucket, {})
-        return {number: pickle.loads(packed) for number, packed in stored.items()}
-
-    def close(self) -> None:
-        self.function.close()
-
-
 class PassOn:
     """Scores nothing: the last stage's batches as they are, with their bucket."""
 
@@ -309,7 +135,7 @@ class PassOn:
 
 def plain(value: Any) -> Any:
     """Anything that flows between functions as plain values that ``==`` compares; NaN as None."""
-    if isinstance(value, FeatureBatch | LabelBatch):
+    if isinstance(value, FeatureBatch | LabelBatch | ScoredBatch):
         return {name: plain(getattr(value, name)) for name in type(value).__dataclass_fields__}
     if isinstance(value, np.ndarray):
         return [value.shape, str(value.dtype), plain(value.tolist())]
@@ -320,7 +146,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, Row):
-        bucket_and_batch = len(value) == 2
+        bucket_and_batch = len(value) == 2  # else records, of each sink
         return [plain(v) if bucket_and_batch else [*map(record_of, v)] for v in value]
     return value
 
@@ -335,7 +161,7 @@ def record_of(pair: list[bytes]) -> tuple[str, Any]:
 def untimed(document: dict[str, Any]) -> dict[str, Any]:
     if "prediction" in document:
         return document | {"prediction": untimed(document["prediction"])}
-    return {k: v for k, v in document.items() if k != "scored_time_ms"}
+    return {k: v for k, v in document.items() if k not in ("scored_time_ms", "told_time_ms")}
 
 
 # -- streams ------------------------------------------------------------------------------------
@@ -450,6 +276,37 @@ def stage_settings(key: str, **changes: Any) -> dict[str, Any]:
         "cached_entries": 1 << 40,
         "journal_events": 20,
     } | changes
+
+
+EPISODES = EpisodeSpec(
+    entity="card", open_at=2, of_last=3, close_after=300_000, lateness=60_000, last_scores=4
+)
+
+
+def episodes() -> EpisodeOperator:
+    return EpisodeOperator(EPISODES, "events", 3_600)
+
+
+def scored(seed: int = 1) -> list[Any]:
+    """Scores of some cards, late ones and fallbacks among them."""
+    rng = random.Random(seed)
+    batches = []
+    for step in range(24):
+        n = rng.randrange(1, 9)
+        times = [KAFKA_MS + 20_000 * step - rng.choice([0, 0, 30_000, 90_000]) for _ in range(n)]
+        values = [rng.choice([0.1, 0.7, 0.9, float("nan")]) for _ in range(n)]
+        batch = ScoredBatch(
+            [f"c{rng.randrange(3)}" for _ in range(n)],
+            np.array(times),
+            np.array([(0, 100 * step + row) for row in range(n)]),
+            np.array(values),
+            np.full(n, 0.5),
+            np.full(n, -1),
+            np.zeros(n),
+            {0: b'[{"feature":"amount","value":1.5,"contribution":0.5}]'},
+        )
+        batches.append((BUCKETS[step % 2], batch))
+    return batches
 
 
 def label_reader() -> LabelReader:
@@ -573,7 +430,7 @@ KEYED = ["FirstStage", "NextStage"]
 SCORING = ["EmbeddedScoring", "ServedScoring"]
 
 
-@pytest.fixture(params=[*KEYED, "LabelReader", *SCORING])
+@pytest.fixture(params=[*KEYED, "LabelReader", "EpisodeOperator", *SCORING])
 def case(
     request: pytest.FixtureRequest, models_dir: Path, output: Output, server_port: int
 ) -> Iterator[Case]:
@@ -582,6 +439,7 @@ def case(
         "FirstStage": Case(first_stage, events),
         "NextStage": Case(next_stage, routed),
         "LabelReader": Case(label_reader, labels),
+        "EpisodeOperator": Case(episodes, scored),
         "EmbeddedScoring": Case(lambda: next_stage(copy.copy(embedded)), routed),
         "ServedScoring": Case(
             lambda: next_stage(served(server_port, output)), routed, in_order=False

@@ -1,7 +1,7 @@
-"""How the last keyed stage scores: a Predict call per micro-batch, or the model in the operator.
+"""How the last keyed stage scores: a Predict call per micro-batch.
 
-Both are parts of that stage's operator (thread mode), not operators of their own: a batch goes from
-its features to its score without being written and read again.
+It is a part of that stage's operator (thread mode), as ``embedded`` is, and no operator of its own:
+a batch goes from its features to its score without being written and read again.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import contextlib
 import pickle
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,22 +24,21 @@ from pyflink.datastream import RuntimeContext
 from pyflink.datastream.state import MapStateDescriptor
 from pyflink.datastream.timerservice import TimerService
 
-from model_server.backends import load_table
 from model_server.client import ClientOptions
-from model_server.errors import InvalidRows, PredictError
+from model_server.errors import PredictError
+from udfs.alerting.feed import EpisodeFeed
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import FloatArray
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import RecordWriter, Verdict
 from udfs.enrichment.lookup_metrics import LookupMetrics
-from udfs.enrichment.lookups import Lookups
 from udfs.preparation.encoders import Matrix
 from udfs.preparation.preparation import Preparation
 from udfs.preparation.preparations import Answer, Preparations
 from udfs.scoring.arms import Arm, Arms
+from udfs.scoring.loop import CLOSE_S, open_lookups, run
 from udfs.spec.enrichment import LookupSpec
 
-_CLOSE_S = 1.0
 Pair = list[bytes]
 """Key and value of a Kafka record; PyFlink wants a list for an array."""
 
@@ -55,6 +53,7 @@ class Output:
         fallback_score: The score when the model cannot answer.
         explain: Whether alerts name the features that weigh most.
         privacy: What is hidden of the events; none if nothing is.
+        episodes: What makes one alert of many scores; none: each score above is an alert.
     """
 
     writer: RecordWriter
@@ -62,6 +61,7 @@ class Output:
     fallback_score: float
     explain: bool
     privacy: Privacy | None = None
+    episodes: EpisodeFeed | None = None
 
     def model_input(self, batch: FeatureBatch) -> Matrix:
         """The batch as the model gets it: float32 (n, the model's columns)."""
@@ -91,9 +91,23 @@ class Output:
         """The verdict when the model did not answer."""
         return Verdict(np.full(len(batch), self.fallback_score), model_name, None, reason, arm)
 
-    def rows_to_explain(self, verdict: Verdict) -> list[int]:
+    def rows_to_explain(self, batch: FeatureBatch, verdict: Verdict) -> list[int]:
         """The alerts, if they are to name the features that weigh most."""
-        return self.writer.alert_rows(verdict) if self.explain else []
+        return self._rows_above(batch, verdict) if self.explain else []
+
+    def _rows_above(self, batch: FeatureBatch, verdict: Verdict) -> list[int]:
+        if self.episodes is not None:
+            return self.episodes.columns.rows_above(batch, verdict)
+        return self.writer.alert_rows(verdict)
+
+    def emit(
+        self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
+    ) -> Iterator[Any]:
+        """A row of each sink's records, and beside it what the episodes get; see ``rows``."""
+        yield self.rows(batch, verdict, contributions)
+        if self.episodes is not None and verdict is not None:
+            reasons = {} if contributions is None else self._reasons(batch, verdict, contributions)
+            yield from self.episodes.parts(batch, verdict, reasons)
 
     def rows(
         self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
@@ -106,12 +120,13 @@ class Output:
             contributions: float64 (alerts, features), or none.
         """
         predictions: list[Pair] = []
-        alerts: list[Pair] = []
         batch = self._as_shown(batch)
+        alerts = _pairs(batch.silences)
         if verdict is not None:
             made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
             predictions = _pairs(zip(batch.keys, made, strict=True))
-            alerts = _pairs(self._alerts(batch, verdict, made, contributions))
+            if self.episodes is None:
+                alerts += _pairs(self._alerts(batch, verdict, made, contributions))
         return Row(predictions, alerts, _pairs(batch.dead_letters), _pairs(batch.duplicates), [])
 
     def shadow_rows(self, batch: FeatureBatch, verdict: Verdict) -> Row:
@@ -137,11 +152,19 @@ class Output:
         records: list[bytes],
         contributions: FloatArray | None,
     ) -> Iterator[tuple[str, bytes]]:
-        for n, row in enumerate(self.writer.alert_rows(verdict)):
-            why = None if contributions is None else contributions[n]
-            reasons = self.writer.reasons(batch.features[row], why)
+        known = {} if contributions is None else self._reasons(batch, verdict, contributions)
+        for row in self.writer.alert_rows(verdict):
+            reasons = known.get(row, [])
             event = self._event(batch.raw[row])
             yield batch.keys[row], self.writer.alert(records[row], event, reasons)
+
+    def _reasons(
+        self, batch: FeatureBatch, verdict: Verdict, contributions: FloatArray
+    ) -> dict[int, list[dict[str, Any]]]:
+        """The reasons of the alerts, by row."""
+        rows = self._rows_above(batch, verdict)
+        whys = zip(rows, contributions, strict=True)
+        return {row: self.writer.reasons(batch.features[row], why) for row, why in whys}
 
 
 def _pairs(records: Iterable[tuple[str, bytes]]) -> list[Pair]:
@@ -162,75 +185,6 @@ class Scoring(Protocol):
 
     def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
         """A timer that ``take`` or ``on_timer`` set; Flink's current key is the bucket."""
-
-
-class EmbeddedScoring:
-    """Scores with the model file itself; no server.
-
-    Args:
-        version_dir: The model's version.
-        model_name: Its name.
-        output: Writes what was scored.
-        lookups: Stores that are asked for features first; a batch waits for them.
-    """
-
-    def __init__(
-        self,
-        version_dir: Path,
-        model_name: str,
-        output: Output,
-        lookups: tuple[LookupSpec, ...] = (),
-    ) -> None:
-        self._version_dir = version_dir
-        self._model_name = model_name
-        self._output = output
-        self._declared_lookups = lookups
-        self._lookups: Lookups | None = None
-
-    def open(self, runtime_context: RuntimeContext) -> None:
-        """Load the model once and warm it up."""
-        self._model = load_table(self._version_dir)
-        self._model.warm_up()
-        self._output.warm_up()
-        self._version = int(self._version_dir.name)
-        if self._declared_lookups:
-            self._lookups = _open_lookups(self._declared_lookups)
-            group = runtime_context.get_metrics_group()
-            self._lookup_metrics = LookupMetrics(self._declared_lookups, group)
-
-    def close(self) -> None:
-        """Close the stores' connections, if there are any."""
-        if self._lookups is None:
-            return
-        with contextlib.suppress(TimeoutError):
-            _run(self._lookups.close()).result(_CLOSE_S)
-
-    def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
-        """Score at once."""
-        if not len(batch):
-            yield self._output.rows(batch, None, None)
-            return
-        if self._lookups is not None:
-            batch = _run(self._lookups.enrich(batch)).result()
-            self._lookup_metrics.tell(self._lookups.counts)
-        matrix = self._output.model_input(batch)
-        scores = np.asarray(self._model.predict(matrix), dtype=np.float64)
-        verdict = Verdict(scores, self._model_name, self._version)
-        yield self._output.rows(batch, verdict, self._explain(matrix, verdict))
-
-    def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
-        """None is set."""
-        return iter(())
-
-    def _explain(self, matrix: Matrix, verdict: Verdict) -> FloatArray | None:
-        rows = self._output.rows_to_explain(verdict)
-        if not rows or not self._model.explains:
-            return None
-        try:
-            contributions = self._model.explain(matrix[rows])
-        except InvalidRows:
-            return None  # an infinite value scores, but has no contribution
-        return self._output.preparation.by_feature(contributions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,10 +272,10 @@ class ServedScoring:
     def open(self, runtime_context: RuntimeContext) -> None:
         """Make the client; its channel opens with the first call."""
         self._buckets: dict[int, _Bucket] = {}
-        self._lookups = _open_lookups(self._declared_lookups)
+        self._lookups = open_lookups(self._declared_lookups)
         self._preparations = Preparations(self._output.preparation, self._version_dir)
         self._arms = Arms(self._options, self._rollout, known=self._preparations.of)
-        self._following = _run(self._arms.follow())
+        self._following = run(self._arms.follow())
         self._copies: set[asyncio.Task[None]] = set()
         self._shadows: deque[_Part] = deque()
         self._output.warm_up()
@@ -343,14 +297,14 @@ class ServedScoring:
                 call.answer.cancel()
         for closing in (self._arms.close(), self._lookups.close()):
             with contextlib.suppress(TimeoutError):
-                _run(closing).result(_CLOSE_S)
+                run(closing).result(CLOSE_S)
 
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """Ask for a batch's scores, and give what has been answered meanwhile."""
         mine = self._of(bucket)
         for part in batch.chunks(self._max_rows):
             if not len(part):
-                yield self._output.rows(part, None, None)
+                yield from self._output.emit(part, None, None)
                 continue
             self._state.put(mine.next_number, pickle.dumps(part, pickle.HIGHEST_PROTOCOL))
             self._add(mine, mine.next_number, part)
@@ -397,7 +351,7 @@ class ServedScoring:
             rows += len(batch)
         batch = FeatureBatch.merged([mine.waiting.pop(number) for number in numbers])
         mine.waiting_rows -= rows
-        mine.calls.append(_Call(numbers, batch, _run(self._answer(batch))))
+        mine.calls.append(_Call(numbers, batch, run(self._answer(batch))))
 
     def _next_answered(self, mine: _Bucket) -> Iterator[Row]:
         """Wait until a call is done; the records of those that are."""
@@ -410,7 +364,7 @@ class ServedScoring:
             for part in call.answer.result():
                 if part.verdict.fallback_reason is not None:
                     self._fallbacks.inc(len(part.batch))
-                yield self._output.rows(part.batch, part.verdict, part.contributions)
+                yield from self._output.emit(part.batch, part.verdict, part.contributions)
             mine.calls.remove(call)
             for number in call.numbers:
                 self._state.remove(number)
@@ -444,7 +398,7 @@ class ServedScoring:
                 self._ask(mine)
             yield from self._next_answered(mine)
         self._lookup_metrics.tell(self._lookups.counts)
-        _run(self._copies_done()).result()
+        run(self._copies_done()).result()
         yield from self._shadow_rows()
 
     def _shadow_rows(self) -> Iterator[Row]:
@@ -462,7 +416,8 @@ class ServedScoring:
     async def _answer_of(self, arm: Arm, batch: FeatureBatch, begun_s: float) -> _Part:
         verdict, answer = await self._verdict(arm, batch, _left_ms(arm, begun_s))
         left_ms = _left_ms(arm, begun_s)
-        return _Part(batch, verdict, await self._explain(arm, answer, verdict, left_ms))
+        rows = self._output.rows_to_explain(batch, verdict)
+        return _Part(batch, verdict, await self._explain(arm, answer, rows, left_ms))
 
     async def _verdict(
         self, arm: Arm, batch: FeatureBatch, deadline_ms: float
@@ -497,10 +452,9 @@ class ServedScoring:
         await asyncio.gather(*self._copies, return_exceptions=True)
 
     async def _explain(
-        self, arm: Arm, answer: Answer | None, verdict: Verdict, left_ms: float
+        self, arm: Arm, answer: Answer | None, rows: list[int], left_ms: float
     ) -> FloatArray | None:
         """Contributions of the alerts, if they come within what the prediction left of its time."""
-        rows = self._output.rows_to_explain(verdict)
         if answer is None or not rows:
             return None
         try:
@@ -514,25 +468,3 @@ class ServedScoring:
 def _left_ms(arm: Arm, begun_s: float) -> float:
     """What is left of the arm's deadline, at least a millisecond."""
     return max(1.0, arm.deadline_ms - 1_000.0 * (time.monotonic() - begun_s))
-
-
-def _open_lookups(specs: tuple[LookupSpec, ...]) -> Lookups:
-    """The look-ups, connected to the stores that answer at once."""
-    lookups = Lookups(specs)
-    _run(lookups.connect()).result()
-    return lookups
-
-
-def _run(coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
-    return asyncio.run_coroutine_threadsafe(coroutine, _event_loop())
-
-
-@cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """The event loop of this process' calls, in a thread of its own that ends with the process.
-
-    Two operators that open at the same moment may get one each, which does no harm.
-    """
-    loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, name="streamscore-calls", daemon=True).start()
-    return loop

@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from udfs.features.aggregates import AGGREGATES, DECAYED, PANED, Reads, parse_aggregate
+from udfs.features.aggregates import (
+    AGGREGATES,
+    DECAYED,
+    OF_EVENTS_BEFORE,
+    PANED,
+    Reads,
+    parse_aggregate,
+)
 from udfs.spec.expression import ExpressionFeature
 from udfs.spec.preparation import PreparationSpec
 from udfs.spec.types import DurationMs, Mistake, Strict, doubles
@@ -75,6 +82,9 @@ class WindowFeature(Strict):
             if aggregate.code not in PANED and any(w.panes for w in self.windows):
                 message = f"{name} cannot be merged from panes; windows with panes have {_PANED}"
                 yield Mistake(("aggregates", n), message)
+            if aggregate.code in OF_EVENTS_BEFORE and any(w.first for w in self.windows):
+                message = f"a first window stands still, it has no event before: drop {name}"
+                yield Mistake(("aggregates", n), message)
         if unfit:
             yield Mistake(("value",), unfit)
         if isinstance(self.value, tuple) and self.value[0] == self.value[1]:
@@ -83,6 +93,8 @@ class WindowFeature(Strict):
             yield Mistake(("delay",), "a session window ends with the event: it has no delay")
         if self.stream == "labels" and any(w.panes for w in self.windows):
             yield Mistake(("windows",), "labels can be corrected: their windows have no panes")
+        if self.stream == "labels" and any(w.first for w in self.windows):
+            yield Mistake(("windows",), "labels can change: a first window is of events")
         if twice := doubles(w.label for w in self.windows):
             yield Mistake(("windows",), f"windows of one name: {', '.join(twice)}")
 
