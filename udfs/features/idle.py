@@ -30,6 +30,7 @@ __all__ = ["IdleKeys"]
 
 _DIRECTORY = "%"
 _SLICE = 256
+NEVER_IDLE_MS = 1 << 61
 _PERIODS = 4
 """Periods in the time after which a key is idle: it goes at most a quarter of it later."""
 _REMEMBERED = 1 << 18
@@ -44,7 +45,8 @@ class IdleKeys:
 
     Args:
         state: Map state of the bucket; the current key must be the bucket in every call.
-        idle_ms: How much older than the clock the newest entry of an idle key is.
+        idle_ms: How much older than the clock the newest entry of an idle key is; none is idle from
+            ``NEVER_IDLE_MS``.
         newest_of: Gives the time of the newest entry of a history from its name and bytes.
     """
 
@@ -54,9 +56,11 @@ class IdleKeys:
         self._period_ms = max(1, idle_ms // _PERIODS)
         self._registered: dict[str, int] = {}
         self.clock_ms = NEVER_MS
+        self._slices: dict[int, int] = {}
+        if idle_ms >= NEVER_IDLE_MS:
+            return
         packed = state.get(_DIRECTORY)
         if packed is None:
-            self._slices: dict[int, int] = {}
             self._register_all(newest_of)
         else:
             directory = orjson.loads(packed)
@@ -90,6 +94,8 @@ class IdleKeys:
         Returns:
             What to put into the state.
         """
+        if self._idle_ms >= NEVER_IDLE_MS:
+            return {}
         if len(self._registered) > _REMEMBERED:
             self._registered.clear()
         periods = (newest // self._period_ms).tolist()

@@ -30,7 +30,7 @@ import orjson
 
 from udfs.batches.events import IntArray
 from udfs.features.histories import Entries
-from udfs.features.idle import IdleKeys
+from udfs.features.idle import NEVER_IDLE_MS, IdleKeys
 from udfs.features.keyed import KeyedStage, StageState, Stored
 from udfs.features.layouts import Layouts, StateFormatError
 
@@ -90,7 +90,7 @@ class BucketStates:
         state: Any,
         cached_entries: int,
         journal_events: int,
-        idle_ms: int = 1 << 61,
+        idle_ms: int = NEVER_IDLE_MS,
     ) -> None:
         self._stage = stage
         self._state = state
