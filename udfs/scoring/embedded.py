@@ -54,7 +54,7 @@ class EmbeddedScoring:
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Load the model once and warm it up."""
-        self._model = FollowedModel(self._version_dir, self._follow_ms)
+        self._model = FollowedModel(self._version_dir, self._output.preparation, self._follow_ms)
         self._output.warm_up()
         if self._declared_lookups:
             self._lookups = open_lookups(self._declared_lookups)

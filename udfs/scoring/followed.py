@@ -52,13 +52,14 @@ class FollowedModel:
 
     Args:
         version_dir: The version to begin with.
+        preparation: Its own, from the job's features to its columns.
         follow_ms: How often to look for another; 0 never looks.
     """
 
-    def __init__(self, version_dir: Path, follow_ms: int) -> None:
+    def __init__(self, version_dir: Path, preparation: Preparation, follow_ms: int) -> None:
         self._folder, self._follow_s = version_dir.parent, follow_ms / 1_000.0
-        self._now = _load(version_dir)
-        self._first = self._now.preparation
+        self._now = _load(version_dir, preparation)
+        self._first = preparation
         self._next: Loaded | None = None
         self._refused: dict[int, object] = {}
         self._complaint = ""
@@ -102,8 +103,8 @@ class FollowedModel:
         if self._refused.get(wanted) == files:
             return
         try:
-            loaded = _load(self._folder / str(wanted))
-            self._check(loaded)
+            folder = self._folder / str(wanted)
+            loaded = _load(folder, self._checked(folder))
         except (RepositoryError, ModelError) as exc:
             self._refused[wanted] = files
             logger.warning("model version %d goes on: %s", self._now.version, exc)
@@ -131,25 +132,24 @@ class FollowedModel:
             logger.warning("model version %d goes on: %s", self._now.version, complaint)
         self._complaint = complaint
 
-    def _check(self, loaded: Loaded) -> None:
-        preparation = loaded.preparation
-        first = self._first
-        if preparation.names != first.names or preparation.categories != first.categories:
-            loaded.model.close()
+    def _checked(self, folder: Path) -> Preparation:
+        """A version's preparation, if it is of the job's features."""
+        found, first = Preparation.load(folder), self._first
+        if found.names != first.names or found.categories != first.categories:
             raise RepositoryError(
-                f"version {loaded.version} was trained with other features than the job's: "
+                f"version {folder.name} was trained with other features than the job's: "
                 "train it with the job's settings"
             )
+        return found
 
 
-def _load(version_dir: Path) -> Loaded:
+def _load(version_dir: Path, preparation: Preparation) -> Loaded:
     """Load a version and warm it up.
 
     Raises:
         RepositoryError: The folder is not as it must be.
         ModelError: The model cannot be used.
     """
-    preparation = Preparation.load(version_dir)
     model = load_table(version_dir)
     model.warm_up()
     return Loaded(int(version_dir.name), model, preparation)

@@ -21,6 +21,7 @@ from tests.support.models import (
     xgboost_folder,
 )
 from tests.support.waiting import wait_until
+from udfs.preparation.preparation import Preparation
 from udfs.scoring.followed import CONTROL_FILE, FollowedModel
 
 FOLLOW_MS = 20
@@ -44,6 +45,10 @@ def models(tmp_path: Path) -> Path:
     return folder
 
 
+def following(version_dir: Path, follow_ms: int) -> FollowedModel:
+    return FollowedModel(version_dir, Preparation.load(version_dir), follow_ms)
+
+
 def version_is(model: FollowedModel, version: int) -> None:
     wait_until(lambda: model.current().version == version, 30, f"version {version}")
 
@@ -51,7 +56,7 @@ def version_is(model: FollowedModel, version: int) -> None:
 @pytest.mark.parametrize("kind", ["xgboost", "onnx", "isolation_forest"])
 def test_every_kind_that_runs_here_scores_as_its_own_library(kind: str, tmp_path: Path) -> None:
     score = FOLDERS[kind](tmp_path / "m" / "7")
-    model = FollowedModel(tmp_path / "m" / "7", 0)
+    model = following(tmp_path / "m" / "7", 0)
     rows = np.nan_to_num(ROWS)
     loaded = model.current()
     assert loaded.version == 7
@@ -60,7 +65,7 @@ def test_every_kind_that_runs_here_scores_as_its_own_library(kind: str, tmp_path
 
 
 def test_a_newer_version_takes_over_and_another_kind_may(models: Path) -> None:
-    model = FollowedModel(models / "1", FOLLOW_MS)
+    model = following(models / "1", FOLLOW_MS)
     publish(onnx_classifier_folder, models, 2)
     version_is(model, 2)
     publish(isolation_forest_folder, models, 3)
@@ -71,7 +76,7 @@ def test_a_newer_version_takes_over_and_another_kind_may(models: Path) -> None:
 
 def test_a_control_record_names_the_version(models: Path) -> None:
     publish(onnx_classifier_folder, models, 2)
-    model = FollowedModel(models / "2", FOLLOW_MS)
+    model = following(models / "2", FOLLOW_MS)
     control(models, '{"version": 1}')
     version_is(model, 1)
     publish(onnx_classifier_folder, models, 3)
@@ -92,7 +97,7 @@ def test_a_wrong_control_record_changes_nothing(
     publish(onnx_classifier_folder, models, 2)
     control(models, text)
     with caplog.at_level(logging.WARNING):
-        model = FollowedModel(models / "1", FOLLOW_MS)
+        model = following(models / "1", FOLLOW_MS)
         wait_until(lambda: complaint in caplog.text, 30, "a complaint")
         assert model.current().version == 1
         control(models, '{"version": 2}')
@@ -120,7 +125,7 @@ def test_a_version_that_cannot_be_used_is_refused_once_until_it_changes(
     models: Path, write: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        model = FollowedModel(models / "1", FOLLOW_MS)
+        model = following(models / "1", FOLLOW_MS)
         publish(write, models, 2)
         wait_until(lambda: "version 1 goes on" in caplog.text, 30, "a refusal")
         assert model.current().version == 1
@@ -136,6 +141,6 @@ def test_a_version_that_cannot_be_used_is_refused_once_until_it_changes(
 
 
 def test_nothing_is_followed_without_an_interval(models: Path) -> None:
-    model = FollowedModel(models / "1", 0)
+    model = following(models / "1", 0)
     assert model._thread is None
     model.close()
