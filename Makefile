@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup jars dev peers bench-peers peer-torch protos lint test demo bench sbom audit clean lock help
+.PHONY: setup jars dev peers bench-peers peer-torch protos lint test test-cluster demo bench sbom audit clean lock help
 
 # Override on the command line: make setup PYTHON=/opt/python3.11/bin/python3
 PYTHON ?= python3.11
@@ -152,6 +152,9 @@ test: lint jars peers ## Run lint, then all the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) \
 		tests/unit tests/contract tests/peers tests/minicluster tests/cluster
 
+test-cluster: jars ## Kill and change jobs on a standalone cluster with a real Kafka
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/cluster
+
 demo: jars ## Score card transactions end to end on this machine (DEMO_ARGS="--help")
 	@$(BIN)/streamscore demo $(DEMO_ARGS)
 
@@ -232,4 +235,4 @@ protos: $(UV_DONE)
 		python -m grpc_tools.protoc -I. --python_out=. model_server/oip/open_inference.proto
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

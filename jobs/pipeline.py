@@ -15,7 +15,7 @@ from pyflink.common import Configuration, Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
-from jobs import keyed, sinks, sources
+from jobs import keyed, sinks, sources, uids
 from jobs.enrichment import lookups_of, tables_of
 from jobs.settings import ModelTlsSettings, Settings
 from jobs.settings_file import SettingsError
@@ -38,7 +38,7 @@ from udfs.scoring.scoring import Output, Scoring, ServedScoring
 
 logger = logging.getLogger(__name__)
 
-_DAY_S = 86_400
+_MONTH_S = 30 * 86_400
 _BATCH = Types.PICKLED_BYTE_ARRAY()
 _ROUTED = Types.ROW([Types.INT(), _BATCH])
 
@@ -47,6 +47,14 @@ def flink_configuration(
     settings: Settings, target: Mapping[str, str] | None = None
 ) -> Configuration:
     """The Flink options of a job; ``target`` says where it runs, ``flink.options`` win."""
+    configuration = Configuration()
+    for name, value in flink_options(settings, target).items():
+        configuration.set_string(name, value)
+    return configuration
+
+
+def flink_options(settings: Settings, target: Mapping[str, str] | None = None) -> dict[str, str]:
+    """``flink_configuration`` as plain texts."""
     flink = settings.flink
     options = {
         "parallelism.default": str(flink.parallelism),
@@ -68,11 +76,7 @@ def flink_configuration(
         "table.exec.sink.not-null-enforcer": "DROP",
         "table.exec.source.idle-timeout": "0 ms",
     }
-    options |= {**(target or {}), **flink.options}
-    configuration = Configuration()
-    for name, value in options.items():
-        configuration.set_string(name, value)
-    return configuration
+    return options | {**(target or {}), **flink.options}
 
 
 def _as_url(folder: str) -> str:
@@ -96,6 +100,7 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     wanted = [column for column in sinks.COLUMNS if getattr(settings.topics, column)]
     options = {column: _sink_options(settings, column) for column in wanted}
     sinks.write(tables, scored, options, _episodes(settings, scored))
+    uids.assign(env)
 
 
 def _stages(
@@ -171,7 +176,7 @@ def _events(
     return sources.micro_batches(
         tables,
         "events",
-        _source_options(settings, settings.topics.events),
+        _events_options(settings),
         sources.bucket_expression(labels, key),
         settings.batch.window,
         ends=settings.kafka.stop_at_end,
@@ -221,13 +226,27 @@ def _ttl_s(settings: Settings) -> int:
 
 
 def _readings_ttl_s(settings: Settings) -> int:
-    """Open windows outlive a paused job."""
+    """Readings of open windows outlive a job that is paused for weeks."""
     if settings.flink.state_ttl is not None:
         return max(1, settings.flink.state_ttl // 1_000)
     schema = settings.schema_
     assert schema.rollup is not None
     longest_ms = max(schema.rollup.every, schema.rollup.idle, schema.arriving.dedupe_within)
-    return max(_DAY_S, 2 * (longest_ms + schema.arriving.time.allowed_lateness) // 1_000)
+    return max(_MONTH_S, 2 * (longest_ms + schema.arriving.time.allowed_lateness) // 1_000)
+
+
+def _events_options(settings: Settings) -> dict[str, str]:
+    kinesis = settings.kinesis
+    if kinesis is None:
+        return _source_options(settings, settings.topics.events)
+    return {
+        "connector": "kinesis",
+        "stream.arn": kinesis.stream_arn,
+        "aws.region": kinesis.region,
+        "source.init.position": {"earliest": "TRIM_HORIZON", "latest": "LATEST"}[kinesis.start],
+        "format": "raw",
+        **kinesis.options,
+    }
 
 
 def _source_options(settings: Settings, topic: str) -> dict[str, str]:
@@ -272,7 +291,7 @@ def _sink_options(settings: Settings, column: str) -> dict[str, str]:
     }
     if settings.flink.delivery == "exactly_once":
         options["sink.transactional-id-prefix"] = f"{settings.name}-{column}"
-        options["properties.transaction.timeout.ms"] = "600000"
+        options["properties.transaction.timeout.ms"] = str(settings.flink.transaction_timeout)
     return options | _client_properties(settings)
 
 

@@ -19,7 +19,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from jobs import cli, settings
+from jobs import cli, options, settings
 from jobs.doctor import MIN_DISK_BYTES, MIN_MAVEN, MIN_MEMORY_BYTES
 from jobs.environment import JAVA_MAJOR, ROOT
 from jobs.exit_codes import ExitCode
@@ -134,7 +134,7 @@ def test_streamscore_takes_the_command(words: list[str]) -> None:
     command, rest = resolve(words)
     context = command.make_context(command.name, rest)  # raises what a user would see
     for change in context.params.get("overrides") or ():
-        name, value = cli._change(change)
+        name, value = options.change(change)
         settings.load(FRAUD, {name: value})
     for name in ("conf", "config"):
         assert (ROOT / context.params.get(name, FRAUD)).is_file()
