@@ -18,7 +18,7 @@ from tests.support.kafka import Out, Record, Traffic
 from tests.support.running import running
 from udfs.alerting.hysteresis import Rules, Score
 
-pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(600)]
 
 CARDS = 12
 ROUNDS = 30
