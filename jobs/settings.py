@@ -263,6 +263,8 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     if "model" in sections and sections["model"].embedded and sections["model"].rollout:
         message = "an embedded model has no rollout: set model.embedded to false"
         yield Mistake(("model", "rollout"), message)
+    if "kafka" in sections and sections["kafka"].align != "off":
+        yield from _not_aligned(sections)
     if sections.keys() >= {"lookups", "model"} and not sections["model"].embedded:
         yield from _no_time_left(sections["lookups"], sections["model"].deadline)
     if "topics" in sections:
@@ -283,6 +285,15 @@ def _schema_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         yield from (Mistake(("rollup", *path), message) for path, message in unfit)
         return
     yield from Schema.model_construct(**Schema.parts(sections)).mistakes()
+
+
+def _not_aligned(sections: Mapping[str, Any]) -> Iterator[Mistake]:
+    kafka = sections["kafka"]
+    if kafka.stop_at_end:
+        yield Mistake(("kafka", "align"), "a job that stops at the end reads as it comes: set off")
+    event = sections.get("event")
+    if kafka.align == "event_time" and event and event.time.format == "iso8601":
+        yield Mistake(("kafka", "align"), "an event time that is text has no order: set kafka_time")
 
 
 def _no_time_left(lookups: tuple[LookupSpec, ...], deadline_ms: int) -> Iterator[Mistake]:
