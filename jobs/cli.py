@@ -15,8 +15,9 @@ import typer
 
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
-from jobs.features import backfill_command
+from jobs.features import backfill_command, state_commands
 from jobs.features import cli as features_cli
+from jobs.versions import cli as versions_cli
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
@@ -45,7 +46,11 @@ rollout_app = typer.Typer(
 )
 app.add_typer(rollout_app, name="rollout")
 features_cli.app.command("backfill")(backfill_command.backfill)
+features_cli.app.command("bootstrap")(state_commands.bootstrap)
+features_cli.app.command("check-change")(state_commands.check_change)
 app.add_typer(features_cli.app, name="features")
+for command in (versions_cli.replay, versions_cli.cutover, versions_cli.follow):
+    app.command()(command)
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings file.")]
 _CONFIG = Path("conf/fraud.yaml")
@@ -225,16 +230,30 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Override a setting; may be repeated."),
     ] = None,
+    from_savepoint: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER", help="Begin with this savepoint or retained checkpoint; or a URL."
+        ),
+    ] = "",
+    drop_state: Annotated[
+        bool, typer.Option("--drop-state", help="Lose what the settings have no use for in it.")
+    ] = False,
 ) -> None:
     """Run a scoring job and show how it fares until Ctrl-C.
 
     Example: streamscore run conf/fraud.yaml --set batch.buckets=4
     """
-    from jobs import run_job
+    from jobs import run_job, starting
 
     changes = [*(overrides or ()), *(["model.embedded=true"] if embedded else ())]
     settings = _settings(conf, changes)
-    raise typer.Exit(run_job.run(settings, conf, target or None))
+    begin = (
+        starting.from_savepoint(settings, from_savepoint, drops=drop_state)
+        if from_savepoint
+        else starting.EMPTY
+    )
+    raise typer.Exit(run_job.run(settings, conf, target or None, begin))
 
 
 @app.command()
