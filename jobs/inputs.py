@@ -51,9 +51,7 @@ class Inputs:
         return sources.micro_batches(
             self.tables,
             "events",
-            source_options(
-                settings, settings.topics.events, self.positions.get(settings.topics.events)
-            ),
+            _events_options(settings, self.positions.get(settings.topics.events)),
             sources.bucket_expression(self.labels, key),
             settings.batch.window,
             ends=settings.kafka.stop_at_end,
@@ -84,6 +82,20 @@ class Inputs:
         unit_ms = 1_000 if time_format == "epoch_s" else 1
         time = "kafka_time" if kafka.align == "kafka_time" else sources.event_time(field, unit_ms)
         return sources.Alignment(self.settings.name, kafka.align_drift, time)
+
+
+def _events_options(settings: Settings, position: Position | None) -> dict[str, str]:
+    kinesis = settings.kinesis
+    if kinesis is None:
+        return source_options(settings, settings.topics.events, position)
+    return {
+        "connector": "kinesis",
+        "stream.arn": kinesis.stream_arn,
+        "aws.region": kinesis.region,
+        "source.init.position": {"earliest": "TRIM_HORIZON", "latest": "LATEST"}[kinesis.start],
+        "format": "raw",
+        **kinesis.options,
+    }
 
 
 def source_options(

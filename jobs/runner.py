@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.environment import BUILD, NotReadyError, as_url, thread_mode_env
@@ -57,24 +58,28 @@ class FlinkRest:
         """
         return self._call("GET", path)
 
-    def cancel(self, job_id: str) -> None:
-        """Ask for the job's end; it keeps its last checkpoint."""
-        self._call("PATCH", f"/jobs/{job_id}?mode=cancel")
-
-    def post(self, path: str, document: Any) -> Any:
-        """The answer to a JSON document.
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Ask for something, e.g. ``/savepoint-disposal``; the answer's JSON.
 
         Raises:
             JobError: nobody answers there, or with an error.
         """
-        return self._call("POST", path, json.dumps(document).encode())
+        return self._call("POST", path, json.dumps(body).encode())
+
+    def cancel(self, job_id: str) -> None:
+        """Ask for the job's end; it keeps its last checkpoint."""
+        self._call("PATCH", f"/jobs/{job_id}?mode=cancel")
 
     def _call(self, method: str, path: str, body: bytes | None = None) -> Any:
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}{path}", body, headers, method=method)  # noqa: S310
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        url = f"{self.url}{path}"
+        request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310 (http)
         try:
             with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
                 return json.loads(response.read() or b"null")
+        except urllib.error.HTTPError as exc:
+            said = exc.read().decode(errors="replace").strip()
+            raise JobError(f"{self.url}{path}: {exc}: {_cause(said)[:500]}") from exc
         except (OSError, ValueError) as exc:
             raise JobError(f"{self.url}{path}: {exc}") from exc
 
@@ -294,7 +299,8 @@ def submit(
     address = target or f"{HOST}:{settings.flink.web_port or free_port()}"
     if target is not None:
         _check_reachable(target)
-    given = _target_options(address, remote=target is not None) | dict(options or {})
+    more = [settings.kinesis.jar] if settings.kinesis is not None else []
+    given = _target_options(address, more, remote=target is not None) | dict(options or {})
     configuration = pipeline.flink_configuration(settings, given)
     env = _environment(configuration, remote=target is not None)
     try:
@@ -324,10 +330,15 @@ def prepare() -> None:
     os.environ.setdefault("FLINK_LOG_DIR", str(BUILD / "logs"))
 
 
-def _target_options(address: str, *, remote: bool) -> dict[str, str]:
+def _target_options(
+    address: str, more_jars: Sequence[Path] = (), *, remote: bool
+) -> dict[str, str]:
+    for jar in more_jars:
+        if not jar.is_file():
+            raise NotReadyError(f"there is no {jar}", "put the connector's jar there")
     host, _, port = address.rpartition(":")
     options = {
-        "pipeline.jars": ";".join(jar.absolute().as_uri() for jar in flink_jars()),
+        "pipeline.jars": ";".join(jar.absolute().as_uri() for jar in [*flink_jars(), *more_jars]),
         "rest.address": host,
         "rest.port": port,
     }

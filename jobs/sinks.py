@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from pyflink.common import Types
+from pyflink.common import TypeInformation, Types
 from pyflink.datastream import DataStream
 from pyflink.table import Schema, StreamTableEnvironment
 
@@ -14,8 +14,7 @@ COLUMNS = ("predictions", "alerts", "dead_letters", "duplicates", "shadow")
 """The records of a scored batch, one sink each."""
 
 _PAIRS = Types.OBJECT_ARRAY(Types.OBJECT_ARRAY(Types.PRIMITIVE_ARRAY(Types.BYTE())))
-OUTPUT_TYPE = Types.ROW_NAMED(list(COLUMNS), [_PAIRS] * len(COLUMNS))
-"""A scored batch: for each sink its records, each an array of key and value."""
+NO_OTHERS: Mapping[str, DataStream] = {}
 
 _SINK = """
 CREATE TEMPORARY TABLE `{column}_sink` (`record_key` BYTES, `payload` BYTES) WITH ({options})
@@ -23,14 +22,26 @@ CREATE TEMPORARY TABLE `{column}_sink` (`record_key` BYTES, `payload` BYTES) WIT
 
 # Bytes all the way: as one text, each record would be searched for separators and encoded again.
 # Pairs are arrays, as PyFlink converts an array several times faster than a row.
-_INSERT = """
-INSERT INTO `{column}_sink`
-SELECT pair[1], pair[2] FROM `scored` CROSS JOIN UNNEST(`{column}`) AS records (pair)
+_INSERT = "INSERT INTO `{column}_sink` {records}"
+_RECORDS = """
+SELECT pair[1], pair[2] FROM `{view}` CROSS JOIN UNNEST(`{column}`) AS records (pair)
 """
 
 
+def row_type(columns: Sequence[str]) -> TypeInformation:
+    """A row of records: for each sink an array of pairs, key and value."""
+    return Types.ROW_NAMED(list(columns), [_PAIRS] * len(columns))
+
+
+OUTPUT_TYPE = row_type(COLUMNS)
+"""A scored batch."""
+
+
 def write(
-    tables: StreamTableEnvironment, scored: DataStream, options: Mapping[str, Mapping[str, str]]
+    tables: StreamTableEnvironment,
+    scored: DataStream,
+    options: Mapping[str, Mapping[str, str]],
+    others: Mapping[str, DataStream] = NO_OTHERS,
 ) -> None:
     """Attach the sinks to a stream of scored batches.
 
@@ -41,13 +52,25 @@ def write(
         scored: Rows of ``OUTPUT_TYPE``.
         options: The Kafka connector's options of each column's sink; a column without them has
             none.
+        others: Columns that get records of a further stream as well, of ``row_type([column])``.
     """
-    schema = Schema.new_builder()
-    for column in COLUMNS:
-        schema = schema.column(column, "ARRAY<ARRAY<BYTES>>")
-    tables.create_temporary_view("scored", tables.from_data_stream(scored, schema.build()))
+    _view(tables, "scored", scored, COLUMNS)
+    for column, stream in others.items():
+        _view(tables, f"scored_{column}", stream, [column])
     statements = tables.create_statement_set()
     for column in options:
+        views = ["scored", *([f"scored_{column}"] if column in others else [])]
+        # One sink for both: two of one name would share their transactions' ids.
+        records = " UNION ALL ".join(_RECORDS.format(view=v, column=column) for v in views)
         tables.execute_sql(_SINK.format(column=column, options=with_options(options[column])))
-        statements.add_insert_sql(_INSERT.format(column=column))
+        statements.add_insert_sql(_INSERT.format(column=column, records=records))
     statements.attach_as_datastream()
+
+
+def _view(
+    tables: StreamTableEnvironment, name: str, stream: DataStream, columns: Sequence[str]
+) -> None:
+    schema = Schema.new_builder()
+    for column in columns:
+        schema = schema.column(column, "ARRAY<ARRAY<BYTES>>")
+    tables.create_temporary_view(name, tables.from_data_stream(stream, schema.build()))

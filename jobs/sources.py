@@ -1,4 +1,4 @@
-"""Kafka topics as micro-batches, made by Flink in the JVM.
+"""Kafka topics, or a Kinesis stream, as micro-batches, made by Flink in the JVM.
 
 Records are grouped by bucket in a tumbling window of a few milliseconds and joined to one text, so
 that Python is called once per batch. The window is Flink state: a checkpoint includes it.
@@ -20,6 +20,20 @@ CREATE TEMPORARY TABLE `{name}` (
   `kafka_partition` INT METADATA FROM 'partition' VIRTUAL,
   `kafka_offset` BIGINT METADATA FROM 'offset' VIRTUAL,
   `kafka_time` TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL,
+  {arrival}
+) WITH ({options})
+"""
+
+# A shard's number stands for the partition. A sequence number has 56 digits: the last 15 stand for
+# the offset, so that a double holds it.
+_KINESIS = """
+CREATE TEMPORARY TABLE `{name}` (
+  `payload` BYTES,
+  `shard` STRING METADATA FROM 'shard-id' VIRTUAL,
+  `sequence` STRING METADATA FROM 'sequence-number' VIRTUAL,
+  `kafka_time` TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL,
+  `kafka_partition` AS CAST(SUBSTRING(`shard` FROM 9) AS INT),
+  `kafka_offset` AS CAST(RIGHT(`sequence`, 15) AS BIGINT),
   {arrival}
 ) WITH ({options})
 """
@@ -158,6 +172,22 @@ def event_time(field: str, unit_ms: int) -> str:
     return _EVENT_TIME.format(factor=unit_ms, path=quoted(f"$.{field}"))
 
 
+def source_table(
+    name: str,
+    options: Mapping[str, str],
+    *,
+    ends: bool = False,
+    alignment: Alignment | None = None,
+) -> str:
+    """SQL of the table that reads a source, by its options' connector."""
+    template = _KINESIS if options["connector"] == "kinesis" else _SOURCE
+    arrival = _CLOCK_AS_EVENT_TIME if ends else _PROCESSING_TIME
+    if alignment is not None:
+        arrival = _ALIGNED.format(time=alignment.time)
+        options = {**options, **alignment.options}
+    return template.format(name=name, arrival=arrival, options=with_options(options))
+
+
 def micro_batches(
     tables: StreamTableEnvironment,
     name: str,
@@ -173,18 +203,13 @@ def micro_batches(
     Args:
         tables: The table environment.
         name: Name of the table to make.
-        options: The Kafka connector's options.
+        options: The connector's options: Kafka's or Kinesis'.
         bucket: SQL expression of the bucket's label.
         window_ms: Longest time a record waits for its batch.
         ends: Whether the topic is read to an end, which the last batches must survive.
         alignment: Keeps it in step with others; not of a topic that is read to an end.
     """
-    arrival = _CLOCK_AS_EVENT_TIME if ends else _PROCESSING_TIME
-    if alignment is not None:
-        arrival = _ALIGNED.format(time=alignment.time)
-        options = {**options, **alignment.options}
-    source = _SOURCE.format(name=name, arrival=arrival, options=with_options(options))
-    tables.execute_sql(source)
+    tables.execute_sql(source_table(name, options, ends=ends, alignment=alignment))
     tables.execute_sql(_TEXTS.format(name=name, bucket=bucket))
     window = f"{window_ms / 1000:.3f}"
     table = tables.sql_query(_BATCHES.format(name=name, window=window))
