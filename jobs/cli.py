@@ -16,12 +16,13 @@ from jobs.cluster import changes_cli
 from jobs.cluster.cli import cluster_app
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
-from jobs.features import backfill_command
+from jobs.features import backfill_command, state_commands
 from jobs.features import cli as features_cli
 from jobs.options import ConfigFile, Overrides
 from jobs.options import loaded as _settings
 from jobs.options import refusing as _refusing
 from jobs.outlets import cli as outlets_cli
+from jobs.versions import cli as versions_cli
 
 if TYPE_CHECKING:
     from udfs.scoring.rollout import Rollout
@@ -53,7 +54,12 @@ for command in ("submit", "upgrade", "rescale", "inspect", "plan"):
     app.command(command)(getattr(changes_cli, command))
 app.add_typer(changes_cli.savepoint_app, name="savepoint")
 features_cli.app.command("backfill")(backfill_command.backfill)
+features_cli.app.command("bootstrap")(state_commands.bootstrap)
+features_cli.app.command("check-change")(state_commands.check_change)
 app.add_typer(features_cli.app, name="features")
+app.command()(versions_cli.replay)
+app.command()(versions_cli.cutover)
+app.command()(versions_cli.follow)
 app.command("deliver")(outlets_cli.deliver)
 app.add_typer(outlets_cli.store_app, name="store")
 
@@ -197,16 +203,30 @@ def run(
         bool, typer.Option("--embedded", help="Score inside the operator, without a server.")
     ] = False,
     overrides: Overrides = None,
+    from_savepoint: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER", help="Begin with this savepoint or retained checkpoint; or a URL."
+        ),
+    ] = "",
+    drop_state: Annotated[
+        bool, typer.Option("--drop-state", help="Lose what the settings have no use for in it.")
+    ] = False,
 ) -> None:
     """Run a scoring job and show how it fares until Ctrl-C.
 
     Example: streamscore run conf/fraud.yaml --set batch.buckets=4
     """
-    from jobs import run_job
+    from jobs import run_job, starting
 
     changes = [*(overrides or ()), *(["model.embedded=true"] if embedded else ())]
     settings = _settings(conf, changes)
-    raise typer.Exit(run_job.run(settings, conf, target or None))
+    begin = (
+        starting.from_savepoint(settings, from_savepoint, drops=drop_state)
+        if from_savepoint
+        else starting.EMPTY
+    )
+    raise typer.Exit(run_job.run(settings, conf, target or None, begin))
 
 
 @app.command()

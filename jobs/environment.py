@@ -99,6 +99,11 @@ def thread_mode_env(code: Path = ROOT) -> dict[str, str]:
     return variables
 
 
+def as_url(folder: str) -> str:
+    """A folder as Flink wants it; a URL as it is."""
+    return folder if "://" in folder else Path(folder).absolute().as_uri()
+
+
 def _leading(variable: str, *folders: str) -> str:
     rest = [part for part in os.environ.get(variable, "").split(os.pathsep) if part]
     return os.pathsep.join([*folders, *(part for part in rest if part not in folders)])

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from udfs.spec.types import Mistake, Strict
+from udfs.spec.types import DurationMs, Mistake, Strict
 
 _HOST_PORT = re.compile(r"[^\s,]+:\d{1,5}")
 _SHADED = "org.apache.flink.kafka.shaded.org.apache.kafka.common.security"
@@ -100,6 +100,14 @@ class KafkaSettings(Strict):
     keyed_by_record_key: bool = Field(
         True,
         description="producers key records by `key`; false reads the key from each record's JSON",
+    )
+    align: Literal["off", "kafka_time", "event_time"] = Field(
+        "off",
+        description="keeps partitions, and events and labels, in step by this time while the job "
+        "is behind",
+    )
+    align_drift: DurationMs = Field(
+        60_000, ge=1, description="a partition this far ahead of the last one waits for it"
     )
     stop_at_end: bool = Field(False, description="end at the offsets seen at start (a backfill)")
     tls: KafkaTlsSettings | None = Field(None, description="TLS to the brokers; plain text if none")

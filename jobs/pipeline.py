@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pyflink.common import Configuration, Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
-from jobs import keyed, sinks, sources, uids
+from jobs import keyed, sinks, uids
 from jobs.enrichment import lookups_of, tables_of
+from jobs.environment import as_url
+from jobs.inputs import BATCH, ROUTED, Inputs, client_properties
 from jobs.settings import ModelTlsSettings, Settings
 from jobs.settings_file import SettingsError
+from jobs.starting import EMPTY, Start
 from model_server.breaker import BreakerOptions
 from model_server.client import ClientOptions
 from model_server.endpoints import ChannelSecurity
@@ -30,7 +32,7 @@ from udfs.alerting.scored import ScoredColumns
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM, even_labels
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import RecordWriter
-from udfs.operators import FirstStage, LabelReader, NextStage, Routing
+from udfs.operators import FirstStage, NextStage, Routing
 from udfs.preparation.preparation import Preparation
 from udfs.rollup.operator import RollupStage
 from udfs.scoring.embedded import EmbeddedScoring
@@ -39,8 +41,6 @@ from udfs.scoring.scoring import Output, Scoring, ServedScoring
 logger = logging.getLogger(__name__)
 
 _MONTH_S = 30 * 86_400
-_BATCH = Types.PICKLED_BYTE_ARRAY()
-_ROUTED = Types.ROW([Types.INT(), _BATCH])
 
 
 def flink_configuration(
@@ -68,7 +68,7 @@ def flink_options(settings: Settings, target: Mapping[str, str] | None = None) -
         "execution.checkpointing.mode": "EXACTLY_ONCE",
         "execution.checkpointing.unaligned.enabled": "false",
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
-        "execution.checkpointing.dir": _as_url(flink.checkpoint_dir),
+        "execution.checkpointing.dir": as_url(flink.checkpoint_dir),
         "state.backend.type": flink.state_backend,
         "restart-strategy.type": "fixed-delay",
         "restart-strategy.fixed-delay.attempts": str(flink.restart_attempts),
@@ -79,16 +79,17 @@ def flink_options(settings: Settings, target: Mapping[str, str] | None = None) -
     return options | {**(target or {}), **flink.options}
 
 
-def _as_url(folder: str) -> str:
-    return folder if "://" in folder else Path(folder).absolute().as_uri()
-
-
-def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
+def build(
+    env: StreamExecutionEnvironment,
+    settings: Settings,
+    begin: Start = EMPTY,
+) -> None:
     """Wire a scoring job into an environment; ``env.execute()`` runs it.
 
     Args:
         env: An environment with ``flink_configuration``.
         settings: The job's settings.
+        begin: From which positions; its savepoint is an option of the environment.
 
     Raises:
         SettingsError: there is no model, or one that was trained with other features.
@@ -96,24 +97,21 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     model = _model(settings)
     tables = StreamTableEnvironment.create(env)
     labels = even_labels(settings.batch.buckets)
-    scored = _stages(tables, settings, labels, _scoring(settings, model))
+    inputs = Inputs(tables, settings, labels, begin.positions)
+    scored = _stages(inputs, _scoring(settings, model), begin.since_ms)
     wanted = [column for column in sinks.COLUMNS if getattr(settings.topics, column)]
     options = {column: _sink_options(settings, column) for column in wanted}
     sinks.write(tables, scored, options, _episodes(settings, scored))
     uids.assign(env)
 
 
-def _stages(
-    tables: StreamTableEnvironment,
-    settings: Settings,
-    labels: tuple[int, ...],
-    scoring: Scoring,
-) -> DataStream:
+def _stages(inputs: Inputs, scoring: Scoring, begins_ms: int | None) -> DataStream:
+    settings, labels = inputs.settings, inputs.labels
     schema = settings.schema_
-    ttl_s = _idle_ms(settings)
-    stream = _events(tables, settings, labels)
+    stream = inputs.events()
     if schema.rollup is not None:
         stream = _rolled_up(stream, settings, labels)
+    of_first = _of_first_stage(settings) | {"begins_ms": begins_ms}
     for number, key in enumerate(schema.stages):
         last = number == len(schema.stages) - 1
         function = (NextStage if number else FirstStage)(
@@ -121,21 +119,26 @@ def _stages(
             key,
             Routing(labels, settings.kafka.keyed_by_record_key),
             settings.topics.events,
-            ttl_s,
+            idle_ms(settings),
             settings.flink.cached_entries,
             settings.flink.journal_events,
             scoring if last else None,
-            **({} if number else _of_first_stage(settings)),
+            **({} if number else of_first),
         )
         if number and settings.labels is not None and key == settings.labels.key:
-            stream = stream.union(_labels(tables, settings, labels))
+            stream = stream.union(inputs.late_labels())
         stream = (
-            keyed.by_first_field(stream, _BATCH if number or schema.rollup else Types.STRING())
-            .process(function, sinks.OUTPUT_TYPE if last else _ROUTED)
+            keyed.by_first_field(stream, BATCH if number or schema.rollup else Types.STRING())
+            .process(function, sinks.OUTPUT_TYPE if last else ROUTED)
             .name(f"features by {key}{', score' if last else ''}")
-            .uid(f"features-{key}")
+            .uid(uid_of(key))
         )
     return stream
+
+
+def uid_of(stage: str) -> str:
+    """The operator id of a stage: by it a savepoint's state is found."""
+    return f"features-{stage}"
 
 
 def _of_first_stage(settings: Settings) -> dict[str, Any]:
@@ -151,36 +154,17 @@ def _episodes(settings: Settings, scored: DataStream) -> dict[str, DataStream]:
         return {}
     spec = settings.alerts.episodes.with_lateness(settings.event)
     span_ms = (spec.lateness or 0) + (spec.close_after or 0) + (spec.silent_after or 0)
-    ttl_s = max(_idle_ms(settings), 2 * span_ms) // 1_000
+    ttl_s = max(idle_ms(settings), 2 * span_ms) // 1_000
     privacy = Privacy.of_events(settings.schema_)
     hide = privacy.hashed if privacy and spec.entity in privacy.fields else None
     operator = EpisodeOperator(spec, settings.topics.events, ttl_s, hide)
     told = (
-        keyed.by_first_field(keyed.side_output(scored, SCORED), _BATCH)
+        keyed.by_first_field(keyed.side_output(scored, SCORED), BATCH)
         .process(operator, sinks.row_type(["alerts"]))
         .name(f"episodes by {spec.entity}")
         .uid("episodes")
     )
     return {"alerts": told}
-
-
-def _events(
-    tables: StreamTableEnvironment, settings: Settings, labels: tuple[int, ...]
-) -> DataStream:
-    kafka = settings.kafka
-    key = (
-        sources.key_from_record_key()
-        if kafka.keyed_by_record_key
-        else sources.key_from_json(settings.key)
-    )
-    return sources.micro_batches(
-        tables,
-        "events",
-        _events_options(settings),
-        sources.bucket_expression(labels, key),
-        settings.batch.window,
-        ends=settings.kafka.stop_at_end,
-    )
 
 
 def _rolled_up(stream: DataStream, settings: Settings, labels: tuple[int, ...]) -> DataStream:
@@ -193,30 +177,13 @@ def _rolled_up(stream: DataStream, settings: Settings, labels: tuple[int, ...]) 
     )
     return (
         keyed.by_first_field(stream, Types.STRING())
-        .process(function, _ROUTED)
+        .process(function, ROUTED)
         .name(f"windows of {settings.key}")
         .uid("windows")
     )
 
 
-def _labels(
-    tables: StreamTableEnvironment, settings: Settings, labels: tuple[int, ...]
-) -> DataStream:
-    topic = settings.topics.labels
-    assert topic is not None
-    batches = sources.micro_batches(
-        tables,
-        "labels",
-        _source_options(settings, topic),
-        str(labels[0]),
-        settings.batch.label_window,
-        ends=settings.kafka.stop_at_end,
-    )
-    reader = LabelReader(settings.schema_, Routing(labels), topic)
-    return batches.flat_map(reader, _ROUTED).name("labels").uid("labels")
-
-
-def _idle_ms(settings: Settings) -> int:
+def idle_ms(settings: Settings) -> int:
     """Idle keys outlive every window twice over: a key may lag behind the others of its bucket."""
     if settings.flink.state_ttl is not None:
         return max(1, settings.flink.state_ttl)
@@ -233,44 +200,6 @@ def _readings_ttl_s(settings: Settings) -> int:
     assert schema.rollup is not None
     longest_ms = max(schema.rollup.every, schema.rollup.idle, schema.arriving.dedupe_within)
     return max(_MONTH_S, 2 * (longest_ms + schema.arriving.time.allowed_lateness) // 1_000)
-
-
-def _events_options(settings: Settings) -> dict[str, str]:
-    kinesis = settings.kinesis
-    if kinesis is None:
-        return _source_options(settings, settings.topics.events)
-    return {
-        "connector": "kinesis",
-        "stream.arn": kinesis.stream_arn,
-        "aws.region": kinesis.region,
-        "source.init.position": {"earliest": "TRIM_HORIZON", "latest": "LATEST"}[kinesis.start],
-        "format": "raw",
-        **kinesis.options,
-    }
-
-
-def _source_options(settings: Settings, topic: str) -> dict[str, str]:
-    kafka = settings.kafka
-    start = {
-        "earliest": "earliest-offset",
-        "latest": "latest-offset",
-        "committed": "group-offsets",
-    }[kafka.start]
-    options = {
-        "connector": "kafka",
-        "topic": topic,
-        "properties.bootstrap.servers": kafka.bootstrap_servers,
-        "properties.group.id": kafka.group_id,
-        "properties.auto.offset.reset": "earliest",
-        "scan.startup.mode": start,
-        "key.format": "raw",
-        "key.fields": "record_key",
-        "value.format": "raw",
-        "value.fields-include": "EXCEPT_KEY",
-    }
-    if kafka.stop_at_end:
-        options["scan.bounded.mode"] = "latest-offset"
-    return options | _client_properties(settings)
 
 
 def _sink_options(settings: Settings, column: str) -> dict[str, str]:
@@ -292,11 +221,7 @@ def _sink_options(settings: Settings, column: str) -> dict[str, str]:
     if settings.flink.delivery == "exactly_once":
         options["sink.transactional-id-prefix"] = f"{settings.name}-{column}"
         options["properties.transaction.timeout.ms"] = str(settings.flink.transaction_timeout)
-    return options | _client_properties(settings)
-
-
-def _client_properties(settings: Settings) -> dict[str, str]:
-    return {f"properties.{k}": v for k, v in settings.kafka.java_properties().items()}
+    return options | client_properties(settings)
 
 
 def _client_options(settings: Settings) -> ClientOptions:

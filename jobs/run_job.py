@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
 from jobs.runner import TERMINAL_STATES, JobError, RunningJob
 from jobs.settings import Settings
+from jobs.starting import EMPTY, Start
 
 SHOW_EVERY_S = 5.0
 START_TIMEOUT_S = 300.0
@@ -21,6 +23,8 @@ TRIES_AFTER_S = 30.0
 """How long a cluster may not answer before the job is given up."""
 
 _COUNTERS = ("events", "duplicates", "dead_letters")
+_LAG = "pendingRecords"
+_NAMES = {_LAG: "behind"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +50,22 @@ class Progress:
         return " | ".join([self.state, *counted, *rest])
 
 
-def run(settings: Settings, conf: Path, target: str | None = None) -> int:
+def run(
+    settings: Settings,
+    conf: Path,
+    target: str | None = None,
+    begin: Start = EMPTY,
+    *,
+    shows_lag: bool = False,
+) -> int:
     """Run a job; on a mini-cluster in this process it ends with it.
 
     Args:
         settings: The job's settings.
         conf: Their file, named in what to do.
         target: host:port of a cluster's JobManager; none takes a mini-cluster.
+        begin: From which state and positions.
+        shows_lag: Also show how many records of its topics it has not read yet.
 
     Returns:
         The exit code: 0 after a job's own end or Ctrl-C, 1 if it failed.
@@ -65,11 +78,11 @@ def run(settings: Settings, conf: Path, target: str | None = None) -> int:
     job: RunningJob | None = None
     try:
         with spinner("starting Flink") as tell:
-            job = runner.start(settings, target)
+            job = runner.start(settings, target, begin)
             tell(f"waiting for the tasks to run, {job.rest.url}")
             job.wait_running(START_TIMEOUT_S)
         console.print(f"job {job.job_id} runs; web page {job.rest.url}", soft_wrap=True)
-        return _follow(job)
+        return _follow(job, (*_COUNTERS, *([_LAG] if shows_lag else [])))
     except JobError as exc:
         errors.print(f"[red]failed:[/] {escape(str(exc))}", soft_wrap=True)
         return ExitCode.FAILED
@@ -89,7 +102,7 @@ def _check(settings: Settings, conf: Path, target: str | None) -> None:
         errors.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
-def _follow(job: RunningJob) -> int:
+def _follow(job: RunningJob, counters: Sequence[str]) -> int:
     """Show the job's progress until its end."""
     answered_s = time.monotonic()
     while True:
@@ -97,7 +110,7 @@ def _follow(job: RunningJob) -> int:
             state = job.state()
             if state in TERMINAL_STATES:
                 return _ended(job, state)
-            console.print(progress_of(job, state).line(), soft_wrap=True, highlight=False)
+            console.print(progress_of(job, state, counters).line(), soft_wrap=True, highlight=False)
             answered_s = time.monotonic()
         except JobError:
             if time.monotonic() - answered_s > TRIES_AFTER_S:
@@ -112,7 +125,7 @@ def _ended(job: RunningJob, state: str) -> int:
     return ExitCode.OK if state in ("FINISHED", "CANCELED") else ExitCode.FAILED
 
 
-def progress_of(job: RunningJob, state: str) -> Progress:
+def progress_of(job: RunningJob, state: str, counters: Sequence[str] = _COUNTERS) -> Progress:
     """Ask Flink how far a job is.
 
     Raises:
@@ -120,7 +133,7 @@ def progress_of(job: RunningJob, state: str) -> Progress:
     """
     return Progress(
         state=state,
-        counts=job.counts(_COUNTERS),
+        counts={_NAMES.get(n, n): count for n, count in job.counts(counters).items()},
         checkpoints=job.checkpoints_completed(),
         restarts=job.restarts(),
     )

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jobs.environment import BUILD, NotReadyError, thread_mode_env
+from jobs.environment import BUILD, NotReadyError, as_url, thread_mode_env
 from jobs.jars import flink_jars
 from jobs.settings import Settings
 from jobs.stack import HOST, free_port
+from jobs.starting import EMPTY, Start
 
 TERMINAL_STATES = frozenset({"FINISHED", "CANCELED", "FAILED", "SUSPENDED"})
 _PACKAGE = re.compile(r"^(?:[a-z_][\w$]*\.)+(?=[A-Z])")
@@ -195,6 +196,35 @@ class RunningJob:
             self.rest.cancel(self.job_id)
             self.wait(lambda state: state in TERMINAL_STATES, timeout_s)
 
+    def stop_with_savepoint(
+        self, folder: str, *, drain: bool = False, timeout_s: float = 600.0
+    ) -> str:
+        """Stop the job with a savepoint; returns the savepoint's URL.
+
+        Args:
+            folder: Where it goes: a folder or URL that every TaskManager reaches.
+            drain: Also end the input: what is in flight is written before the savepoint.
+            timeout_s: Longest wait.
+
+        Raises:
+            JobError: it failed or took too long; the job then still runs.
+        """
+        asked = {"targetDirectory": as_url(folder), "drain": drain}
+        trigger = self.rest.post(f"/jobs/{self.job_id}/stop", asked)["request-id"]
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            found = self.rest.get(f"/jobs/{self.job_id}/savepoints/{trigger}")
+            if found["status"]["id"] == "COMPLETED":
+                break
+            if time.monotonic() > deadline_s:
+                raise JobError(f"no savepoint after {timeout_s:.0f} s")
+            time.sleep(_POLL_S)
+        operation = found["operation"]
+        if "location" not in operation:
+            raise JobError(f"no savepoint: {_cause(operation['failure-cause']['stack-trace'])}")
+        self.wait(lambda state: state == "FINISHED", timeout_s)
+        return str(operation["location"])
+
 
 class _Ending(NamedTuple):
     state: str
@@ -221,7 +251,7 @@ def _cause(stacktrace: str) -> str:
     return _PACKAGE.sub("", line)
 
 
-def start(settings: Settings, target: str | None = None) -> RunningJob:
+def start(settings: Settings, target: str | None = None, begin: Start = EMPTY) -> RunningJob:
     """Submit a job and return at once; ``RunningJob`` tells how it fares.
 
     The first call in a process starts its JVM, some seconds. A process whose JVM is already there
@@ -231,11 +261,35 @@ def start(settings: Settings, target: str | None = None) -> RunningJob:
         settings: The job's settings.
         target: host:port of a cluster's JobManager; none runs a mini-cluster in this process' JVM,
             which ends with the process.
+        begin: From which state and positions.
 
     Raises:
         NotReadyError: jars are missing, or nobody answers at the target.
         SettingsError: the model does not fit the settings.
         JobError: Flink refused the job.
+    """
+
+    def build(env: Any) -> None:
+        from jobs import pipeline
+
+        pipeline.build(env, settings, begin)
+
+    return submit(settings, build, target, begin.options)
+
+
+def submit(
+    settings: Settings,
+    build: Callable[[Any], None],
+    target: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> RunningJob:
+    """Submit a job of any shape; arguments and errors as those of ``start``.
+
+    Args:
+        settings: How Flink runs it.
+        build: Wires the job into an environment.
+        target: host:port of a cluster's JobManager, or none.
+        options: Further Flink options.
     """
     prepare()
     from py4j.protocol import Py4JJavaError
@@ -246,11 +300,11 @@ def start(settings: Settings, target: str | None = None) -> RunningJob:
     if target is not None:
         _check_reachable(target)
     more = [settings.kinesis.jar] if settings.kinesis is not None else []
-    options = _target_options(address, more, remote=target is not None)
-    configuration = pipeline.flink_configuration(settings, options)
+    given = _target_options(address, more, remote=target is not None) | dict(options or {})
+    configuration = pipeline.flink_configuration(settings, given)
     env = _environment(configuration, remote=target is not None)
     try:
-        pipeline.build(env, settings)
+        build(env)
         client = env.execute_async(settings.name)
     except Py4JJavaError as exc:
         raise JobError(f"Flink refused the job: {_cause(str(exc))}") from exc

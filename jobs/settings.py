@@ -321,6 +321,8 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     if "model" in sections and sections["model"].embedded and sections["model"].rollout:
         message = "an embedded model has no rollout: set model.embedded to false"
         yield Mistake(("model", "rollout"), message)
+    if "kafka" in sections and sections["kafka"].align != "off":
+        yield from _not_aligned(sections)
     if sections.keys() >= {"lookups", "model"} and not sections["model"].embedded:
         yield from _no_time_left(sections["lookups"], sections["model"].deadline)
     if "topics" in sections:
@@ -356,6 +358,17 @@ def _schema_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     if "alerts" in sections and (episodes := sections["alerts"].episodes) is not None:
         for path, message in episodes.unfit(schema.known, schema.columns):
             yield Mistake(("alerts", "episodes", *path), message)
+
+
+def _not_aligned(sections: Mapping[str, Any]) -> Iterator[Mistake]:
+    kafka = sections["kafka"]
+    if kafka.stop_at_end:
+        yield Mistake(("kafka", "align"), "a job that stops at the end reads as it comes: set off")
+    if sections.get("kinesis"):
+        yield Mistake(("kafka", "align"), "a Kinesis stream is not kept in step: set off")
+    event = sections.get("event")
+    if kafka.align == "event_time" and event and event.time.format == "iso8601":
+        yield Mistake(("kafka", "align"), "an event time that is text has no order: set kafka_time")
 
 
 def _no_time_left(lookups: tuple[LookupSpec, ...], deadline_ms: int) -> Iterator[Mistake]:

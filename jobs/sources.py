@@ -7,6 +7,7 @@ that Python is called once per batch. The window is Flink state: a checkpoint in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pyflink.common import Types
 from pyflink.datastream import DataStream
@@ -45,6 +46,30 @@ _PROCESSING_TIME = "`arrival` AS PROCTIME()"
 _CLOCK_AS_EVENT_TIME = """
   `arrival` AS CURRENT_ROW_TIMESTAMP(),
   WATERMARK FOR `arrival` AS `arrival`
+"""
+
+# Only the source looks at the watermark, to hold back partitions that are ahead: windows are of
+# processing time all the same.
+_ALIGNED = """
+  `arrival` AS PROCTIME(),
+  `aligned_by` AS {time},
+  WATERMARK FOR `aligned_by` AS `aligned_by`
+"""
+
+# CAST, not DECODE: Flink puts this into the source, where its DECODE does not compile.
+_EVENT_TIME = """
+  COALESCE(
+    LEAST(
+      TO_TIMESTAMP_LTZ(
+        {factor} * TRY_CAST(
+          JSON_VALUE(CAST(payload AS STRING), {path} NULL ON EMPTY NULL ON ERROR) AS BIGINT
+        ),
+        3
+      ),
+      kafka_time
+    ),
+    kafka_time
+  )
 """
 
 _BATCHES = """
@@ -106,10 +131,60 @@ def key_from_json(field: str) -> str:
     return f"COALESCE(JSON_VALUE(DECODE(payload, 'UTF-8'), {path} NULL ON ERROR), '')"
 
 
-def source_table(name: str, options: Mapping[str, str], *, ends: bool = False) -> str:
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """How partitions and topics are kept in step while there is a backlog.
+
+    Attributes:
+        group: Sources of one group wait for each other.
+        drift_ms: A partition this far ahead of the one that is furthest behind is paused.
+        time: SQL of a record's time.
+    """
+
+    group: str
+    drift_ms: int
+    time: str = "kafka_time"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Of the Kafka connector.
+
+        Small fetches: a partition is ahead by what has been fetched of it. A partition without
+        records must not hold up the others: soon it is not waited for.
+        """
+        return {
+            "scan.watermark.emit.strategy": "on-event",
+            "scan.watermark.alignment.group": self.group,
+            "scan.watermark.alignment.max-drift": f"{self.drift_ms} ms",
+            "scan.watermark.alignment.update-interval": "100 ms",
+            "scan.watermark.idle-timeout": "500 ms",
+            "properties.max.partition.fetch.bytes": "32768",
+        }
+
+
+def event_time(field: str, unit_ms: int) -> str:
+    """SQL of a record's event time; its Kafka time if it has none, or a later one.
+
+    Args:
+        field: The field of its JSON.
+        unit_ms: What the field counts, in ms.
+    """
+    return _EVENT_TIME.format(factor=unit_ms, path=quoted(f"$.{field}"))
+
+
+def source_table(
+    name: str,
+    options: Mapping[str, str],
+    *,
+    ends: bool = False,
+    alignment: Alignment | None = None,
+) -> str:
     """SQL of the table that reads a source, by its options' connector."""
     template = _KINESIS if options["connector"] == "kinesis" else _SOURCE
     arrival = _CLOCK_AS_EVENT_TIME if ends else _PROCESSING_TIME
+    if alignment is not None:
+        arrival = _ALIGNED.format(time=alignment.time)
+        options = {**options, **alignment.options}
     return template.format(name=name, arrival=arrival, options=with_options(options))
 
 
@@ -121,6 +196,7 @@ def micro_batches(
     window_ms: int,
     *,
     ends: bool = False,
+    alignment: Alignment | None = None,
 ) -> DataStream:
     """A topic as a stream of ``(bucket, records)``; see ``udfs.batches.events.split_batch``.
 
@@ -131,8 +207,9 @@ def micro_batches(
         bucket: SQL expression of the bucket's label.
         window_ms: Longest time a record waits for its batch.
         ends: Whether the topic is read to an end, which the last batches must survive.
+        alignment: Keeps it in step with others; not of a topic that is read to an end.
     """
-    tables.execute_sql(source_table(name, options, ends=ends))
+    tables.execute_sql(source_table(name, options, ends=ends, alignment=alignment))
     tables.execute_sql(_TEXTS.format(name=name, bucket=bucket))
     window = f"{window_ms / 1000:.3f}"
     table = tables.sql_query(_BATCHES.format(name=name, window=window))

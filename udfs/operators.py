@@ -22,13 +22,16 @@ from udfs.batches.privacy import Privacy
 from udfs.batches.records import dead_letter, duplicate
 from udfs.batches.routing import Routing, conflict, stray
 from udfs.enrichment.table_readers import OpenTables, Tables
+from udfs.features.coverage import Coverage, of_formulas
 from udfs.features.expressions import evaluate
+from udfs.features.fingerprint import fingerprint
 from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
 from udfs.features.series import kinds_of
 from udfs.features.states import BucketStates
-from udfs.runtime import calm_garbage_collector, share_interpreter_fairly, state_ttl
+from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 from udfs.scoring.scoring import Scoring
 from udfs.spec.schema import Schema
+from udfs.state_ttl import state_ttl
 
 __all__ = ["FirstStage", "LabelReader", "NextStage", "Routing"]
 
@@ -83,18 +86,17 @@ class _KeyedOperator(KeyedProcessFunction):
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Build the stage and its empty cache; Flink has restored the state by now."""
-        descriptor = MapStateDescriptor(
-            f"histories-{self._key}", Types.STRING(), Types.PICKLED_BYTE_ARRAY()
-        )
-        descriptor.enable_time_to_live(state_ttl(_BACKSTOP_S))
         self._stage = KeyedStage(self._schema, self._key)
+        self._state = runtime_context.get_map_state(histories(self._key))
         self._states = BucketStates(
             self._stage,
-            runtime_context.get_map_state(descriptor),
+            self._state,
             self._cached_entries,
             self._journal_events,
             self._idle_ms,
-            self._first_state(runtime_context) if "first" in self._stage.plans else None,
+            runtime_context.get_map_state(first_events(self._key, self._idle_ms))
+            if "first" in self._stage.plans
+            else None,
         )
         self._stage.warm_up()
         self._formulas = FormulaColumns(self._schema)
@@ -103,14 +105,6 @@ class _KeyedOperator(KeyedProcessFunction):
             self._scoring.open(runtime_context)
         calm_garbage_collector()
         share_interpreter_fairly()
-
-    def _first_state(self, runtime_context: RuntimeContext) -> Any:
-        """Where each key's first events lie; they are written once, so that they live longer."""
-        descriptor = MapStateDescriptor(
-            f"first-{self._key}", Types.STRING(), Types.PICKLED_BYTE_ARRAY()
-        )
-        descriptor.enable_time_to_live(state_ttl(max(self._idle_ms // 1_000, _FIRST_TTL_S)))
-        return runtime_context.get_map_state(descriptor)
 
     def close(self) -> None:
         """Close what scores."""
@@ -131,7 +125,8 @@ class _KeyedOperator(KeyedProcessFunction):
             if len(batch):
                 self._late_counter.inc(int(np.count_nonzero(batch.late)))
                 features = self._formulas.append(batch.features, batch.values)
-                batch = replace(batch, features=features)
+                warming = batch.warming and of_formulas(batch.warming, self._formulas.reads)
+                batch = replace(batch, features=features, warming=warming)
             return self._scoring.take(bucket, batch, ctx.timer_service())
         return self._route(batch)
 
@@ -156,6 +151,7 @@ class FirstStage(_KeyedOperator):
     Args:
         stage: See the base class.
         tables: The reference tables; no event is read before they are loaded.
+        begins_ms: See ``Coverage``.
         carried: String fields that a batch keeps to its end, beside those that stages need.
     """
 
@@ -164,10 +160,12 @@ class FirstStage(_KeyedOperator):
         *stage: Any,
         tables: Tables = NO_TABLES,
         carried: tuple[str, ...] = (),
+        begins_ms: int | None = None,
         **named: Any,
     ) -> None:
         super().__init__(*stage, **named)
         self._carried = carried
+        self._begins_ms = begins_ms
         self._declared_tables = tables
         self._tables: OpenTables | None = None
 
@@ -184,6 +182,8 @@ class FirstStage(_KeyedOperator):
         self._table_records_counter = metrics.counter("table_records")
         self._table_rejects_counter = metrics.counter("table_rejects")
         self._privacy = Privacy.of_events(self._schema)
+        known = fingerprint(self._schema, len(self._routing.labels))
+        self._coverage = Coverage(self._schema, known, self._state, self._begins_ms)
         self._inputs = StageInputs(self._schema)
         self._kinds = kinds_of(self._schema.known)
         looked_up = (lookup.key for lookup in self._schema.lookups)
@@ -230,6 +230,9 @@ class FirstStage(_KeyedOperator):
         return batch.select(np.flatnonzero(~strays)), rejects
 
     def _observe(self, bucket: int, batch: FeatureBatch, rejects: list[Reject]) -> FeatureBatch:
+        # Before the histories are read: it refuses those of other settings.
+        if warming := self._coverage.warming(bucket, batch.times):
+            batch = replace(batch, warming=warming)
         observed = self._stage.observe(
             self._states.of(bucket),
             batch.keys,
@@ -388,3 +391,19 @@ class LabelReader(FlatMapFunction):
             groups.setdefault(self._routing.of(entity), []).append(index)
         for group, rows in groups.items():
             yield Row(group, labels.select(rows))
+
+
+def histories(key: str) -> MapStateDescriptor[str, bytes]:
+    """The state of a stage: what reads a savepoint must name it as what wrote it did."""
+    return _map_state(f"histories-{key}", _BACKSTOP_S)
+
+
+def first_events(key: str, idle_ms: int) -> MapStateDescriptor[str, bytes]:
+    """Where each key's first events lie; they are written once, so that they live longer."""
+    return _map_state(f"first-{key}", max(idle_ms // 1_000, _FIRST_TTL_S))
+
+
+def _map_state(name: str, ttl_s: int) -> MapStateDescriptor[str, bytes]:
+    descriptor = MapStateDescriptor(name, Types.STRING(), Types.PICKLED_BYTE_ARRAY())
+    descriptor.enable_time_to_live(state_ttl(ttl_s))
+    return descriptor

@@ -32,7 +32,8 @@ Properties = Annotated[
 ]
 
 
-def _settings(path: Path) -> Settings:
+def settings_of(path: Path) -> Settings:
+    """The settings of a file, or the end of the command with what is wrong."""
     from jobs import settings
     from jobs.settings_file import SettingsError
 
@@ -43,7 +44,8 @@ def _settings(path: Path) -> Settings:
         raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
 
 
-def _print_json(document: Any) -> None:
+def print_json(document: Any) -> None:
+    """Print a document for programs."""
     import orjson
 
     options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
@@ -63,9 +65,9 @@ def list_(conf: Conf, as_json: AsJson = False) -> None:
     from jobs.console import console
     from jobs.features.catalogue import describe
 
-    described = describe(_settings(conf).schema_)
+    described = describe(settings_of(conf).schema_)
     if as_json:
-        _print_json([asdict(d) for d in described])
+        print_json([asdict(d) for d in described])
         return
     table = Table("feature", "stage", "kind", "window", "of", "where", "delay")
     for d in described:
@@ -90,7 +92,7 @@ def docs(
     """
     from jobs.features.docs import FORMATS
 
-    text = FORMATS[format_](_settings(conf))
+    text = FORMATS[format_](settings_of(conf))
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -121,11 +123,11 @@ def size(
     from jobs.features.size import measure
     from jobs.features.size_table import as_document, journal_table, size_table
 
-    settings = _settings(conf)
+    settings = settings_of(conf)
     with bars() as progress:
         sizes, journals = measure(settings, per_day, progress)
     if as_json:
-        _print_json(as_document(sizes, journals, keys))
+        print_json(as_document(sizes, journals, keys))
         return
     console.print(size_table(sizes, keys, settings.flink.cached_entries * settings.batch.buckets))
     console.print(journal_table(journals))
@@ -159,12 +161,12 @@ def parity(
     from jobs.features.parity import compare
     from jobs.features.parity_text import as_document, lines
 
-    settings = _settings(conf)
+    settings = settings_of(conf)
     with bars() as progress:
         source = _source(settings, properties, progress)
         result = compare(settings, source, limit, progress, with_late=not without_late)
     if as_json:
-        _print_json(as_document(result))
+        print_json(as_document(result))
     else:
         for line in lines(result):
             typer.echo(line)
@@ -192,7 +194,7 @@ def explain(
     from jobs.features.explain import explained
     from jobs.features.explain_text import as_document, renderables
 
-    settings = _settings(conf)
+    settings = settings_of(conf)
     if feature and feature not in settings.schema_.columns:
         known = ", ".join(settings.schema_.columns)
         raise typer.BadParameter(f"no {feature!r}; there are {known}", param_hint="--feature")
@@ -203,7 +205,7 @@ def explain(
         typer.echo(f"no event {event_id!r} in {settings.topics.events}", err=True)
         raise typer.Exit(ExitCode.FAILED)
     if as_json:
-        _print_json(as_document(found))
+        print_json(as_document(found))
     else:
         for item in renderables(found, whole=bool(feature)):
             console.print(item)
@@ -211,16 +213,21 @@ def explain(
         raise typer.Exit(ExitCode.FAILED)
 
 
+def properties_of(texts: list[str] | None) -> dict[str, str]:
+    """``--kafka-property`` as names and values."""
+    pairs = [text.partition("=") for text in texts or ()]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise typer.BadParameter("write NAME=VALUE", param_hint="--kafka-property")
+    return {name: value for name, _, value in pairs}
+
+
 def _source(
     settings: Settings, properties: list[str] | None, progress: Callable[[str, float], None]
 ) -> Source:
     from jobs.features.topics import TopicError, read
 
-    pairs = [text.partition("=") for text in properties or ()]
-    if not all(name and equals for name, equals, _ in pairs):
-        raise typer.BadParameter("write NAME=VALUE", param_hint="--kafka-property")
     try:
-        return read(settings, {name: value for name, _, value in pairs}, progress)
+        return read(settings, properties_of(properties), progress)
     except TopicError as exc:
         typer.echo(str(exc), err=True)
         raise typer.Exit(ExitCode.FAILED) from exc

@@ -94,10 +94,10 @@ def collect(settings: Settings, reader: Reader) -> Source:
     """
     topics, schema = settings.topics, settings.schema_
     predictions = _predictions(schema, topics.events, reader.read(topics.predictions))
-    events = _events(schema, reader, topics.events)
+    events = event_columns(schema, reader, topics.events, lambda part: without_tables(schema, part))
     labels = None
     if topics.labels is not None and any(w.stream == "labels" for w in schema.features.windows):
-        labels = _labels(schema, reader, topics.labels)
+        labels = label_columns(schema, reader, topics.labels)
     return Source(events, labels, predictions)
 
 
@@ -194,13 +194,23 @@ def _raw(messages: Sequence[Record]) -> tuple[list[bytes], IntArray]:
     return raw, np.array(places, np.int64)
 
 
-def _events(schema: Schema, reader: Reader, topic: str) -> EventColumns:
+def event_columns(
+    schema: Schema, reader: Reader, topic: str, joined: Callable[[Events], Events]
+) -> EventColumns:
+    """The events topic as columns.
+
+    Args:
+        schema: The job's schema.
+        reader: Gives the topic.
+        topic: Its name.
+        joined: Gives events the fields of the reference tables.
+    """
     inputs, columns = StageInputs(schema), Growing()
     ids, entities = Texts(), {stage: Entities() for stage in schema.stages}
     codes: list[str] = []
     for decoded in _decoded(schema, reader, topic):
         for part in decoded.parts:
-            part = without_tables(schema, part)
+            part = joined(part)
             ids.extend(part.texts[schema.event.id])
             of_stage = {schema.key: part.texts[schema.key]} | inputs.entities(part)
             for stage, names in of_stage.items():
@@ -260,7 +270,8 @@ def _add_events(columns: Growing, schema: Schema, part: Events) -> None:
     )
 
 
-def _labels(schema: Schema, reader: Reader, topic: str) -> LabelColumns:
+def label_columns(schema: Schema, reader: Reader, topic: str) -> LabelColumns:
+    """The labels topic as columns."""
     assert schema.labels is not None
     spec, columns = schema.labels, Growing()
     decoder = Decoder.for_labels(spec, schema.event)

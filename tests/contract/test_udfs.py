@@ -41,6 +41,7 @@ from udfs.batches.batch import FeatureBatch, LabelBatch
 from udfs.batches.buckets import sql_buckets
 from udfs.batches.categories import code_of
 from udfs.batches.records import RecordWriter
+from udfs.features.histories import StateFormatError
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.preparation.encoders import OneHot
 from udfs.preparation.preparation import Input, Preparation
@@ -603,6 +604,34 @@ class TestFirstStage:
         [(key, letter)] = batch.dead_letters
         assert (key, json.loads(letter)["code"]) == ("0-50", "id_conflict")
         assert [identity(*d) for d in batch.duplicates] == [51]
+
+    def test_after_a_change_new_windows_say_since_when(self) -> None:
+        before = Subtask(first_stage())
+        batch = micro_batch(BUCKETS[0], [a_record(random.Random(3), 9, "c")], 0)
+        [(_, first)] = before.run(batch)
+        wider = json.loads(json.dumps(DOCUMENT))
+        wider["features"]["windows"][0]["windows"] = ["10m", "30d"]
+        wider["features"]["windows"][0]["where"] = "amount > 1"
+        changed = first_stage(schema=Schema.model_validate(wider))
+        after = Subtask(changed, before.snapshot())
+        [(_, second)] = after.run(
+            micro_batch(BUCKETS[0], [a_record(random.Random(3), 10, "c")], 50)
+        )
+        assert not first.warming
+        since_ms = int(first.times[0])
+        assert {name: since.tolist() for name, since in second.warming.items()} == {
+            f"card_{aggregate}_{window}": [since_ms]
+            for window in ("10m", "30d")
+            for aggregate in ("count", "sum", "ratio_to_mean")
+        }
+
+    def test_state_of_another_number_of_buckets_is_refused(self) -> None:
+        before = Subtask(first_stage())
+        batch = micro_batch(BUCKETS[0], [a_record(random.Random(3), 9, "c")], 0)
+        before.run(batch)
+        after = Subtask(first_stage(routing=Routing((*BUCKETS, 77))), before.snapshot())
+        with pytest.raises(StateFormatError, match=r"batch\.buckets was 2, now 3"):
+            after.run(batch)
 
     def test_each_row_goes_to_the_bucket_of_its_next_key(self) -> None:
         for bucket, batch in Subtask(first_stage()).run_all(events()):

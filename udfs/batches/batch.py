@@ -32,6 +32,8 @@ class FeatureBatch:
         silences: Key and JSON text of alerts that no event made: keys gone silent.
         lookup_fallbacks: Names in JSON, commas between, of the look-ups that gave an event no
             answer; empty before they are asked.
+        warming: By feature, int64 (n,): since when its history is kept, epoch ms, or 0 where it is
+            complete; features that are complete for all events are absent.
     """
 
     keys: list[str]
@@ -48,6 +50,7 @@ class FeatureBatch:
     duplicates: list[tuple[str, bytes]] = field(default_factory=list)
     silences: list[tuple[str, bytes]] = field(default_factory=list)
     lookup_fallbacks: list[str] = field(default_factory=list)
+    warming: dict[str, IntArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,6 +92,7 @@ class FeatureBatch:
             order=self.order[at],
             late=self.late[at],
             lookup_fallbacks=[self.lookup_fallbacks[i] for i in rows if self.lookup_fallbacks],
+            warming={k: v[at] for k, v in self.warming.items()},
         )
 
     def with_stage(
@@ -139,6 +143,7 @@ class FeatureBatch:
             dead_letters=[record for batch in batches for record in batch.dead_letters],
             duplicates=[record for batch in batches for record in batch.duplicates],
             silences=[record for batch in batches for record in batch.silences],
+            warming=_merged_warming(batches),
         )
 
     def chunks(self, rows: int) -> list[FeatureBatch]:
@@ -180,6 +185,16 @@ class ClosedWindows:
     def is_empty(self) -> bool:
         """Whether it carries nothing at all."""
         return not (self.events or self.dead_letters or self.duplicates or self.silences)
+
+
+def _merged_warming(batches: Sequence[FeatureBatch]) -> dict[str, IntArray]:
+    names = dict.fromkeys(name for batch in batches for name in batch.warming)
+    return {
+        name: np.concatenate(
+            [batch.warming.get(name, np.zeros(len(batch), np.int64)) for batch in batches]
+        )
+        for name in names
+    }
 
 
 @dataclass(frozen=True, slots=True)

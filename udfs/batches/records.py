@@ -8,7 +8,7 @@ replay, so a reader of an at-least-once topic can drop repeats by it.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +150,9 @@ class RecordWriter:
         records = self._template(verdict).fill(floats, whole, texts)
         for row in np.flatnonzero(batch.late).tolist():
             records[row] = records[row][:-1] + b',"late":true}'
+        for rows, members in _warming(batch):
+            for row in rows:
+                records[row] = records[row][:-1] + members
         return records
 
     def _template(self, verdict: Verdict) -> Template:
@@ -216,6 +219,20 @@ class RecordWriter:
             }
             for i in largest.tolist()
         ]
+
+
+def _warming(batch: FeatureBatch) -> Iterator[tuple[list[int], bytes]]:
+    """Rows that name the same features as incomplete, and how a record ends that says so."""
+    if not batch.warming:
+        return
+    names = list(batch.warming)
+    since = np.stack([batch.warming[name] for name in names], axis=1)
+    kinds, kind = np.unique(since, axis=0, return_inverse=True)
+    for number, row in enumerate(kinds.tolist()):
+        said = {name: since_ms for name, since_ms in zip(names, row, strict=True) if since_ms}
+        if said:
+            rows: list[int] = np.flatnonzero(kind.ravel() == number).tolist()
+            yield rows, b',"warming":' + orjson.dumps(said) + b"}"
 
 
 def _json(value: Any) -> str:

@@ -49,6 +49,12 @@ class Identities:
         return cls(_hash(map(str.encode, ids), len(ids)), _hash(raw, len(raw)))
 
     @classmethod
+    def without_content(cls, ids: Sequence[str]) -> Identities:
+        """Of events whose records are not known: any record of such an id is a repeat."""
+        hashes = _hash(map(str.encode, ids), len(ids))
+        return cls(hashes, np.full(len(ids), kernels.ANY_CONTENT, np.int64))
+
+    @classmethod
     def of_labels(cls, ids: Sequence[str], values: FloatArray) -> Identities:
         """The identities of labels: a corrected label differs in the check."""
         return cls(_hash(map(str.encode, ids), len(ids)), values.astype(np.float64).view(np.int64))
@@ -468,6 +474,11 @@ class FormulaColumns:
             fields |= dict.fromkeys(read for read in formula.names if read not in made)
             made.add(name)
         self.fields = tuple(fields)
+
+    @property
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """The names that each formula reads, in the order in which they are computed."""
+        return {name: formula.names for name, formula in self._formulas}
 
     def append(self, features: Floats, values: dict[str, FloatArray]) -> Floats:
         """The features with the formulas' columns after them.

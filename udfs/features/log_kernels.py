@@ -46,6 +46,8 @@ LONG = 64
 
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2**64 over the golden ratio: slots far apart in the index
 NEVER_MS = -(2**62)
+ANY_CONTENT = 0
+"""In place of a check: the content is not known, a repeat may have any."""
 COUNTS, SUMS, SPREADS, LOWS, HIGHS = 0, 1, 2, 3, 4
 
 
@@ -396,7 +398,8 @@ def seen_before(log: Log, rows: Rows, n: int, within_ms: int) -> int:
     row = _find_id(log, rows.slots[n], rows.ids[n], rows.times[n] - within_ms)
     if row < 0:
         return NEW
-    return DUPLICATE if log.ints[row, CHECK] == rows.checks[n] else CONFLICT
+    check = log.ints[row, CHECK]
+    return DUPLICATE if check in (rows.checks[n], ANY_CONTENT) else CONFLICT
 
 
 @compiled

@@ -25,8 +25,9 @@ from udfs.rollup.core import Rolled, Rollup
 from udfs.rollup.idleness import Idleness
 from udfs.rollup.kernels import BY_END, BY_IDLENESS, Closed
 from udfs.rollup.windows import OpenWindows
-from udfs.runtime import calm_garbage_collector, share_interpreter_fairly, state_ttl
+from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 from udfs.spec.schema import Schema
+from udfs.state_ttl import state_ttl
 
 END_MS = 2**63 - 1
 """The watermark of an input that has ended."""

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jobs import pipeline, settings
-from jobs.environment import ROOT
+from jobs.environment import ROOT, as_url
+from jobs.inputs import source_options
 from jobs.settings import Settings
 from jobs.settings_file import SettingsError
 
@@ -130,9 +131,9 @@ def test_missing_features_become_what_they_were_in_training(
 def test_idle_keys_outlive_every_window(tmp_path: Path) -> None:
     windows_ms = (7 + 30) * DAY_MS  # the label windows' delay and longest window
     lateness_ms = 3_600_000
-    assert pipeline._idle_ms(job(tmp_path)) >= 2 * windows_ms
-    assert pipeline._idle_ms(job(tmp_path)) <= 2 * (windows_ms + lateness_ms)
-    assert pipeline._idle_ms(job(tmp_path, flink__state_ttl="90d")) == 90 * DAY_MS
+    assert pipeline.idle_ms(job(tmp_path)) >= 2 * windows_ms
+    assert pipeline.idle_ms(job(tmp_path)) <= 2 * (windows_ms + lateness_ms)
+    assert pipeline.idle_ms(job(tmp_path, flink__state_ttl="90d")) == 90 * DAY_MS
 
 
 @pytest.mark.parametrize(
@@ -144,14 +145,14 @@ def test_idle_keys_outlive_every_window(tmp_path: Path) -> None:
     ],
 )
 def test_where_reading_begins(tmp_path: Path, start: str, mode: str) -> None:
-    options = pipeline._source_options(job(tmp_path, kafka__start=start), "some-topic")
+    options = source_options(job(tmp_path, kafka__start=start), "some-topic")
     assert options["scan.startup.mode"] == mode
     assert options["topic"] == "some-topic"
     assert "scan.bounded.mode" not in options
 
 
 def test_a_job_may_stop_at_the_end(tmp_path: Path) -> None:
-    options = pipeline._source_options(job(tmp_path, kafka__stop_at_end=True), "t")
+    options = source_options(job(tmp_path, kafka__stop_at_end=True), "t")
     assert options["scan.bounded.mode"] == "latest-offset"
 
 
@@ -159,7 +160,7 @@ def test_client_properties_reach_sources_and_sinks_and_win(tmp_path: Path) -> No
     properties = {"security.protocol": "SSL", "linger.ms": "50"}
     chosen = job(tmp_path, kafka__properties=properties)
     for options in (
-        pipeline._source_options(chosen, "t"),
+        source_options(chosen, "t"),
         pipeline._sink_options(chosen, "alerts"),
     ):
         assert options["properties.security.protocol"] == "SSL"
@@ -196,6 +197,6 @@ def test_the_client_gets_the_models_settings(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_a_url_and_a_url_stays_one(tmp_path: Path) -> None:
-    assert pipeline._as_url(str(tmp_path)) == tmp_path.as_uri()
-    assert pipeline._as_url("s3://bucket/checkpoints") == "s3://bucket/checkpoints"
-    assert pipeline._as_url("build/checkpoints") == (Path.cwd() / "build/checkpoints").as_uri()
+    assert as_url(str(tmp_path)) == tmp_path.as_uri()
+    assert as_url("s3://bucket/checkpoints") == "s3://bucket/checkpoints"
+    assert as_url("build/checkpoints") == (Path.cwd() / "build/checkpoints").as_uri()

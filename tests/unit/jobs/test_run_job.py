@@ -60,7 +60,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     """Runs the command with a played job; returns what came of it."""
 
     def run(job: PlayedJob | BaseException, *options: str, missing: str = "") -> Any:
-        def start(settings: Any, target: str | None = None) -> Any:
+        def start(settings: Any, target: str | None = None, begin: Any = None) -> Any:
             if isinstance(job, BaseException):
                 raise job
             return job

@@ -104,6 +104,21 @@ def test_a_prediction_says_which_lookups_fell_back() -> None:
     assert [d["key"] for d in found] == ["c0", "c1", "c2"]
 
 
+def test_a_prediction_says_which_features_are_warming(writer: RecordWriter) -> None:
+    since = {"card_count_5m": np.array([0, 5, 5]), "hour": np.array([0, 0, 7])}
+    batch = replace(make_batch([b"{}"] * 3), warming=since, late=np.array([True, False, True]))
+    made = writer.predictions(batch, answered(0.9, 0.9, 0.9), 1_700_000_001_000)
+    found = [check("prediction", as_bytes(record)) for record in made]
+    warming = [document.get("warming") for document in found]
+    assert warming == [None, {"card_count_5m": 5}, {"card_count_5m": 5, "hour": 7}]
+    assert [document.get("late") for document in found] == [True, None, True]
+    again = FeatureBatch.merged([make_batch([b"{}"]), batch.select([2])])
+    assert {name: of.tolist() for name, of in again.warming.items()} == {
+        "card_count_5m": [0, 5],
+        "hour": [0, 7],
+    }
+
+
 def reasons(writer: RecordWriter, *contributions: float) -> list[dict[str, Any]]:
     """Why the first event of a batch scored as it did."""
     return writer.reasons(make_batch([b"{}"]).features[0], np.array(contributions))
@@ -114,7 +129,7 @@ def test_the_schema_is_one_and_says_what_everything_means(name: str) -> None:
     document = DOCUMENTS[name]
     Draft202012Validator.check_schema(document)
     assert document["$id"] == f"urn:streamscore:{name}:1"
-    open_objects = {"features", "order", "event"}
+    open_objects = {"features", "order", "event", "warming"}
     for at, node in objects_of(document, name):
         assert node.get("additionalProperties") is False or at in open_objects, at
         assert all("description" in p for p in node.get("properties", {}).values()), at
