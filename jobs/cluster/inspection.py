@@ -88,8 +88,8 @@ def _operator(jvm: Any, state: Any) -> OperatorState:
         parallelism=state.getParallelism(),
         size_bytes=state.getStateSize(),
     )
-    for subtask in state.getStates():
-        for handle in subtask.getManagedKeyedState():
+    for subtask in state.getStates().iterator():
+        for handle in subtask.getManagedKeyedState().iterator():
             _read_keyed(jvm, handle, found)
     return found
 

@@ -207,4 +207,4 @@ def test_changes_under_load(
     assert outcomes["broken"].rolled_back
     assert versions_of(running.settings)[-1] == 2
     inspected = {operator.name: operator for operator in inspect(taken)}
-    assert inspected["features by card_id"].keys["histories of events"] > 0
+    assert inspected["features by card_id"].keys["segments of the journal"] > 0
