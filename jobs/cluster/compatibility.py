@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from jobs.features.changes import compare, needs_drain
 from jobs.settings import Settings
 
 
@@ -22,15 +23,14 @@ def check(old: Settings, new: Settings) -> None:
 
 
 def _refused(old: Settings, new: Settings) -> Iterator[str]:
-    if new.batch.buckets != old.batch.buckets:
+    for change in compare(old, new):
+        if change.effect == "refused":
+            what = change.feature or change.kind
+            yield f"{what}: {change.reason}"
+    if needs_drain(old, new):
         yield (
-            f"batch.buckets is {new.batch.buckets}, the state has {old.batch.buckets}: they never "
-            "change for a job's state"
-        )
-    if new.schema_.stages != old.schema_.stages:
-        yield (
-            f"the features' keys are {', '.join(new.schema_.stages)}, the state has "
-            f"{', '.join(old.schema_.stages)}: start the job without its state"
+            f"the last key would be {new.schema_.stages[-1]!r}: the batches in flight lie with "
+            f"{old.schema_.stages[-1]!r}; stop the job with drain and start it anew"
         )
     for name in ("events", "labels"):
         was, now = getattr(old.topics, name), getattr(new.topics, name)

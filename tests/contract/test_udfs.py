@@ -273,7 +273,7 @@ def stage_settings(key: str, **changes: Any) -> dict[str, Any]:
         "key": key,
         "routing": ROUTING,
         "topic": "events",
-        "ttl_s": 3_600,
+        "idle_ms": 3_600_000,
         "cached_entries": 1 << 40,
         "journal_events": 20,
     } | changes

@@ -6,7 +6,7 @@ dictionary in place of Flink's map state; each event counts as if it had arrived
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -126,6 +126,9 @@ class _MapState:
 
     def remove(self, name: str) -> None:
         self.entries.pop(name, None)
+
+    def items(self) -> Iterable[tuple[str, bytes]]:
+        return [*self.entries.items()]
 
     def take(self) -> dict[str, bytes]:
         """The histories so far, which are complete; they are not kept here."""

@@ -56,7 +56,7 @@ def test_equal_scores_are_no_shift_and_others_are() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch.buckets": 4}, "batch.buckets is 4, the state has 2"),
+        ({"batch.buckets": 4}, "batch.buckets: was 2, now 4"),
         ({"topics.events": "others"}, "topics.events is others"),
     ],
 )
