@@ -238,6 +238,21 @@ def run(
 
 
 @app.command()
+def gateway(conf: ConfigFile) -> None:
+    """Serve a ranking job over HTTP: POST /rank and /events, and a page at /.
+
+    Until SIGTERM or Ctrl-C; a request that the job does not answer in time gets popular items.
+
+    Example: streamscore gateway conf/feed.yaml
+    """
+    from jobs.gateway import service
+
+    settings = _settings(conf)
+    with _refusing():
+        raise typer.Exit(service.serve(settings))
+
+
+@app.command()
 def demo(
     size: Annotated[
         Literal["small", "full"], typer.Option(help="Which demo data; see streamscore data.")
@@ -444,6 +459,7 @@ def stack_up(config: Config = _CONFIG) -> None:
     with spinner("starting the stack") as progress:
         tables = [table.topic for table in settings.tables if table.topic]
         kafka, topics = settings.kafka, settings.topics
+        tables += [topics.popularity] if topics.popularity else []
         state = stack.up(kafka.bootstrap_servers, topics, progress, tables=tables)
     console.print(f"Kafka runs at [bold]{state.bootstrap}[/], process {state.pid}")
 

@@ -13,6 +13,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from jobs import settings_file
+from jobs.ranking_settings import FeedbackSettings, GatewaySettings, RankingSettings
 from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM
@@ -71,6 +72,15 @@ class TopicSettings(Strict):
     dead_letters: str = Field("dead-letters", description="records that could not be scored")
     duplicates: str = Field("duplicates", description="records dropped because their id was seen")
     shadow: str | None = Field(None, description="a rollout's shadow answers; none drops them")
+    impressions: str | None = Field(
+        None, description="a ranking job's: what was ranked for a request, with its features"
+    )
+    examples: str | None = Field(
+        None, description="a ranking job's: impressions with their labels, to train on"
+    )
+    popularity: str | None = Field(
+        None, description="a ranking job's: popularity by item, compacted"
+    )
     partitions: int = Field(4, ge=1, description="partitions of topics that `stack up` makes")
 
 
@@ -231,6 +241,15 @@ class Settings(Strict):
     training: TrainingSettings = Field(
         default_factory=lambda: TrainingSettings(), description="training"
     )
+    ranking: RankingSettings | None = Field(
+        None, description="makes the job one that ranks items for requests"
+    )
+    feedback: FeedbackSettings = Field(
+        default_factory=lambda: FeedbackSettings(), description="labels of what was ranked"
+    )
+    gateway: GatewaySettings = Field(
+        default_factory=lambda: GatewaySettings(), description="HTTP before a ranking job"
+    )
 
     @property
     def schema_(self) -> Schema:
@@ -269,6 +288,8 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         yield from _no_time_left(sections["lookups"], sections["model"].deadline)
     if "topics" in sections:
         yield from _loops(sections["topics"])
+        if sections.get("ranking"):
+            yield from _unnamed(sections["topics"])
     if sections.keys() >= {"flink", "batch"}:
         parallelism, buckets = sections["flink"].parallelism, sections["batch"].buckets
         if parallelism > buckets:
@@ -283,8 +304,14 @@ def _no_time_left(lookups: tuple[LookupSpec, ...], deadline_ms: int) -> Iterator
             yield Mistake(("lookups", n, "deadline"), message)
 
 
+def _unnamed(topics: TopicSettings) -> Iterator[Mistake]:
+    for name in ("impressions", "examples", "popularity"):
+        if getattr(topics, name) is None:
+            yield Mistake(("topics", name), "a ranking job writes it: name the topic")
+
+
 def _loops(topics: TopicSettings) -> Iterator[Mistake]:
-    for name in ("predictions", "alerts", "dead_letters", "duplicates", "shadow"):
+    for name in ("predictions", "alerts", "dead_letters", "duplicates", "shadow", "examples"):
         topic = getattr(topics, name)
         if topic is not None and topic in (topics.events, topics.labels):
             yield Mistake(("topics", name), f"{topic!r} is read by the job: it would feed itself")

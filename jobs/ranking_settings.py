@@ -1,0 +1,68 @@
+"""Settings of a ranking job, its feedback join and the gateway before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from udfs.spec.types import DurationMs, Mistake, Strict
+
+
+class RankingSettings(Strict):
+    """How a request becomes a ranked list."""
+
+    candidates: int = Field(200, ge=1, le=2_000, description="items that the model scores")
+    items: int = Field(20, ge=1, le=200, description="items of an answer")
+    history: int = Field(50, ge=1, le=1_000, description="newest items kept of each user")
+    half_life: DurationMs = Field(
+        7 * 86_400_000, ge=1_000, description="of an item's popularity, in event time"
+    )
+    publish: DurationMs = Field(
+        1_000, ge=100, description="how often changed popularities are written to their topic"
+    )
+    weights: dict[str, float] = Field(
+        default_factory=lambda: {"click": 1.0, "like": 2.0, "purchase": 3.0},
+        description="what an interaction adds to its item's popularity, by its kind",
+    )
+    reload: DurationMs = Field(
+        2_000, ge=100, description="how often the model's folder is looked at for a new version"
+    )
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
+        if self.items > self.candidates:
+            yield Mistake(("items",), f"more than the {self.candidates} candidates")
+        if not self.weights or any(weight <= 0 for weight in self.weights.values()):
+            yield Mistake(("weights",), "name a kind of interaction, and a weight above 0 for each")
+
+
+class FeedbackSettings(Strict):
+    """Which interactions answer what was shown."""
+
+    window: DurationMs = Field(
+        30 * 60_000, ge=1, description="event time after a request in which an interaction counts"
+    )
+    lateness: DurationMs = Field(
+        5 * 60_000, ge=0, description="event time that a request's labels wait for late records"
+    )
+    keep_closed: DurationMs = Field(
+        86_400_000, ge=0, description="event time in which a late interaction is known as one"
+    )
+
+
+class GatewaySettings(Strict):
+    """The HTTP side of a ranking job."""
+
+    host: str = Field("127.0.0.1", description="address that the gateway listens on")
+    port: int = Field(8088, ge=0, le=65_535, description="its port; 0 takes a free one")
+    deadline: DurationMs = Field(
+        180, ge=1, le=30_000, description="longest wait for the job; then popular items"
+    )
+    in_flight: int = Field(512, ge=1, description="requests at work at most; then HTTP 429")
+    retry_after: DurationMs = Field(1_000, ge=1_000, description="what a refused caller is told")
+    max_body_bytes: int = Field(65_536, ge=1_024, description="largest body of a request")
+    max_events: int = Field(500, ge=1, description="events in one request at most")
+    drain: DurationMs = Field(
+        5_000, ge=0, description="time that requests at work get when the gateway stops"
+    )
