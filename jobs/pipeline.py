@@ -86,7 +86,7 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     labels = even_labels(settings.batch.buckets)
     scored = _stages(tables, settings, labels, _scoring(settings, model))
     wanted = [column for column in sinks.COLUMNS if getattr(settings.topics, column)]
-    sinks.write(tables, scored, {column: _sink_options(settings, column) for column in wanted})
+    sinks.write(tables, scored, {column: sink_options(settings, column) for column in wanted})
 
 
 def _stages(
@@ -96,8 +96,8 @@ def _stages(
     scoring: Scoring,
 ) -> DataStream:
     schema = settings.schema_
-    ttl_s = _ttl_s(settings)
-    stream = _events(tables, settings, labels)
+    kept_s = ttl_s(settings)
+    stream = event_batches(tables, settings, labels)
     for number, key in enumerate(schema.stages):
         last = number == len(schema.stages) - 1
         function = (NextStage if number else FirstStage)(
@@ -105,7 +105,7 @@ def _stages(
             key,
             Routing(labels, settings.kafka.keyed_by_record_key),
             settings.topics.events,
-            ttl_s,
+            kept_s,
             settings.flink.cached_entries,
             settings.flink.journal_events,
             scoring if last else None,
@@ -122,9 +122,10 @@ def _stages(
     return stream
 
 
-def _events(
+def event_batches(
     tables: StreamTableEnvironment, settings: Settings, labels: tuple[int, ...]
 ) -> DataStream:
+    """The events topic in micro-batches, by bucket of the record key."""
     kafka = settings.kafka
     key = (
         sources.key_from_record_key()
@@ -134,7 +135,7 @@ def _events(
     return sources.micro_batches(
         tables,
         "events",
-        _source_options(settings, settings.topics.events),
+        source_options(settings, settings.topics.events),
         sources.bucket_expression(labels, key),
         settings.batch.window,
         ends=settings.kafka.stop_at_end,
@@ -149,7 +150,7 @@ def _labels(
     batches = sources.micro_batches(
         tables,
         "labels",
-        _source_options(settings, topic),
+        source_options(settings, topic),
         str(labels[0]),
         settings.batch.label_window,
         ends=settings.kafka.stop_at_end,
@@ -158,7 +159,7 @@ def _labels(
     return batches.flat_map(reader, _ROUTED).name("labels").uid("labels")
 
 
-def _ttl_s(settings: Settings) -> int:
+def ttl_s(settings: Settings) -> int:
     """Idle keys outlive every window twice over, so that a paused job loses nothing."""
     if settings.flink.state_ttl is not None:
         return max(1, settings.flink.state_ttl // 1_000)
@@ -167,7 +168,8 @@ def _ttl_s(settings: Settings) -> int:
     return max(1, 2 * horizon_ms // 1_000)
 
 
-def _source_options(settings: Settings, topic: str) -> dict[str, str]:
+def source_options(settings: Settings, topic: str) -> dict[str, str]:
+    """The Kafka connector's options to read a topic, or several with semicolons between."""
     kafka = settings.kafka
     start = {
         "earliest": "earliest-offset",
@@ -191,7 +193,8 @@ def _source_options(settings: Settings, topic: str) -> dict[str, str]:
     return options | _client_properties(settings)
 
 
-def _sink_options(settings: Settings, column: str) -> dict[str, str]:
+def sink_options(settings: Settings, column: str) -> dict[str, str]:
+    """The Kafka connector's options to write the topic of that name in the settings."""
     topic = getattr(settings.topics, column)
     options = {
         "connector": "kafka",
@@ -217,7 +220,8 @@ def _client_properties(settings: Settings) -> dict[str, str]:
     return {f"properties.{k}": v for k, v in settings.kafka.properties.items()}
 
 
-def _client_options(settings: Settings) -> ClientOptions:
+def client_options(settings: Settings) -> ClientOptions:
+    """How the model server is asked."""
     model = settings.model
     return ClientOptions(
         target=model.server,
@@ -280,7 +284,7 @@ def _scoring(settings: Settings, model: ModelVersion) -> Scoring:
     if settings.model.embedded:
         return EmbeddedScoring(model.path, settings.model.name, output, lookups_of(settings))
     return ServedScoring(
-        _client_options(settings),
+        client_options(settings),
         output,
         settings.batch.max_rows,
         settings.model.calls_in_flight,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from pydantic import Field
 
@@ -14,16 +15,18 @@ class RankingSettings(Strict):
 
     candidates: int = Field(200, ge=1, le=2_000, description="items that the model scores")
     items: int = Field(20, ge=1, le=200, description="items of an answer")
-    history: int = Field(50, ge=1, le=1_000, description="newest items kept of each user")
-    half_life: DurationMs = Field(
-        7 * 86_400_000, ge=1_000, description="of an item's popularity, in event time"
+    history: int = Field(256, ge=1, le=10_000, description="newest items kept of each user")
+    session_gap: DurationMs = Field(
+        30 * 60_000, ge=1, description="a longer pause begins a user's next session"
     )
+    filter_seen: bool = Field(False, description="whether what the user has had is left out")
     publish: DurationMs = Field(
         1_000, ge=100, description="how often changed popularities are written to their topic"
     )
     weights: dict[str, float] = Field(
-        default_factory=lambda: {"click": 1.0, "like": 2.0, "purchase": 3.0},
-        description="what an interaction adds to its item's popularity, by its kind",
+        default_factory=lambda: {"purchase": 1.0},
+        description="interactions that make a user's history and an item's popularity, and what "
+        "each adds to the latter",
     )
     reload: DurationMs = Field(
         2_000, ge=100, description="how often the model's folder is looked at for a new version"
@@ -45,6 +48,9 @@ class FeedbackSettings(Strict):
     )
     lateness: DurationMs = Field(
         5 * 60_000, ge=0, description="event time that a request's labels wait for late records"
+    )
+    kinds: tuple[Literal["click", "like", "purchase"], ...] = Field(
+        ("click", "like", "purchase"), min_length=1, description="interactions that are labels"
     )
     keep_closed: DurationMs = Field(
         86_400_000, ge=0, description="event time in which a late interaction is known as one"

@@ -226,8 +226,9 @@ def start(settings: Settings, target: str | None = None) -> RunningJob:
     prepare()
     from py4j.protocol import Py4JJavaError
 
-    from jobs import pipeline
+    from jobs import pipeline, ranking
 
+    build = ranking.build if settings.ranking else pipeline.build
     address = target or f"{HOST}:{settings.flink.web_port or free_port()}"
     if target is not None:
         _check_reachable(target)
@@ -235,7 +236,7 @@ def start(settings: Settings, target: str | None = None) -> RunningJob:
     configuration = pipeline.flink_configuration(settings, options)
     env = _environment(configuration, remote=target is not None)
     try:
-        pipeline.build(env, settings)
+        build(env, settings)
         client = env.execute_async(settings.name)
     except Py4JJavaError as exc:
         raise JobError(f"Flink refused the job: {_cause(str(exc))}") from exc

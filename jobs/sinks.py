@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from pyflink.common import Types
+from pyflink.common import TypeInformation, Types
 from pyflink.datastream import DataStream
 from pyflink.table import Schema, StreamTableEnvironment
 
@@ -14,8 +14,15 @@ COLUMNS = ("predictions", "alerts", "dead_letters", "duplicates", "shadow")
 """The records of a scored batch, one sink each."""
 
 _PAIRS = Types.OBJECT_ARRAY(Types.OBJECT_ARRAY(Types.PRIMITIVE_ARRAY(Types.BYTE())))
-OUTPUT_TYPE = Types.ROW_NAMED(list(COLUMNS), [_PAIRS] * len(COLUMNS))
-"""A scored batch: for each sink its records, each an array of key and value."""
+
+
+def output_type(columns: Sequence[str]) -> TypeInformation:
+    """A batch of records: for each sink its own, each an array of key and value."""
+    return Types.ROW_NAMED(list(columns), [_PAIRS] * len(columns))
+
+
+OUTPUT_TYPE = output_type(COLUMNS)
+"""A scored batch."""
 
 _SINK = """
 CREATE TEMPORARY TABLE `{column}_sink` (`record_key` BYTES, `payload` BYTES) WITH ({options})
@@ -25,29 +32,35 @@ CREATE TEMPORARY TABLE `{column}_sink` (`record_key` BYTES, `payload` BYTES) WIT
 # Pairs are arrays, as PyFlink converts an array several times faster than a row.
 _INSERT = """
 INSERT INTO `{column}_sink`
-SELECT pair[1], pair[2] FROM `scored` CROSS JOIN UNNEST(`{column}`) AS records (pair)
+SELECT pair[1], pair[2] FROM `{view}` CROSS JOIN UNNEST(`{column}`) AS records (pair)
 """
 
 
 def write(
-    tables: StreamTableEnvironment, scored: DataStream, options: Mapping[str, Mapping[str, str]]
+    tables: StreamTableEnvironment,
+    scored: DataStream,
+    options: Mapping[str, Mapping[str, str]],
+    columns: Sequence[str] = COLUMNS,
+    view: str = "scored",
 ) -> None:
-    """Attach the sinks to a stream of scored batches.
+    """Attach the sinks to a stream of batches of records.
 
     Delivery is what the options say: at least once, or exactly once by Kafka transactions.
 
     Args:
         tables: The table environment.
-        scored: Rows of ``OUTPUT_TYPE``.
+        scored: Rows of ``output_type(columns)``.
         options: The Kafka connector's options of each column's sink; a column without them has
             none.
+        columns: The row's.
+        view: A name for the stream that no other has.
     """
     schema = Schema.new_builder()
-    for column in COLUMNS:
+    for column in columns:
         schema = schema.column(column, "ARRAY<ARRAY<BYTES>>")
-    tables.create_temporary_view("scored", tables.from_data_stream(scored, schema.build()))
+    tables.create_temporary_view(view, tables.from_data_stream(scored, schema.build()))
     statements = tables.create_statement_set()
     for column in options:
         tables.execute_sql(_SINK.format(column=column, options=with_options(options[column])))
-        statements.add_insert_sql(_INSERT.format(column=column))
+        statements.add_insert_sql(_INSERT.format(column=column, view=view))
     statements.attach_as_datastream()

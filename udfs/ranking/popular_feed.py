@@ -1,14 +1,14 @@
-"""Follows a topic of popularities: one thread a process, whoever in it asks."""
+"""Follows a topic of popularities in a thread."""
 
 from __future__ import annotations
 
 import logging
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 
 from udfs.enrichment.table_sources import POLL_S, KafkaAccess, TopicSource
 from udfs.ranking.live_popularity import PopularItems
 
-__all__ = ["PopularFeed", "release", "shared"]
+__all__ = ["PopularFeed"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,28 +72,3 @@ class PopularFeed:
             except Exception as exc:  # whatever it is, the topic must be followed again
                 logger.warning("topic %s is read again: %s", self._topic, exc)
                 self._stop.wait(POLL_S)
-
-
-_feeds: dict[tuple[str, KafkaAccess], tuple[PopularFeed, int]] = {}
-_lock = Lock()
-
-
-def shared(topic: str, kafka: KafkaAccess) -> PopularFeed:
-    """This process' feed of a topic, started if need be; give it back with ``release``."""
-    with _lock:
-        feed, users = _feeds.get((topic, kafka), (None, 0))
-        if feed is None:
-            feed = PopularFeed(topic, kafka)
-            feed.start()
-        _feeds[topic, kafka] = feed, users + 1
-        return feed
-
-
-def release(topic: str, kafka: KafkaAccess) -> None:
-    """Give a feed back; the last one to do so stops it."""
-    with _lock:
-        feed, users = _feeds.pop((topic, kafka))
-        if users > 1:
-            _feeds[topic, kafka] = feed, users - 1
-            return
-    feed.stop()

@@ -106,14 +106,14 @@ class Output:
         alerts: list[Pair] = []
         if verdict is not None:
             made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
-            predictions = _pairs(zip(batch.keys, made, strict=True))
-            alerts = _pairs(self._alerts(batch, verdict, made, contributions))
-        return Row(predictions, alerts, _pairs(batch.dead_letters), _pairs(batch.duplicates), [])
+            predictions = pairs(zip(batch.keys, made, strict=True))
+            alerts = pairs(self._alerts(batch, verdict, made, contributions))
+        return Row(predictions, alerts, pairs(batch.dead_letters), pairs(batch.duplicates), [])
 
     def shadow_rows(self, batch: FeatureBatch, verdict: Verdict) -> Row:
         """What a shadow said, as records of its own sink; key and value."""
         made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
-        return Row([], [], [], [], _pairs(zip(batch.keys, made, strict=True)))
+        return Row([], [], [], [], pairs(zip(batch.keys, made, strict=True)))
 
     def _alerts(
         self,
@@ -128,8 +128,39 @@ class Output:
             yield batch.keys[row], self.writer.alert(records[row], batch.raw[row], reasons)
 
 
-def _pairs(records: Iterable[tuple[str, bytes]]) -> list[Pair]:
+def pairs(records: Iterable[tuple[str, bytes]]) -> list[Pair]:
+    """Records as a sink's column takes them."""
     return [[key.encode(), value] for key, value in records]
+
+
+class Outputs(Protocol):
+    """How scored batches are written; see ``Output``."""
+
+    @property
+    def preparation(self) -> Preparation:
+        """From features to the model's columns, as in training."""
+
+    def model_input(self, batch: FeatureBatch) -> Matrix:
+        """The batch as the model gets it: float32 (n, the model's columns)."""
+
+    def warm_up(self) -> None:
+        """Make the first batch as quick as the others."""
+
+    def fallback(
+        self, batch: FeatureBatch, model_name: str, reason: str, arm: str | None = None
+    ) -> Verdict:
+        """The verdict when the model did not answer."""
+
+    def rows_to_explain(self, verdict: Verdict) -> list[int]:
+        """The rows whose score is to be explained."""
+
+    def rows(
+        self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
+    ) -> Row:
+        """The records of each sink."""
+
+    def shadow_rows(self, batch: FeatureBatch, verdict: Verdict) -> Row:
+        """What a shadow said, as records of its own sink."""
 
 
 class Scoring(Protocol):
@@ -162,7 +193,7 @@ class EmbeddedScoring:
         self,
         version_dir: Path,
         model_name: str,
-        output: Output,
+        output: Outputs,
         lookups: tuple[LookupSpec, ...] = (),
     ) -> None:
         self._version_dir = version_dir
@@ -284,7 +315,7 @@ class ServedScoring:
     def __init__(
         self,
         options: ClientOptions,
-        output: Output,
+        output: Outputs,
         max_rows: int,
         calls_in_flight: int,
         rollout: Path | None = None,
