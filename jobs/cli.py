@@ -238,7 +238,13 @@ def run(
 
 
 @app.command()
-def gateway(conf: ConfigFile) -> None:
+def gateway(
+    conf: ConfigFile,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Override a setting; may be repeated."),
+    ] = None,
+) -> None:
     """Serve a ranking job over HTTP: POST /rank and /events, and a page at /.
 
     Until SIGTERM or Ctrl-C; a request that the job does not answer in time gets popular items.
@@ -247,7 +253,7 @@ def gateway(conf: ConfigFile) -> None:
     """
     from jobs.gateway import service
 
-    settings = _settings(conf)
+    settings = _settings(conf, overrides or ())
     with _refusing():
         raise typer.Exit(service.serve(settings))
 
