@@ -26,7 +26,7 @@ from confluent_kafka.admin import AdminClient
 
 from bench import records
 from bench.common import BENCH, BenchError, say
-from jobs import settings, stack
+from jobs import kafka_topics, settings, stack
 from jobs.demo import data as demo_data
 from jobs.environment import ROOT
 from jobs.settings import Settings
@@ -300,7 +300,7 @@ class Place:
     def create(self, *names: str, partitions: int = PARTITIONS, **configs: str) -> list[str]:
         """Make topics of this run; returns their whole names."""
         wanted = {self.topic(name): partitions for name in names}
-        stack.create_topics(self.bootstrap, wanted, configs)
+        kafka_topics.create_topics(self.bootstrap, wanted, configs)
         return list(wanted)
 
     def create_outputs(self, run: str, partitions: int = PARTITIONS) -> dict[str, str]:

@@ -13,7 +13,7 @@ from udfs.spec.enrichment import LookupSpec
 def tables_of(settings: Settings) -> Tables:
     """The tables that the settings declare."""
     kafka = settings.kafka
-    properties = tuple(sorted(kafka.table_properties.items()))
+    properties = tuple(sorted(kafka.python_properties().items()))
     specs = tuple(
         spec.model_copy(update={"file": spec.file.absolute()}) if spec.file else spec
         for spec in settings.tables

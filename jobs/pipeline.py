@@ -217,7 +217,7 @@ def sink_options(settings: Settings, column: str) -> dict[str, str]:
 
 
 def _client_properties(settings: Settings) -> dict[str, str]:
-    return {f"properties.{k}": v for k, v in settings.kafka.properties.items()}
+    return {f"properties.{k}": v for k, v in settings.kafka.java_properties().items()}
 
 
 def client_options(settings: Settings) -> ClientOptions:

@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs.environment import NotReadyError
+from jobs.kafka_topics import topic_partitions
 from jobs.settings import Settings
-from jobs.stack import HOST, topic_partitions
+from jobs.stack import HOST
 from model_server.errors import RepositoryError
 from model_server.repository import find_version
 from udfs.enrichment.store import MissingClient
@@ -63,14 +64,17 @@ def _check_clients(settings: Settings) -> None:
 
 def _check_topics(settings: Settings, conf: Path) -> list[str]:
     kafka, topics = settings.kafka, settings.topics
-    if kafka.properties:
+    login = kafka.python_properties()
+    if kafka.properties and not login:
         return []  # names and values are the Java client's: ours cannot log in with them
     is_local = kafka.bootstrap_servers.startswith((f"{HOST}:", "localhost:"))
     make = f"streamscore stack up --config {conf}"
     try:
-        found = topic_partitions(kafka.bootstrap_servers, timeout_s=_KAFKA_S)
+        found = topic_partitions(kafka.bootstrap_servers, timeout_s=_KAFKA_S, login=login)
     except NotReadyError as exc:
         fix = f"start the local broker: {make}" if is_local else "correct kafka.bootstrap_servers"
+        if login:
+            fix = "correct kafka.bootstrap_servers, kafka.tls or kafka.sasl"
         raise NotReadyError(exc.problem, fix) from exc
     names = [topics.events, topics.labels, topics.predictions, topics.alerts]
     names += [topics.dead_letters, topics.duplicates, topics.shadow]

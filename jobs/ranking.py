@@ -164,7 +164,7 @@ def _options(settings: Settings, version: ModelVersion) -> RankingOptions:
         version=settings.model.version,
         reload_ms=ranking.reload,
         popularity=settings.topics.popularity,
-        kafka=KafkaAccess(kafka.bootstrap_servers, tuple(kafka.table_properties.items())),
+        kafka=KafkaAccess(kafka.bootstrap_servers, tuple(kafka.python_properties().items())),
         candidates=CandidateOptions(count=ranking.candidates, filter_seen=ranking.filter_seen),
         limits=UserLimits(ranking.history, ranking.session_gap),
         kinds=frozenset(ranking.weights),

@@ -292,7 +292,7 @@ def as_yaml(settings: ServerSettings) -> str:
 
 
 def table() -> list[Setting]:
-    """Every setting; the README's reference."""
+    """Every setting; the reference in conf/README.md."""
     return rows(ServerSettings)
 
 

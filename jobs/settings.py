@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from jobs import settings_file
+from jobs.kafka_settings import HostPorts, KafkaSettings
 from jobs.ranking_settings import FeedbackSettings, GatewaySettings, RankingSettings
 from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
@@ -23,43 +23,9 @@ from udfs.spec.feature import FeatureSpec
 from udfs.spec.schema import Schema
 from udfs.spec.types import DurationMs, Mistake, Strict, as_python
 
-_HOST_PORT = re.compile(r"[^\s,]+:\d{1,5}")
-
-
 _EXAMPLE = "conf/fraud.yaml"
 _WITH_SECRETS = ("kafka", "flink", "model", "lookups")
 """Sections in which secrets can be, among free properties or as a token."""
-
-
-def _host_ports(text: str) -> str:
-    if not all(_HOST_PORT.fullmatch(part.strip()) for part in text.split(",")):
-        raise ValueError(f"{text!r} is not host:port")
-    return text
-
-
-class KafkaSettings(Strict):
-    """The Kafka cluster."""
-
-    bootstrap_servers: Annotated[str, AfterValidator(_host_ports)] = Field(
-        "${STREAMSCORE_KAFKA:-127.0.0.1:9092}",
-        description="host:port of the brokers, commas between them",
-    )
-    group_id: str = Field("streamscore-fraud", description="consumer group; shows the lag")
-    start: Literal["earliest", "latest", "committed"] = Field(
-        "earliest", description="where a job without a checkpoint begins"
-    )
-    keyed_by_record_key: bool = Field(
-        True,
-        description="producers key records by `key`; false reads the key from each record's JSON",
-    )
-    stop_at_end: bool = Field(False, description="end at the offsets seen at start (a backfill)")
-    properties: dict[str, str] = Field(
-        default_factory=dict, description="passed to the Kafka clients, e.g. security.protocol"
-    )
-    table_properties: dict[str, str] = Field(
-        default_factory=dict,
-        description="the same for what reads tables' topics, by librdkafka's names",
-    )
 
 
 class TopicSettings(Strict):
@@ -117,7 +83,7 @@ class ModelSettings(Strict):
     path: Path = Field(Path("build/models"), description="folder of <name>/<version>/ folders")
     version: int | None = Field(None, ge=1, description="pinned version; none takes the newest")
     embedded: bool = Field(False, description="score inside the operator, without a server")
-    server: Annotated[str, AfterValidator(_host_ports)] = Field(
+    server: HostPorts = Field(
         "${STREAMSCORE_MODEL_SERVER:-127.0.0.1:8500}",
         description="host:port, gRPC; of several servers, commas between them",
     )
@@ -367,8 +333,11 @@ def masked(settings: Settings) -> dict[str, Any]:
     """The settings as plain types with the secrets' values hidden, to be shown."""
     document = settings.model_dump(mode="json")
     kafka = document["kafka"]
-    for free in (kafka["properties"], kafka["table_properties"], document["flink"]["options"]):
+    for free in (kafka["properties"], kafka["client_properties"], document["flink"]["options"]):
         free.update({name: settings_file.MASK for name in free if SECRET.search(name)})
+    for name in ("password", "client_secret"):
+        if kafka["sasl"] and kafka["sasl"][name]:
+            kafka["sasl"][name] = settings_file.MASK
     if document["model"]["token"]:
         document["model"]["token"] = settings_file.MASK
     for lookup in document["lookups"]:
@@ -394,7 +363,7 @@ def summary(settings: Settings) -> str:
 
 
 def table() -> list[Setting]:
-    """Every setting; the README's reference."""
+    """Every setting; the reference in conf/README.md."""
     return rows(Settings)
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import signal
 import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +22,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import psutil
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
 
-from jobs.environment import BUILD, QUICK_JVM, NotReadyError, java
+from jobs.environment import BUILD, QUICK_JVM, java
 from jobs.jars import Progress, broker_classpath, fetch, silent
+from jobs.kafka_topics import (
+    StackError,
+    answers,
+    create_topics,
+    partitions_of,
+    probe,
+    topic_partitions,
+)
 
 if TYPE_CHECKING:
     from jobs.settings import TopicSettings
@@ -37,11 +41,7 @@ STACK = BUILD / "stack"
 HOST = "127.0.0.1"
 MESSAGE_MAX_BYTES = 8 * 1024 * 1024
 HEAP_MAX_MIB = 512
-_ATTEMPT_TIMEOUT_S = 0.5
 _CLOCK_SLACK_S = 2.0
-_SILENT = logging.getLogger("streamscore.kafka-probe")
-_SILENT.addHandler(logging.NullHandler())
-_SILENT.propagate = False
 
 # Record times may lie in the past (a replay), so nothing is deleted by age. The three replication
 # factors and the rebalance delay are for a single broker. Flink's transactions may stay open longer
@@ -95,10 +95,6 @@ rootLogger.appenderRef.file.ref=file
 """
 
 
-class StackError(NotReadyError):
-    """The local stack cannot be started, reached or stopped."""
-
-
 @dataclass(frozen=True)
 class BrokerState:
     """What ``stack.json`` says about a started broker.
@@ -140,6 +136,8 @@ class KafkaBroker:
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._child: subprocess.Popen[bytes] | None = None
+        self._format_options: tuple[str, ...] = ()
+        self.login: Mapping[str, str] = {}
 
     def __enter__(self) -> Self:
         self.start()
@@ -266,20 +264,20 @@ class KafkaBroker:
     def _configure(self, port: int) -> None:
         for name in ("conf", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._properties_path.write_text(
-            _PROPERTIES.format(
-                host=HOST,
-                port=port,
-                controller_port=free_port(other_than=port),
-                data=self.folder / "data",
-                message_max_bytes=MESSAGE_MAX_BYTES,
-            ),
-            encoding="utf-8",
-        )
+        self._properties_path.write_text(self._server_properties(port), encoding="utf-8")
         logging_text = _LOGGING.format(logs=self.folder / "logs")
         self._logging_path.write_text(logging_text, encoding="utf-8")
         if not (self.folder / "data" / "meta.properties").is_file():
             self._format()
+
+    def _server_properties(self, port: int) -> str:
+        return _PROPERTIES.format(
+            host=HOST,
+            port=port,
+            controller_port=free_port(other_than=port),
+            data=self.folder / "data",
+            message_max_bytes=MESSAGE_MAX_BYTES,
+        )
 
     @property
     def _logging_path(self) -> Path:
@@ -289,7 +287,8 @@ class KafkaBroker:
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         # With "=": one id in 64 begins with "-" and would be taken for an option.
         tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}"]
-        command = self._java(QUICK_JVM, *tool, "-c", str(self._properties_path))
+        tool += ["-c", str(self._properties_path), *self._format_options]
+        command = self._java(QUICK_JVM, *tool)
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode != 0:
             text = (done.stderr or done.stdout).strip()
@@ -317,8 +316,8 @@ class KafkaBroker:
 
     def _wait_ready(self, process: subprocess.Popen[bytes], bootstrap: str) -> None:
         deadline_s = time.monotonic() + self._start_timeout_s
-        client = _probe(bootstrap)
-        while not _answers(client):
+        client = probe(bootstrap, self.login)
+        while not answers(client):
             if process.poll() is not None:
                 raise StackError(
                     f"Kafka ended at its start: {self._last_words()}", f"see {self.log}"
@@ -377,118 +376,12 @@ def up(
     return state
 
 
-def partitions_of(topics: TopicSettings) -> dict[str, int]:
-    """Partition count of every topic of a job, by name; the labels only if it has any."""
-    names = [topics.events, topics.labels, topics.predictions, topics.alerts]
-    names += [topics.dead_letters, topics.duplicates, topics.shadow]
-    names += [topics.impressions, topics.examples]
-    return {name: topics.partitions for name in names if name}
-
-
-def create_topics(
-    bootstrap: str,
-    partitions: Mapping[str, int],
-    configs: Mapping[str, str] | None = None,
-    *,
-    timeout_s: float = 30.0,
-) -> list[str]:
-    """Create topics that are not there yet.
-
-    Args:
-        bootstrap: host:port of a broker.
-        partitions: Partition count by topic name.
-        configs: Topic settings for all of them, e.g. ``{"cleanup.policy": "compact"}``.
-        timeout_s: Longest wait for the broker.
-
-    Returns:
-        The topics that were created; the others were there.
-
-    Raises:
-        StackError: the broker refused one or did not answer, or one that was there has another
-            partition count.
-    """
-    if not partitions:
-        return []
-    client = _probe(bootstrap)
-    topics = [
-        NewTopic(name, num_partitions=count, replication_factor=1, config=dict(configs or {}))
-        for name, count in partitions.items()
-    ]
-    futures = client.create_topics(topics, operation_timeout=timeout_s, request_timeout=timeout_s)
-    created = [name for name, future in futures.items() if _created(name, future.result)]
-    _check_partitions(_wait_visible(bootstrap, set(partitions), timeout_s), partitions)
-    return created
-
-
-def _created(name: str, result: Callable[[], object]) -> bool:
-    try:
-        result()
-    except KafkaException as exc:
-        error = exc.args[0]
-        if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
-            return False
-        raise StackError(f"topic {name}: {error.str()}", "run: streamscore stack status") from exc
-    return True
-
-
-def _wait_visible(bootstrap: str, names: set[str], timeout_s: float) -> dict[str, int]:
-    """Wait until the metadata lists the topics; a broker shows them a moment after it made them."""
-    deadline_s = time.monotonic() + timeout_s
-    while missing := names - (found := topic_partitions(bootstrap, timeout_s=timeout_s)).keys():
-        if time.monotonic() > deadline_s:
-            raise StackError(
-                f"no sign of topics {sorted(missing)}", "run: streamscore stack status"
-            )
-    return found
-
-
-def _check_partitions(found: Mapping[str, int], wanted: Mapping[str, int]) -> None:
-    for name, count in wanted.items():
-        if found[name] != count:
-            raise StackError(
-                f"topic {name} has {found[name]} partitions instead of {count}",
-                "change topics.partitions, or remove the topic",
-            )
-
-
-def topic_partitions(bootstrap: str, *, timeout_s: float = 10.0) -> dict[str, int]:
-    """Partition count of each topic of a broker, internal ones left out.
-
-    Raises:
-        StackError: the broker does not answer.
-    """
-    try:
-        topics = _probe(bootstrap).list_topics(timeout=timeout_s).topics
-    except KafkaException as exc:
-        raise StackError(f"no broker answers at {bootstrap}", "run: streamscore stack up") from exc
-    names = sorted(name for name in topics if not name.startswith("__"))
-    return {name: len(topics[name].partitions) for name in names if topics[name].partitions}
-
-
 def summary(state: BrokerState) -> dict[str, str]:
     """What ``streamscore stack status`` shows: the process, then each topic's partitions."""
     topics = topic_partitions(state.bootstrap)
     return {"process": str(state.pid)} | {
         f"topic {name}": f"{count} partitions" for name, count in topics.items()
     }
-
-
-def _probe(bootstrap: str) -> AdminClient:
-    """A client that keeps quiet about refused connections, which are expected during a start."""
-    options: dict[str, str | int | float | bool] = {
-        "bootstrap.servers": bootstrap,
-        "reconnect.backoff.ms": 50,
-        "reconnect.backoff.max.ms": 200,
-        "log_level": 0,
-    }
-    return AdminClient(options, logger=_SILENT)
-
-
-def _answers(client: AdminClient) -> bool:
-    try:
-        return bool(client.list_topics(timeout=_ATTEMPT_TIMEOUT_S).brokers)
-    except KafkaException:
-        return False
 
 
 def _process(state: BrokerState, folder: Path) -> psutil.Process | None:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from jobs import runner, settings, stack
+from jobs import kafka_topics, runner, settings, stack
 from jobs.console import console, facts_table, spinner
 from jobs.demo import data as demo_data
 from jobs.demo import model as demo_model
@@ -226,12 +226,12 @@ def _settings(model: Model, bootstrap: str, server: ModelProcess | None) -> Sett
 
 
 def _topics(chosen: Settings) -> list[str]:
-    names = stack.partitions_of(chosen.topics)
+    names = kafka_topics.partitions_of(chosen.topics)
     bootstrap = chosen.kafka.bootstrap_servers
     outputs = {name: names[name] for name in output_kinds(chosen.topics)}
     # A prediction's time is that of its arrival in Kafka, by the broker's clock.
-    stack.create_topics(bootstrap, outputs, {"message.timestamp.type": "LogAppendTime"})
-    stack.create_topics(bootstrap, names)
+    kafka_topics.create_topics(bootstrap, outputs, {"message.timestamp.type": "LogAppendTime"})
+    kafka_topics.create_topics(bootstrap, names)
     return list(names)
 
 

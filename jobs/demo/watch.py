@@ -15,8 +15,8 @@ import orjson
 from confluent_kafka import Consumer, TopicPartition
 
 from jobs.demo.outcome import AlertRow
+from jobs.kafka_topics import topic_partitions
 from jobs.settings import TopicSettings
-from jobs.stack import topic_partitions
 
 BATCH = 500
 POLL_S = 0.2

@@ -26,8 +26,8 @@ Properties = Annotated[
     typer.Option(
         "--kafka-property",
         metavar="NAME=VALUE",
-        help="For a secured cluster: a property of librdkafka, as security.protocol=SSL; may be "
-        "repeated. (kafka.properties are for Kafka's Java clients.)",
+        help="A property of librdkafka beside kafka.client_properties, as debug=broker; may be "
+        "repeated.",
     ),
 ]
 

@@ -42,7 +42,7 @@ class Size:
         packed_bytes: Of all of them as Flink's state has them, names not counted.
         unpacked_bytes: Of the operator's array, with its room to grow.
         entry_words: Words of an unpacked entry, blocks included, 8 bytes each.
-        formula_bytes: What the README's formula gives for so many keys at this rate.
+        formula_bytes: What the formula of udfs/README.md gives for so many keys at this rate.
     """
 
     stage: str

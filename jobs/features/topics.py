@@ -22,8 +22,8 @@ from jobs.features.columns import (
     Texts,
 )
 from jobs.features.reach import without_tables
+from jobs.kafka_topics import StackError, topic_partitions
 from jobs.settings import Settings
-from jobs.stack import StackError, topic_partitions
 from udfs.batches.events import Decoder, Events, IntArray
 from udfs.features.expressions import evaluate
 from udfs.features.keyed import Identities, StageInputs
@@ -81,8 +81,9 @@ def read(settings: Settings, properties: Mapping[str, str], progress: Progress) 
     Raises:
         TopicError: a topic is missing, or the broker does not answer.
     """
-    bootstrap = settings.kafka.bootstrap_servers
-    return collect(settings, KafkaReader(bootstrap, properties, progress))
+    kafka = settings.kafka
+    login = kafka.python_properties() | dict(properties)
+    return collect(settings, KafkaReader(kafka.bootstrap_servers, login, progress))
 
 
 def collect(settings: Settings, reader: Reader) -> Source:
@@ -120,6 +121,7 @@ class KafkaReader:
             **properties,
         }
         self._bootstrap = bootstrap
+        self._properties = dict(properties)
         self._progress = progress
         self.ranges: dict[str, dict[int, Range]] = {}
 
@@ -136,7 +138,7 @@ class KafkaReader:
 
     def _ranges(self, consumer: Consumer, topic: str) -> dict[int, Range]:
         try:
-            count = topic_partitions(self._bootstrap).get(topic, 0)
+            count = topic_partitions(self._bootstrap, login=self._properties).get(topic, 0)
         except StackError as exc:
             raise TopicError(
                 f"{exc.problem}; start it, or correct kafka.bootstrap_servers"

@@ -41,8 +41,9 @@ def serve(settings: Settings) -> int:
 async def _serve(settings: Settings, on_ready: Callable[[int], None]) -> None:
     chosen, kafka = settings.gateway, settings.kafka
     assert settings.topics.popularity is not None
-    access = KafkaAccess(kafka.bootstrap_servers, tuple(kafka.table_properties.items()))
-    properties = {"bootstrap.servers": kafka.bootstrap_servers, **kafka.table_properties}
+    login = kafka.python_properties()
+    access = KafkaAccess(kafka.bootstrap_servers, tuple(login.items()))
+    properties = {"bootstrap.servers": kafka.bootstrap_servers, **login}
     exchange = Exchange(properties, settings.topics.events, settings.topics.predictions)
     popular = PopularFeed(settings.topics.popularity, access)
     gateway = Gateway(chosen, exchange, popular.items.top)

@@ -10,9 +10,10 @@ import psutil
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from jobs import jars, stack
+from jobs import jars, kafka_topics, stack
+from jobs.kafka_topics import StackError
 from jobs.settings import TopicSettings
-from jobs.stack import HOST, KafkaBroker, StackError
+from jobs.stack import HOST, KafkaBroker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 
@@ -59,21 +60,21 @@ def read_all(bootstrap: str, count: int) -> list[bytes]:
 
 
 def test_topics_are_made_once(broker: KafkaBroker) -> None:
-    assert stack.create_topics(broker.bootstrap, {}) == []
-    assert sorted(stack.create_topics(broker.bootstrap, TOPICS)) == ["four", "one"]
-    assert stack.create_topics(broker.bootstrap, TOPICS) == []
-    assert stack.topic_partitions(broker.bootstrap).items() >= TOPICS.items()
+    assert kafka_topics.create_topics(broker.bootstrap, {}) == []
+    assert sorted(kafka_topics.create_topics(broker.bootstrap, TOPICS)) == ["four", "one"]
+    assert kafka_topics.create_topics(broker.bootstrap, TOPICS) == []
+    assert kafka_topics.topic_partitions(broker.bootstrap).items() >= TOPICS.items()
 
 
 def test_a_topic_with_another_partition_count_is_an_error(broker: KafkaBroker) -> None:
-    stack.create_topics(broker.bootstrap, TOPICS)
+    kafka_topics.create_topics(broker.bootstrap, TOPICS)
     with pytest.raises(StackError, match="topic four has 4 partitions instead of 5"):
-        stack.create_topics(broker.bootstrap, {"four": 5})
+        kafka_topics.create_topics(broker.bootstrap, {"four": 5})
 
 
 def test_a_name_that_kafka_refuses_is_an_error(broker: KafkaBroker) -> None:
     with pytest.raises(StackError, match="topic a b: "):
-        stack.create_topics(broker.bootstrap, {"a b": 1})
+        kafka_topics.create_topics(broker.bootstrap, {"a b": 1})
 
 
 def test_a_second_start_does_nothing(broker: KafkaBroker, folder: Path) -> None:
@@ -85,14 +86,14 @@ def test_a_second_start_does_nothing(broker: KafkaBroker, folder: Path) -> None:
 
 def test_topics_records_and_the_port_survive_a_stop(broker: KafkaBroker, folder: Path) -> None:
     bootstrap = broker.bootstrap
-    stack.create_topics(bootstrap, TOPICS)
+    kafka_topics.create_topics(bootstrap, TOPICS)
     write(bootstrap, b"before the stop")
     assert broker.stop() is True
     assert broker.status() is None
     with pytest.raises(StackError, match="does not run"):
         _ = broker.bootstrap
     assert KafkaBroker(folder).start() == bootstrap
-    assert stack.topic_partitions(bootstrap).items() >= TOPICS.items()
+    assert kafka_topics.topic_partitions(bootstrap).items() >= TOPICS.items()
     assert read_all(bootstrap, 1) == [b"before the stop"]
 
 
@@ -105,7 +106,7 @@ def test_another_object_can_stop_it(broker: KafkaBroker, folder: Path) -> None:
 
 
 def test_the_start_after_a_crash_copes_with_what_it_left(broker: KafkaBroker, folder: Path) -> None:
-    stack.create_topics(broker.bootstrap, TOPICS)
+    kafka_topics.create_topics(broker.bootstrap, TOPICS)
     pid = pid_of(broker)
     process = psutil.Process(pid)
     process.kill()
@@ -115,7 +116,7 @@ def test_the_start_after_a_crash_copes_with_what_it_left(broker: KafkaBroker, fo
     assert KafkaBroker(folder).status() is None
     bootstrap = KafkaBroker(folder).start()
     assert pid_of(broker) != pid
-    assert stack.topic_partitions(bootstrap).items() >= TOPICS.items()
+    assert kafka_topics.topic_partitions(bootstrap).items() >= TOPICS.items()
 
 
 def test_up_makes_the_jobs_topics_and_again_nothing(broker: KafkaBroker, folder: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Self
 import orjson
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
+from jobs.kafka_topics import create_topics, partitions_of
 from jobs.settings import Settings
-from jobs.stack import MESSAGE_MAX_BYTES, create_topics, partitions_of
+from jobs.stack import MESSAGE_MAX_BYTES
 
 Place = tuple[int, int]
 """Partition and offset."""
@@ -64,13 +65,15 @@ class Traffic:
 
     def __post_init__(self) -> None:
         bootstrap = self.settings.kafka.bootstrap_servers
-        create_topics(bootstrap, partitions_of(self.settings.topics))
+        login: dict[str, Any] = self.settings.kafka.python_properties()
+        create_topics(bootstrap, partitions_of(self.settings.topics), login=login)
         self._producer = Producer(
             {
                 "bootstrap.servers": bootstrap,
                 "acks": "all",
                 "enable.idempotence": True,
                 "linger.ms": 0,
+                **login,
                 "log_level": 0,
                 "message.max.bytes": MESSAGE_MAX_BYTES,
             }
@@ -83,6 +86,7 @@ class Traffic:
                 "log_level": 0,
                 "fetch.message.max.bytes": MESSAGE_MAX_BYTES,
                 "fetch.wait.max.ms": 20,
+                **login,
             }
         )
         topics = self.settings.topics

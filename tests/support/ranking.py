@@ -11,7 +11,7 @@ import xgboost
 
 from jobs.environment import ROOT
 from jobs.settings import Settings, load
-from jobs.stack import create_topics, partitions_of
+from jobs.kafka_topics import create_topics, partitions_of
 from tests.support.models import write_features
 from tests.support.purchases import middle_ms, replay_before, small_index, small_log
 from udfs.ranking.candidates import CandidateOptions

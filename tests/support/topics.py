@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from confluent_kafka import Producer
 
-from jobs.stack import create_topics
+from jobs.kafka_topics import create_topics
 
 
 class TableTopic:

@@ -1,4 +1,4 @@
-"""The README says what is there: its commands, links, tables, examples and versions."""
+"""The documents say what is there: their commands, links, tables, examples and versions."""
 
 from __future__ import annotations
 
@@ -32,20 +32,23 @@ from udfs.features import aggregates
 from udfs.features.keyed import IntArray, KeyedStage
 from udfs.spec.types import format_duration
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-DOCUMENTS = ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY", "CODE_OF_CONDUCT")
+CHAPTERS = ("README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("[a-z]*/*.md")))
+DOCUMENTS = (
+    *CHAPTERS,
+    *(f"{n}.md" for n in ("CHANGELOG", "CONTRIBUTING", "SECURITY", "CODE_OF_CONDUCT")),
+)
 FRAUD, PAYMENTS = ROOT / "conf" / "fraud.yaml", ROOT / "conf" / "examples" / "payments.yaml"
 
 _PLACEHOLDER = re.compile(r"_?<[a-z]+>(?:[_/]<[a-z]+>)*/?")
 """GitHub takes <name> for HTML and shows nothing: in the README it stands between backticks."""
 
 REGENERATE = r"""
-{ sed '/^<!-- settings -->$/q' README.md
+{ sed '/^<!-- settings -->$/q' conf/README.md
   .venv/bin/streamscore config show --reference | sed -E 's#_?<[a-z]+>([_/]<[a-z]+>)*/?#`&`#g'
-  sed -n '/^<!-- \/settings -->$/,$p' README.md
-} > build/README.new && mv build/README.new README.md
+  sed -n '/^<!-- \/settings -->$/,$p' conf/README.md
+} > build/README.new && mv build/README.new conf/README.md
 """
 
 
@@ -58,7 +61,12 @@ class Block(NamedTuple):
 
 
 def text_of(name: str) -> str:
-    return (ROOT / f"{name}.md").read_text(encoding="utf-8")
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+FRONT = text_of("README.md")
+README = "\n".join(map(text_of, CHAPTERS))
+"""The README and the chapters that lie with the code they tell of."""
 
 
 def blocks(text: str, language: str) -> list[Block]:
@@ -188,10 +196,10 @@ def test_every_relative_link_leads_somewhere(name: str) -> None:
             continue
         path, _, anchor = link.partition("#")
         assert not path.startswith("/")
-        assert (ROOT / path).exists() if path else True, f"{name}: {link}"
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), f"{name}: {link}"
         if anchor:
-            target = text_of(Path(path).stem) if path else text_of(name)
-            assert anchor in anchors(target), f"{name}: no heading for {link}"
+            assert anchor in anchors(target.read_text("utf-8")), f"{name}: no heading for {link}"
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:\w+/)+[\w.-]+\.\w+)`", README))))
@@ -292,7 +300,7 @@ def test_the_versions_are_the_pinned_ones() -> None:
 
 
 def test_the_needs_are_the_doctor_s() -> None:
-    needs = README[: README.index("## The pipeline")]
+    needs = FRONT[: FRONT.index("## The pipeline")]
     gib = 1024**3
     assert f"Maven {'.'.join(map(str, MIN_MAVEN))}" in needs
     assert f"{MIN_MEMORY_BYTES // gib} GiB of free memory" in needs
@@ -300,7 +308,7 @@ def test_the_needs_are_the_doctor_s() -> None:
 
 
 def test_the_changelog_has_the_version() -> None:
-    assert f"## [{PROJECT['project']['version']}]" in text_of("CHANGELOG")
+    assert f"## [{PROJECT['project']['version']}]" in text_of("CHANGELOG.md")
 
 
 def test_every_figure_has_a_place_of_its_own() -> None:

@@ -1,4 +1,4 @@
-"""Measured memory agrees with the formula of the README."""
+"""Measured memory agrees with the formula of udfs/README.md."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import pytest
 
 from jobs import preflight, settings
 from jobs.environment import ROOT, NotReadyError
+from jobs.kafka_topics import StackError, partitions_of
 from jobs.settings import Settings
-from jobs.stack import StackError, partitions_of
 
 CONF = ROOT / "conf" / "fraud.yaml"
 

@@ -18,7 +18,7 @@ from udfs.features.keyed import Identities, KeyedStage
 from udfs.spec.schema import Schema
 from udfs.spec.window import Window
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHAPTER = (ROOT / "udfs" / "README.md").read_text(encoding="utf-8")
 MINUTE_MS = 60_000
 
 
@@ -76,7 +76,7 @@ def test_every_name_of_an_aggregate_is_its_own() -> None:
             parse_aggregate(wrong)
 
 
-# -- the README's picture -----------------------------------------------------------------------
+# -- the chapter's picture ----------------------------------------------------------------------
 
 
 def test_the_picture_of_the_windows() -> None:
@@ -94,7 +94,7 @@ def test_the_picture_of_the_windows() -> None:
     )
     for window, events in shown.items():
         line = window.split(",")[0].rstrip("}")
-        assert re.search(rf"^{re.escape(line)}.*\b{events}\b", README, re.M), window
+        assert re.search(rf"^{re.escape(line)}.*\b{events}\b", CHAPTER, re.M), window
     ten = 36_000_000 + 10 * clock.DAY_MS
     windows = [yaml.safe_load(w) for w in shown]
     declared = [
@@ -126,7 +126,7 @@ def test_the_picture_of_the_windows() -> None:
 
 
 def test_the_example_of_the_chapter() -> None:
-    block = re.search(r"```yaml\n(features:\n.*?)```", README[README.index("## Features") :], re.S)
+    block = re.search(r"```yaml\n(features:\n.*?)```", CHAPTER, re.S)
     assert block
     document = yaml.safe_load((ROOT / "conf" / "fraud.yaml").read_text(encoding="utf-8"))
     schema = Schema.model_validate(

@@ -1,0 +1,96 @@
+"""A Kafka broker that wants TLS, and a login: real certificates, SCRAM users, OAuth tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from jobs.stack import HOST, KafkaBroker, free_port
+
+USER, PASSWORD = "scorer", "pass;word\\of='scorer"  # what a JAAS text has to escape
+_LOGIN = "org.apache.kafka.common.security"
+
+_SECURITY = """
+listeners=SASL_SSL://{host}:{port},SSL://{host}:{mtls_port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=SASL_SSL://{host}:{port},SSL://{host}:{mtls_port}
+listener.security.protocol.map=SASL_SSL:SASL_SSL,SSL:SSL,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=SSL
+ssl.keystore.type=PEM
+ssl.keystore.location={identity}
+ssl.truststore.type=PEM
+ssl.truststore.location={ca}
+ssl.client.auth=none
+listener.name.ssl.ssl.client.auth=required
+sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512,PLAIN
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={login}.scram.ScramLoginModule required;
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={login}.scram.ScramLoginModule required;
+listener.name.sasl_ssl.plain.sasl.jaas.config={login}.plain.PlainLoginModule required \
+user_{user}="plain-password";
+"""
+
+
+def pem(path: Path, authority: trustme.CA, *names: str, **options: Any) -> Path:
+    """A certificate for these names, with its chain and key in one file."""
+    certificate = authority.issue_cert(*names, **options)
+    key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
+    pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(pkcs8 + b"".join(part.bytes() for part in certificate.cert_chain_pems))
+    return path
+
+
+class SecureKafka(KafkaBroker):
+    """A broker with two ports: SASL over TLS, and TLS with client certificates.
+
+    Attributes:
+        authority: Who signs its certificates, and those it takes.
+        ca: The authority's certificate, a PEM file.
+        mtls_port: Port for clients with a certificate.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.authority = trustme.CA()
+        self.ca = folder / "ca.pem"
+        self.authority.cert_pem.write_to_path(self.ca)
+        self._identity = pem(folder / "broker.pem", self.authority, HOST, "localhost")
+        self.mtls_port = free_port()
+        for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+            self._format_options += (
+                "--add-scram",
+                f"{mechanism}=[name={USER},password={PASSWORD}]",
+            )
+        client = pem(folder / "admin.pem", self.authority, "admin")
+        self.login = {
+            "security.protocol": "SASL_SSL",
+            "ssl.ca.location": str(self.ca),
+            "sasl.mechanism": "SCRAM-SHA-512",
+            "sasl.username": USER,
+            "sasl.password": PASSWORD,
+        }
+        self.identity = client
+
+    def _server_properties(self, port: int) -> str:
+        plain = super()._server_properties(port)
+        lines = dict(line.split("=", 1) for line in plain.splitlines())
+        controller = lines["controller.quorum.voters"].rpartition(":")[2]
+        security = _SECURITY.format(
+            host=HOST,
+            port=port,
+            mtls_port=self.mtls_port,
+            controller_port=controller,
+            identity=self._identity,
+            ca=self.ca,
+            login=_LOGIN,
+            user=USER,
+        )
+        lines |= dict(line.split("=", 1) for line in security.strip().splitlines())
+        return "".join(f"{name}={value}\n" for name, value in lines.items())
