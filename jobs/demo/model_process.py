@@ -29,14 +29,15 @@ class ModelProcess:
     Args:
         models_dir: Root of the model repository.
         name: The model's name.
-        version: Its version.
+        version: Its version; none serves the newest, whenever it comes.
         log: File for what it writes to stderr, appended to.
     """
 
-    def __init__(self, models_dir: Path, name: str, version: int, log: Path) -> None:
+    def __init__(self, models_dir: Path, name: str, version: int | None, log: Path) -> None:
         self._arguments = [
             *("--models-dir", str(models_dir), "--model-name", name),
-            *("--model-version", str(version), "--host", HOST),
+            *("--host", HOST),
+            *(() if version is None else ("--model-version", str(version))),
         ]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
