@@ -150,6 +150,9 @@ test: lint jars peers ## Run lint, then all the tests
 demo: jars ## Score card transactions end to end on this machine (DEMO_ARGS="--help")
 	@$(BIN)/streamscore demo $(DEMO_ARGS)
 
+demo-feed: jars ## Rank a feed end to end on this machine (DEMO_ARGS="--help")
+	@$(BIN)/streamscore demo-feed $(DEMO_ARGS)
+
 bench: jars ## Measure throughput and latency (BENCH_ARGS="--help")
 	@$(BIN)/python -m bench.throughput $(BENCH_ARGS)
 	@$(BIN)/python -m bench.latency $(BENCH_ARGS)
