@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup jars dev peers bench-peers peer-torch protos lint test demo bench clean lock help
+.PHONY: setup jars dev peers bench-peers peer-torch protos lint test demo demo-feed bench clean lock help
 
 # Override on the command line: make setup PYTHON=/opt/python3.11/bin/python3
 PYTHON ?= python3.11
