@@ -14,7 +14,12 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from jobs import settings_file
 from jobs.kafka_settings import HostPorts, KafkaSettings
-from jobs.ranking_settings import FeedbackSettings, GatewaySettings, RankingSettings
+from jobs.ranking_settings import (
+    FeedbackSettings,
+    GatewaySettings,
+    RankingSettings,
+    RankingTraining,
+)
 from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM
@@ -202,6 +207,9 @@ class TrainingSettings(Strict):
     label: str | None = Field(
         None,
         description="column of the training data with the label, 0 or 1; none: labels.value",
+    )
+    ranking: RankingTraining = Field(
+        default_factory=lambda: RankingTraining(), description="of a ranking job"
     )
 
 

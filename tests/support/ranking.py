@@ -10,8 +10,8 @@ import numpy as np
 import xgboost
 
 from jobs.environment import ROOT
-from jobs.settings import Settings, load
 from jobs.kafka_topics import create_topics, partitions_of
+from jobs.settings import Settings, load
 from tests.support.models import write_features
 from tests.support.purchases import middle_ms, replay_before, small_index, small_log
 from udfs.ranking.candidates import CandidateOptions
