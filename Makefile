@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup jars dev peers bench-peers peer-torch protos lint test demo demo-feed bench clean lock help
+.PHONY: setup jars dev peers bench-peers peer-torch protos lint test demo demo-feed bench sbom audit clean lock help
 
 # Override on the command line: make setup PYTHON=/opt/python3.11/bin/python3
 PYTHON ?= python3.11
@@ -198,8 +198,30 @@ lock: setup
 	@$(patsubst linux,x86_64-manylinux_2_31,$(COMPILE)) conf/requirements-peer-bytewax.in \
 		-o conf/requirements-peer-bytewax.lock
 	@$(COMPILE) conf/requirements-uv.in -o conf/requirements-uv.lock
+	@$(COMPILE) conf/requirements-audit.in -o conf/requirements-audit.lock
 	@$(COMPILE) --no-deps conf/requirements-serving.in -o conf/requirements-serving.lock
 	@$(COMPILE) conf/requirements-synccfd.in -o conf/requirements-synccfd.lock
+
+# What is installed, as CycloneDX: Python's packages, Flink's extra jars, the local broker's jars.
+CYCLONEDX_MAVEN := org.cyclonedx:cyclonedx-maven-plugin:2.9.1:makeBom
+sbom: jars $(DONE)/audit ## List all that is installed, as CycloneDX, in build/sbom
+	@mkdir -p build/sbom
+	@build/audit/bin/cyclonedx-py environment --output-reproducible --of JSON \
+		-o build/sbom/python.json $(BIN)/python 2>/dev/null
+	@for pom in pom kafka-pom; do \
+		mvn -q -B -f conf/$$pom.xml $(CYCLONEDX_MAVEN) -DoutputFormat=json -DoutputName=$$pom \
+			-DoutputDirectory=$(CURDIR)/build/sbom || exit 1; done
+	@echo "written: build/sbom"
+
+audit: $(DONE)/audit ## Look the locked packages up among known vulnerabilities
+	@for lock in conf/requirements*.lock; do echo "$$lock"; \
+		build/audit/bin/pip-audit -r $$lock --disable-pip --require-hashes --strict || exit 1; done
+
+$(DONE)/audit: $(UV_DONE) conf/requirements-audit.lock | $(DONE)/venv
+	@$(UV) venv --quiet --clear --python $(BIN)/python build/audit
+	@$(UV) pip install --quiet --python build/audit/bin/python --no-deps --require-hashes \
+		-r conf/requirements-audit.lock
+	@touch $@
 
 # The generator must not be newer than the protobuf that is locked.
 protos: $(UV_DONE)

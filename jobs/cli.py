@@ -135,11 +135,18 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Train on this .parquet, .csv or .jsonl instead: the event's fields and a label.",
+            help="Train on this .parquet, .csv or .jsonl instead: the event's fields and a label; "
+            "of a ranking job: user, item, event_time_ms and, if known, price and category.",
         ),
     ] = None,
+    source: Annotated[
+        Literal["", "training"],
+        typer.Option("--from", help="A ranking job: its events and examples topics, too."),
+    ] = "",
 ) -> None:
     """Train a model on the first part of a history, measure it on the rest, store a new version.
+
+    A ranking job's is stored only if it ranks the rest no worse than the newest version there is.
 
     Example: streamscore train --size full
     """
@@ -148,6 +155,11 @@ def train(
     from jobs.demo import data as demo_data
 
     settings = _settings(config)
+    if settings.ranking is not None:
+        _train_ranking(settings, data, source == "training")
+        return
+    if source:
+        raise typer.BadParameter("it is for ranking jobs", param_hint="--from")
     with bars() as progress:
         if data is None:
             frame = demo_data.load(size, progress=progress)
@@ -158,6 +170,18 @@ def train(
     title = f"model {version.name}, version {version.version}"
     console.print(facts_table(title, training.summary(trained)))
     console.print(f"Serve it with: streamscore serve --config {config}", soft_wrap=True)
+
+
+def _train_ranking(settings: Settings, data: Path | None, from_topics: bool) -> None:
+    from jobs import ranking_data, ranking_training
+    from jobs.console import bars, console, facts_table
+
+    with bars() as progress:
+        found = ranking_data.load(settings, data, from_topics, progress)
+        trained = ranking_training.train(settings, found, progress)
+    version = trained.version
+    title = f"model {version.name}, version {version.version}"
+    console.print(facts_table(title, ranking_training.summary(trained)))
 
 
 @app.command()

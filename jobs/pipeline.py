@@ -24,6 +24,7 @@ from model_server.endpoints import ChannelSecurity
 from model_server.errors import RepositoryError
 from model_server.repository import ModelVersion, find_version, load_features
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM, even_labels
+from udfs.batches.privacy import Privacy
 from udfs.batches.records import RecordWriter
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.preparation.preparation import Preparation
@@ -307,4 +308,5 @@ def _output(settings: Settings, model: ModelVersion) -> Output:
         preparation=Preparation.load(model.path),
         fallback_score=settings.model.fallback_score,
         explain=settings.alerts.explain,
+        privacy=Privacy.of_events(schema),
     )

@@ -35,12 +35,10 @@ from udfs.feedback.join import FeedbackOptions
 from udfs.feedback.operator import FeedbackStage
 from udfs.operators import FirstStage, Routing
 from udfs.preparation.preparation import Preparation
-from udfs.ranking.candidates import CandidateOptions
 from udfs.ranking.index import IndexFileError, ItemIndex
 from udfs.ranking.item_stage import ItemStage
 from udfs.ranking.output import COLUMNS, RankingOutput
 from udfs.ranking.ranking import RankingOptions, RankingScoring, check_columns
-from udfs.ranking.users import UserLimits
 from udfs.scoring.scoring import EmbeddedScoring, Scoring, ServedScoring
 
 __all__ = ["build", "main"]
@@ -166,8 +164,8 @@ def _options(settings: Settings, version: ModelVersion) -> RankingOptions:
         reload_ms=ranking.reload,
         popularity=settings.topics.popularity,
         kafka=KafkaAccess(kafka.bootstrap_servers, tuple(kafka.python_properties().items())),
-        candidates=CandidateOptions(count=ranking.candidates, filter_seen=ranking.filter_seen),
-        limits=UserLimits(ranking.history, ranking.session_gap),
+        candidates=ranking.candidate_options,
+        limits=ranking.user_limits,
         kinds=frozenset(ranking.weights),
         request_columns=settings.schema_.columns,
         columns=Preparation.load(version.path).names,

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from udfs.ranking.candidates import CandidateOptions
+from udfs.ranking.users import UserLimits
 from udfs.spec.types import DurationMs, Mistake, Strict
 
 
@@ -31,6 +33,16 @@ class RankingSettings(Strict):
     reload: DurationMs = Field(
         2_000, ge=100, description="how often the model's folder is looked at for a new version"
     )
+
+    @property
+    def candidate_options(self) -> CandidateOptions:
+        """How candidates are chosen, live and in training."""
+        return CandidateOptions(count=self.candidates, filter_seen=self.filter_seen)
+
+    @property
+    def user_limits(self) -> UserLimits:
+        """What is kept of a user, live and in training."""
+        return UserLimits(self.history, self.session_gap)
 
     def mistakes(self) -> Iterator[Mistake]:
         """See the base class."""
@@ -71,4 +83,40 @@ class GatewaySettings(Strict):
     max_events: int = Field(500, ge=1, description="events in one request at most")
     drain: DurationMs = Field(
         5_000, ge=0, description="time that requests at work get when the gateway stops"
+    )
+
+
+class RankingTraining(Strict):
+    """How `streamscore train` makes a version of a ranking job."""
+
+    model: Literal["trees", "network"] = Field(
+        "trees",
+        description="boosted trees over features of an SVD's embeddings, or a two-tower and a "
+        "ranking network, which need TensorFlow",
+    )
+    folds: int = Field(2, ge=1, description="spans before the split that give examples")
+    fold: DurationMs = Field(28 * 86_400_000, ge=1, description="length of a span")
+    negatives: float = Field(
+        0.3, gt=0, le=1, description="share of the candidates not taken that is trained on"
+    )
+    dimensions: int = Field(48, ge=1, le=1_024, description="of an item's embedding")
+    neighbours: int = Field(100, ge=1, description="length of an item's co-visitation list")
+    half_life: DurationMs = Field(
+        180 * 86_400_000, ge=1, description="age at which a purchase counts half in co-visitation"
+    )
+    off_sale: DurationMs | None = Field(
+        None, ge=1, description="an item not bought for so long is not shown; none: never"
+    )
+    tolerance: float = Field(
+        0.01,
+        ge=0,
+        description="how much less hit rate on the newest part a new version may have than the "
+        "present one, and half of it in NDCG; else it is not published",
+    )
+    epochs: int = Field(8, ge=1, description="passes of the networks over their examples")
+    python: str = Field(
+        "", description="interpreter that has TensorFlow, for the networks; empty: this one"
+    )
+    export: Literal["onnx", "saved_model"] = Field(
+        "onnx", description="what of the network the server is to load; the other lies beside it"
     )

@@ -3,48 +3,72 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from jobs import settings_file
 from jobs.kafka_settings import HostPorts, KafkaSettings
-from jobs.ranking_settings import FeedbackSettings, GatewaySettings, RankingSettings
+from jobs.ranking_settings import (
+    FeedbackSettings,
+    GatewaySettings,
+    RankingSettings,
+    RankingTraining,
+)
 from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM
 from udfs.spec.enrichment import LookupSpec, TableSpec
 from udfs.spec.event import EventSpec, LabelSpec
 from udfs.spec.feature import FeatureSpec
+from udfs.spec.privacy import PrivacySpec
 from udfs.spec.schema import Schema
 from udfs.spec.types import DurationMs, Mistake, Strict, as_python
 
 _EXAMPLE = "conf/fraud.yaml"
-_WITH_SECRETS = ("kafka", "flink", "model", "lookups")
+_NAME, _TOPIC = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", r"[A-Za-z0-9._-]{1,249}"
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(_NAME, text):
+        raise ValueError(f"{text!r} is no name: letters, digits, dots, dashes and underscores")
+    return text
+
+
+def _topic(text: str) -> str:
+    if not re.fullmatch(_TOPIC, text) or text in (".", ".."):
+        raise ValueError(f"{text!r} is no topic: letters, digits, dots, dashes and underscores")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Topic = Annotated[str, AfterValidator(_topic)]
+_WITH_SECRETS = ("kafka", "flink", "model", "lookups", "privacy")
 """Sections in which secrets can be, among free properties or as a token."""
 
 
 class TopicSettings(Strict):
     """Topic names."""
 
-    events: str = Field("transactions", description="the events to score")
-    labels: str | None = Field(None, description="late labels; none if no feature reads them")
-    predictions: str = Field("predictions", description="one record per scored event")
-    alerts: str = Field("alerts", description="predictions above the threshold with their event")
-    dead_letters: str = Field("dead-letters", description="records that could not be scored")
-    duplicates: str = Field("duplicates", description="records dropped because their id was seen")
-    shadow: str | None = Field(None, description="a rollout's shadow answers; none drops them")
-    impressions: str | None = Field(
+    events: Topic = Field("transactions", description="the events to score")
+    labels: Topic | None = Field(None, description="late labels; none if no feature reads them")
+    predictions: Topic = Field("predictions", description="one record per scored event")
+    alerts: Topic = Field("alerts", description="predictions above the threshold with their event")
+    dead_letters: Topic = Field("dead-letters", description="records that could not be scored")
+    duplicates: Topic = Field("duplicates", description="records dropped because their id was seen")
+    shadow: Topic | None = Field(None, description="a rollout's shadow answers; none drops them")
+    impressions: Topic | None = Field(
         None, description="a ranking job's: what was ranked for a request, with its features"
     )
-    examples: str | None = Field(
+    examples: Topic | None = Field(
         None, description="a ranking job's: impressions with their labels, to train on"
     )
-    popularity: str | None = Field(
+    popularity: Topic | None = Field(
         None, description="a ranking job's: popularity by item, compacted"
     )
     partitions: int = Field(4, ge=1, description="partitions of topics that `stack up` makes")
@@ -79,7 +103,7 @@ class ModelTlsSettings(Strict):
 class ModelSettings(Strict):
     """The model and how it is called."""
 
-    name: str = Field("fraud", description="model name, as the server knows it")
+    name: Name = Field("fraud", description="model name, as the server knows it")
     path: Path = Field(Path("build/models"), description="folder of <name>/<version>/ folders")
     version: int | None = Field(None, ge=1, description="pinned version; none takes the newest")
     embedded: bool = Field(False, description="score inside the operator, without a server")
@@ -184,12 +208,15 @@ class TrainingSettings(Strict):
         None,
         description="column of the training data with the label, 0 or 1; none: labels.value",
     )
+    ranking: RankingTraining = Field(
+        default_factory=lambda: RankingTraining(), description="of a ranking job"
+    )
 
 
 class Settings(Strict):
     """Everything a job needs to know."""
 
-    name: str = Field(description="the job's name; also the prefix of its transactional ids")
+    name: Name = Field(description="the job's name; also the prefix of its transactional ids")
     key: str = Field(description="field that records are keyed by; the first features' key")
     kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings(), description="brokers")
     topics: TopicSettings = Field(default_factory=lambda: TopicSettings(), description="topics")
@@ -200,6 +227,7 @@ class Settings(Strict):
     lookups: tuple[LookupSpec, ...] = Field(
         (), description="stores that are asked for features before the model is called"
     )
+    privacy: PrivacySpec | None = Field(None, description="how sensitive fields are hidden")
     model: ModelSettings = Field(default_factory=lambda: ModelSettings(), description="the model")
     alerts: AlertSettings = Field(default_factory=lambda: AlertSettings(), description="alerts")
     batch: BatchSettings = Field(default_factory=lambda: BatchSettings(), description="batches")
@@ -227,6 +255,9 @@ class Settings(Strict):
         """SHA-256 of all that decides a feature's value; a model carries that of its training."""
         schema = as_python(self.schema_)
         schema["event"]["fields"].sort(key=lambda field: field["name"])
+        del schema["privacy"]
+        for field in schema["event"]["fields"]:
+            del field["sensitive"]  # changes what is shown, not a feature
         for name, specs in (("tables", self.tables), ("lookups", self.lookups)):
             schema[name] = [spec.identity for spec in specs]
             if not specs:  # what it was before there were any
@@ -338,6 +369,8 @@ def masked(settings: Settings) -> dict[str, Any]:
     for name in ("password", "client_secret"):
         if kafka["sasl"] and kafka["sasl"][name]:
             kafka["sasl"][name] = settings_file.MASK
+    if document["privacy"]:
+        document["privacy"]["key"] = settings_file.MASK
     if document["model"]["token"]:
         document["model"]["token"] = settings_file.MASK
     for lookup in document["lookups"]:

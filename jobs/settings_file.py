@@ -33,9 +33,11 @@ __all__ = [
 T = TypeVar("T", bound=BaseModel)
 
 MASK = "********"
+_MOST_BYTES = 1_000_000
+_MOST_NODES = 100_000
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 SECRET = re.compile(
-    r"password|secret|token|jaas|credential|private.?key|keystore.key|account.key|api.?key",
+    r"password|secret|token|jaas|credential|private.?key|keystore.key|account.key|api.?key|^privacy\.key",
     re.IGNORECASE,
 )
 
@@ -144,7 +146,12 @@ def read(path: Path, *, example: str) -> dict[str, Any]:
         SettingsError: It is missing, not YAML, or no mapping.
     """
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise SettingsError(f"{path}: larger than {_MOST_BYTES:,} bytes: no settings file is")
+        _refuse_bomb(path, yaml.compose(text, yaml.SafeLoader))
+        document = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError as exc:
         raise SettingsError(f"{path}: no such file; {example} is one to start from") from exc
     except OSError as exc:
@@ -154,6 +161,26 @@ def read(path: Path, *, example: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise SettingsError(f"{path}: must be a mapping of settings, like {example}")
     return document
+
+
+def _refuse_bomb(path: Path, root: yaml.Node | None) -> None:
+    """Refuse anchors within anchors that would fill the memory once they are spelled out."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = _MOST_NODES + 1  # until it is known: an anchor within itself
+            parts: list[yaml.Node] = []
+            if isinstance(node, yaml.MappingNode):
+                parts = [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                parts = node.value
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    if root is not None and size(root) > _MOST_NODES:
+        problem = f"its anchors stand for more than {_MOST_NODES:,} values"
+        raise SettingsError(f"{path}: {problem}: write out what is meant")
 
 
 def _put(document: dict[str, Any], dotted: str, value: Any) -> None:

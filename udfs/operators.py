@@ -7,7 +7,7 @@ buffer that a checkpoint could miss.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from zlib import crc32
@@ -20,6 +20,7 @@ from pyflink.datastream.state import MapStateDescriptor, StateTtlConfig
 from udfs.batches.batch import FeatureBatch, LabelBatch
 from udfs.batches.buckets import sql_buckets
 from udfs.batches.events import Decoder, Events, Reject, split_batch
+from udfs.batches.privacy import Privacy
 from udfs.batches.records import dead_letter, duplicate
 from udfs.enrichment.table_readers import OpenTables, Tables
 from udfs.features.expressions import evaluate
@@ -173,6 +174,7 @@ class FirstStage(_KeyedOperator):
         self._dead_letters_counter = metrics.counter("dead_letters")
         self._table_records_counter = metrics.counter("table_records")
         self._table_rejects_counter = metrics.counter("table_rejects")
+        self._privacy = Privacy.of_events(self._schema)
         self._inputs = StageInputs(self._schema)
         self._kinds = kinds_of(self._schema.known)
         self._looked_up = tuple(dict.fromkeys(lookup.key for lookup in self._schema.lookups))
@@ -225,11 +227,18 @@ class FirstStage(_KeyedOperator):
         rejects = rejects + [_conflict(batch, row) for row in observed.conflicts]
         kept.dead_letters.extend(self._dead_letters(rejects))
         kept.duplicates.extend(
-            (batch.keys[i], duplicate(self._topic, batch.ids[i], batch.positions[i].tolist()))
-            for i in observed.duplicates
+            (key, duplicate(self._topic, event_id, batch.positions[i].tolist()))
+            for i, key, event_id in self._shown(batch, observed.duplicates)
         )
         self._count(len(kept), len(observed.duplicates), len(rejects))
         return kept
+
+    def _shown(self, batch: FeatureBatch, rows: Sequence[int]) -> Iterator[tuple[int, str, str]]:
+        """Rows with their key and id, as outputs show them."""
+        keys, ids = [batch.keys[i] for i in rows], [batch.ids[i] for i in rows]
+        if self._privacy is not None:
+            keys, ids = self._privacy.keys(keys), self._privacy.ids(ids)
+        return zip(rows, keys, ids, strict=True)
 
     def _batch(self, events: Events) -> FeatureBatch:
         return FeatureBatch(
@@ -254,7 +263,10 @@ class FirstStage(_KeyedOperator):
         return empty
 
     def _dead_letters(self, rejects: list[Reject]) -> list[tuple[str, bytes]]:
-        return [(f"{r.partition}-{r.offset}", dead_letter(self._topic, r)) for r in rejects]
+        return [
+            (f"{r.partition}-{r.offset}", dead_letter(self._topic, r, self._privacy))
+            for r in rejects
+        ]
 
     def _count(self, events: int, duplicates: int, dead_letters: int) -> None:
         self._events_counter.inc(events)
@@ -267,7 +279,7 @@ class FirstStage(_KeyedOperator):
 
 
 def _conflict(batch: FeatureBatch, row: int) -> Reject:
-    message = f"id {batch.ids[row]!r} was seen before with another content"
+    message = "its id was seen before with another content"
     return _reject(batch, row, "id_conflict", message)
 
 
@@ -339,6 +351,8 @@ class LabelReader(FlatMapFunction):
         """Build the decoder."""
         assert self._schema.labels is not None
         self._labels = self._schema.labels
+        privacy = Privacy.of_events(self._schema)
+        self._privacy = privacy and privacy.of_labels(self._labels, self._schema.event.id)
         self._decoder = Decoder.for_labels(self._labels, self._schema.event)
         self._dead_letters_counter = runtime_context.get_metrics_group().counter("dead_letters")
 
@@ -350,7 +364,8 @@ class LabelReader(FlatMapFunction):
             self._dead_letters_counter.inc(len(decoded.rejects))
             refused = FeatureBatch.empty((), ())
             refused.dead_letters.extend(
-                (f"{r.partition}-{r.offset}", dead_letter(self._topic, r)) for r in decoded.rejects
+                (f"{r.partition}-{r.offset}", dead_letter(self._topic, r, self._privacy))
+                for r in decoded.rejects
             )
             yield Row(self._routing.labels[0], refused)
         for part in decoded.parts:

@@ -81,7 +81,7 @@ def script(frame: pd.DataFrame, bad: int = 200, duplicates: int = 500, seed: int
         duplicates: How many transactions to send twice.
         seed: Of the places and the kinds.
     """
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311 (places in a replay)
     events = [Item("events", key, value) for key, value in event_json(frame)]
     placed = [(float(place), event) for place, event in enumerate(events)]
     placed += _labels(frame)

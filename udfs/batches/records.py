@@ -17,6 +17,7 @@ import orjson
 
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import FloatArray, Reject
+from udfs.batches.privacy import Privacy
 from udfs.batches.templates import FLOAT, TEXT, WHOLE, Template, between_quotes
 
 SCHEMA_VERSION = 1
@@ -27,14 +28,21 @@ def source_of(topic: str, partition: int, offset: int) -> dict[str, Any]:
     return {"topic": topic, "partition": partition, "offset": offset}
 
 
-def dead_letter(topic: str, reject: Reject) -> bytes:
-    """A refused record: its bytes in base64, the reason, its place."""
+def dead_letter(topic: str, reject: Reject, privacy: Privacy | None = None) -> bytes:
+    """A refused record: its bytes in base64, the reason, its place.
+
+    With sensitive fields the bytes are the record without them, or absent if it cannot be read.
+    """
+    raw: bytes | None = reject.raw
+    message = reject.message
+    if privacy is not None:
+        raw, message = privacy.record(reject.raw), privacy.message(message)
     return orjson.dumps(
         {
             "schema_version": SCHEMA_VERSION,
             "code": reject.code,
-            "message": reject.message,
-            "raw_base64": base64.b64encode(reject.raw).decode(),
+            "message": message,
+            "raw_base64": None if raw is None else base64.b64encode(raw).decode(),
             "source": source_of(topic, reject.partition, reject.offset),
             "ingest_time_ms": reject.kafka_time_ms,
         }

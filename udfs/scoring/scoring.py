@@ -30,6 +30,7 @@ from model_server.client import ClientOptions
 from model_server.errors import InvalidRows, PredictError
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import FloatArray
+from udfs.batches.privacy import Privacy
 from udfs.batches.records import RecordWriter, Verdict
 from udfs.enrichment.lookup_metrics import LookupMetrics
 from udfs.enrichment.lookups import Lookups
@@ -53,12 +54,14 @@ class Output:
         preparation: From features to the model's columns, as in training.
         fallback_score: The score when the model cannot answer.
         explain: Whether alerts name the features that weigh most.
+        privacy: What is hidden of the events; none if nothing is.
     """
 
     writer: RecordWriter
     preparation: Preparation
     fallback_score: float
     explain: bool
+    privacy: Privacy | None = None
 
     def model_input(self, batch: FeatureBatch) -> Matrix:
         """The batch as the model gets it: float32 (n, the model's columns)."""
@@ -104,6 +107,7 @@ class Output:
         """
         predictions: list[Pair] = []
         alerts: list[Pair] = []
+        batch = self._as_shown(batch)
         if verdict is not None:
             made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
             predictions = pairs(zip(batch.keys, made, strict=True))
@@ -112,8 +116,19 @@ class Output:
 
     def shadow_rows(self, batch: FeatureBatch, verdict: Verdict) -> Row:
         """What a shadow said, as records of its own sink; key and value."""
+        batch = self._as_shown(batch)
         made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
         return Row([], [], [], [], pairs(zip(batch.keys, made, strict=True)))
+
+    def _as_shown(self, batch: FeatureBatch) -> FeatureBatch:
+        if self.privacy is None:
+            return batch
+        keys, ids = self.privacy.keys(batch.keys), self.privacy.ids(batch.ids)
+        return replace(batch, keys=keys, ids=ids)
+
+    def _event(self, raw: bytes) -> bytes:
+        """A record as an alert shows it."""
+        return (self.privacy.record(raw) or b"{}") if self.privacy else raw
 
     def _alerts(
         self,
@@ -125,7 +140,8 @@ class Output:
         for n, row in enumerate(self.writer.alert_rows(verdict)):
             why = None if contributions is None else contributions[n]
             reasons = self.writer.reasons(batch.features[row], why)
-            yield batch.keys[row], self.writer.alert(records[row], batch.raw[row], reasons)
+            event = self._event(batch.raw[row])
+            yield batch.keys[row], self.writer.alert(records[row], event, reasons)
 
 
 def pairs(records: Iterable[tuple[str, bytes]]) -> list[Pair]:
@@ -393,7 +409,7 @@ class ServedScoring:
         if mine is None:
             mine = self._buckets[bucket] = _Bucket()
             for number, packed in sorted(self._state.items()):
-                self._add(mine, number, pickle.loads(packed))
+                self._add(mine, number, pickle.loads(packed))  # noqa: S301 (own state)
         return mine
 
     def _add(self, mine: _Bucket, number: int, batch: FeatureBatch) -> None:

@@ -25,7 +25,7 @@ __all__ = [
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FILE_KINDS = (".csv", ".jsonl", ".parquet")
-_NO_PASSWORD = "holds a password: write it as `password: ${A_NAME}` beside it"
+_NO_PASSWORD = "holds a password: write it as `password: ${A_NAME}` beside it"  # noqa: S105 (a message)
 
 
 class TableField(Strict):

@@ -31,6 +31,11 @@ class FieldSpec(Strict):
     )
     min: float | None = Field(None, description="smallest allowed number, in the field's own unit")
     max: float | None = Field(None, description="largest allowed number, in the field's own unit")
+    sensitive: Literal["hash", "drop"] | None = Field(
+        None,
+        description="outputs show a keyed hash instead, or nothing: alerts' events, dead letters, "
+        "ids and keys; needs `privacy`",
+    )
 
     @property
     def is_numeric(self) -> bool:

@@ -8,6 +8,7 @@ training one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from udfs.features.aggregates import Reads, parse_aggregate
 from udfs.features.formulas import FormulaError, Kind, parse
@@ -16,6 +17,7 @@ from udfs.spec.enrichment import LookupSpec, TableSpec, mistakes_of, with_tables
 from udfs.spec.event import EventSpec, LabelSpec, is_key
 from udfs.spec.expression import ExpressionFeature
 from udfs.spec.feature import FeatureSpec, WindowFeature
+from udfs.spec.privacy import PrivacySpec, privacy_mistakes
 from udfs.spec.types import Mistake, Strict
 
 Path = tuple[int | str, ...]
@@ -31,6 +33,7 @@ class Schema(Strict):
         features: The declared features.
         tables: Reference tables, whose fields events get.
         lookups: Stores that are asked for features while a batch is scored.
+        privacy: How sensitive fields are hidden in outputs.
     """
 
     event: EventSpec
@@ -39,6 +42,7 @@ class Schema(Strict):
     features: FeatureSpec
     tables: tuple[TableSpec, ...] = ()
     lookups: tuple[LookupSpec, ...] = ()
+    privacy: PrivacySpec | None = None
 
     @property
     def known(self) -> EventSpec:
@@ -102,6 +106,23 @@ class Schema(Strict):
                 yield from self._value_mistakes(path, window)
         yield from self._formula_mistakes()
         yield from mistakes_of(self.event, self.tables, self.lookups, self.columns)
+        named, expressions = (self.event.id, self.key), self.features.expressions
+        yield from privacy_mistakes(self.event, self.privacy, named, expressions, self._read)
+
+    @property
+    def _read(self) -> frozenset[str]:
+        """Fields whose values features are computed from, as far as formulas can be read."""
+        kinds = kinds_of(self.known)
+        names = {f for e in self.features.expressions for f in e.fields}
+        texts = [e.formula for e in self.features.expressions]
+        texts += [f.formula for f in self.features.formulas]
+        for window in self.features.windows:
+            values = window.value if isinstance(window.value, tuple) else (window.value,)
+            texts += [window.where, *values]
+        for text in filter(None, texts):
+            with suppress(FormulaError):
+                names.update(parse(text, {**kinds, **self.formula_kinds}).names)
+        return frozenset(names)
 
     def _expression_mistakes(self, n: int, expression: ExpressionFeature) -> Iterator[Mistake]:
         path: Path = ("features", "expressions", n)

@@ -548,3 +548,37 @@ def test_durations_round_trip(text: str, duration_ms: int) -> None:
 def test_what_is_no_duration(value: object) -> None:
     with pytest.raises(ValueError, match="duration"):
         parse_duration_ms(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(
+            f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+            for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+        ),
+        "a: &a {k: v}\n"
+        + "".join(
+            f"{new}: &{new} {{x: *{old}, y: *{old}, z: *{old}}}\n"
+            for old, new in zip("abcdefghijklmnop", "bcdefghijklmnopq", strict=True)
+        ),
+        "a: &a [*a]\n",
+        "# " + "x" * 1_000_001,
+    ],
+    ids=["lists", "mappings", "itself", "size"],
+)
+def test_a_bomb_is_refused_at_once(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"more than 100,000|larger than"):
+        settings.load(path)
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc", "a/b", "", ".", "..", "x\ny", "x" * 129])
+def test_a_name_is_no_path(name: str) -> None:
+    for setting in ("name", "model.name", "topics.events", "topics.labels"):
+        if setting.startswith("topics") and len(name) == 129:
+            continue
+        with pytest.raises(SettingsError, match=r"is no (name|topic): letters"):
+            settings.load(ROOT / "conf" / "fraud.yaml", {setting: name})
