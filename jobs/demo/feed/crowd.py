@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -77,13 +78,16 @@ class Crowd:
     async def _run(self, some: Sequence[Visit], seconds: float) -> None:
         turns: dict[str, asyncio.Lock] = {}
         begun_s = time.monotonic()
-        async with aiohttp.ClientSession(self.url, connector=aiohttp.TCPConnector(limit=0)) as http:
-            async with asyncio.TaskGroup() as group:
-                for n, visit in enumerate(some):
-                    due_s = begun_s + seconds * n / len(some)
-                    await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-                    turn = turns.setdefault(visit.user, asyncio.Lock())
-                    group.create_task(self._visit(http, visit, turn))
+        connector = aiohttp.TCPConnector(limit=0)
+        async with (
+            aiohttp.ClientSession(self.url, connector=connector) as http,
+            asyncio.TaskGroup() as group,
+        ):
+            for n, visit in enumerate(some):
+                due_s = begun_s + seconds * n / len(some)
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+                turn = turns.setdefault(visit.user, asyncio.Lock())
+                group.create_task(self._visit(http, visit, turn))
 
     async def _visit(self, http: aiohttp.ClientSession, visit: Visit, turn: asyncio.Lock) -> None:
         async with turn:  # a user's visits keep their order
@@ -115,7 +119,7 @@ class Crowd:
                 "item": item,
                 "event_time_ms": visit.time_ms + _AFTER_MS,
             }
-            if price == price:  # noqa: PLR0124  # not NaN
+            if not math.isnan(price):
                 event["price"] = price
             if item in shown and not answer["fallback_reason"]:
                 self.linked += 1

@@ -117,9 +117,7 @@ def _data_text(data: ranking_data.TrainingData) -> str:
     )
 
 
-def _first_version(
-    data: ranking_data.TrainingData, live_ms: int, started: ExitStack
-) -> Trained:
+def _first_version(data: ranking_data.TrainingData, live_ms: int, started: ExitStack) -> Trained:
     shutil.rmtree(DEMO / "models", ignore_errors=True)
     started.callback(shutil.rmtree, DEMO / "checkpoints", ignore_errors=True)
     chosen = settings.load(CONFIG, {"model.path": str(DEMO / "models")})
@@ -274,9 +272,7 @@ def _play(
     return times[0], times[1]
 
 
-def _next_version(
-    stage: _Stage, started_s: float, trained: Trained
-) -> list[tuple[float, int]]:
+def _next_version(stage: _Stage, started_s: float, trained: Trained) -> list[tuple[float, int]]:
     """Train on the topics; the job and the server take the version by themselves."""
 
     def train(tell: steps.Tell) -> Trained | None:
@@ -326,7 +322,11 @@ def _accounts(
         ("requests, and those in Kafka", sent, kinds["request"]),
         ("requests in Kafka, and those the job replied to", kinds["request"], len(replies)),
         ("purchases, and those in Kafka", crowd.bought, kinds["purchase"]),
-        ("purchases of what was shown, and those the feedback join counted", crowd.linked, joined()),
+        (
+            "purchases of what was shown, and those the feedback join counted",
+            crowd.linked,
+            joined(),
+        ),
         ("records refused by the job", 0, refused),
     ]
 

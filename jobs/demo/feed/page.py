@@ -128,9 +128,7 @@ def _hits(outcome: FeedOutcome) -> str:
     return document.section("Hit rate", note, document.figure(drawing))
 
 
-def _version_marks(
-    outcome: FeedOutcome, plot: svg.Plot, x: svg.Scale, bins: int
-) -> Sequence[str]:
+def _version_marks(outcome: FeedOutcome, plot: svg.Plot, x: svg.Scale, bins: int) -> Sequence[str]:
     marks = []
     for at_s, version in outcome.versions:
         before = sum(one.at_s < at_s for one in outcome.answers)
