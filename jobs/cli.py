@@ -335,6 +335,9 @@ def demo_feed(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave everything running after the report, to Ctrl-C.")
     ] = False,
+    users: Annotated[
+        int, typer.Option(hidden=True, help="A synthetic log of so many users; 0: the whole data.")
+    ] = 0,
 ) -> None:
     """Rank a feed end to end on this machine: model, Kafka, Flink, gateway, feedback, next model.
 
@@ -344,7 +347,7 @@ def demo_feed(
     from jobs.runner import JobError
 
     try:
-        outcome = show.run(show.FeedDemoOptions(seconds, requests, not no_live, keep))
+        outcome = show.run(show.FeedDemoOptions(seconds, requests, not no_live, keep, users))
     except JobError as exc:
         typer.echo(f"the demo failed: {exc}", err=True)
         raise typer.Exit(ExitCode.FAILED) from exc

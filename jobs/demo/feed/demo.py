@@ -21,7 +21,7 @@ import orjson
 
 from jobs import kafka_topics, ranking_data, ranking_training, settings
 from jobs.console import console, facts_table
-from jobs.demo import steps
+from jobs.demo import retail, steps
 from jobs.demo.feed import page, topics
 from jobs.demo.feed.crowd import TOP, Crowd, Visit, visits
 from jobs.demo.feed.live import FeedView
@@ -55,12 +55,14 @@ class FeedDemoOptions:
         requests: How many visitors at most.
         live: Draw a panel where the terminal can, else print lines.
         keep: Leave everything running after the report until Ctrl-C, for its web page.
+        users: A synthetic log of so many users; 0 takes Online Retail if it is there.
     """
 
     seconds: float = 90.0
     requests: int = 3_600
     live: bool = True
     keep: bool = False
+    users: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def run(options: FeedDemoOptions) -> FeedOutcome:
     begun_s = time.monotonic()
     with steps.alone(DEMO), ExitStack() as started:
         try:
-            data = steps.step("data", lambda _: _data(), _data_text)
+            data = steps.step("data", lambda _: _data(options.users), _data_text)
             live_ms = ranking_training.split_of(data.log, LIVE_FROM)
             trained = _first_version(data, live_ms, started)
             stage = _stage(started)
@@ -100,9 +102,13 @@ def run(options: FeedDemoOptions) -> FeedOutcome:
     return outcome
 
 
-def _data() -> ranking_data.TrainingData:
+def _data(users: int) -> ranking_data.TrainingData:
     """The log, moved by whole days so that it ends yesterday: the page's visitors come now."""
-    found = ranking_data.load(settings.load(CONFIG), None, False, lambda _s, _d: None)
+    if users:
+        log = retail.synthetic(users=users, items=300, days=120)
+        found = ranking_data.TrainingData(log, "synthetic, small")
+    else:
+        found = ranking_data.load(settings.load(CONFIG), None, False, lambda _s, _d: None)
     now_ms = time.time_ns() // 1_000_000
     days = (now_ms - int(found.log.times_ms[-1])) // DAY_MS - 1
     moved = replace(found.log, times_ms=found.log.times_ms + days * DAY_MS)
