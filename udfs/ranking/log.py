@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +86,7 @@ class PurchaseLog:
     def in_baskets(self) -> Iterator[Basket]:
         """The baskets in order."""
         starts = np.flatnonzero(np.diff(self.baskets, prepend=-1))
-        for start, end in zip(starts, [*starts[1:], len(self)], strict=True):
+        for start, end in pairwise([*starts.tolist(), len(self)]):
             yield Basket(
                 int(self.users[start]),
                 int(self.times_ms[start]),
