@@ -323,6 +323,39 @@ def demo(
         raise typer.Exit(ExitCode.FAILED)
 
 
+@app.command("demo-feed")
+def demo_feed(
+    seconds: Annotated[
+        float, typer.Option(min=10, help="How long the replay takes, the training apart.")
+    ] = 90,
+    requests: Annotated[int, typer.Option(min=20, help="How many visitors at most.")] = 3_600,
+    no_live: Annotated[
+        bool, typer.Option("--no-live", help="Print lines instead of a live panel.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave everything running after the report, to Ctrl-C.")
+    ] = False,
+    users: Annotated[
+        int, typer.Option(hidden=True, help="A synthetic log of so many users; 0: the whole data.")
+    ] = 0,
+) -> None:
+    """Rank a feed end to end on this machine: model, Kafka, Flink, gateway, feedback, next model.
+
+    Example: streamscore demo-feed --no-live
+    """
+    from jobs.demo.feed import demo as show
+    from jobs.runner import JobError
+
+    try:
+        outcome = show.run(show.FeedDemoOptions(seconds, requests, not no_live, keep, users))
+    except JobError as exc:
+        typer.echo(f"the demo failed: {exc}", err=True)
+        raise typer.Exit(ExitCode.FAILED) from exc
+    if outcome.unaccounted:
+        typer.echo(f"{outcome.unaccounted:,} unaccounted for, see the report", err=True)
+        raise typer.Exit(ExitCode.FAILED)
+
+
 @config_app.command("check")
 def config_check(conf: ConfigFile = _CONFIG) -> None:
     """Check a settings file: one line if it is right, else all its mistakes and exit code 3.

@@ -101,7 +101,8 @@ def _popularity(
     assert settings.ranking is not None
     bucket = sources.bucket_expression(labels, sources.key_from_json("item"))
     batches = _batches(tables, settings, "items", settings.topics.events, bucket)
-    stage = ItemStage(version.path, settings.ranking.weights, settings.ranking.publish)
+    ranking = settings.ranking
+    stage = ItemStage(version.path, ranking.weights, ranking.publish, labels)
     return (
         keyed.by_first_field(batches, Types.STRING())
         .process(stage, sinks.output_type(("popularity",)))

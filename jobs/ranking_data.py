@@ -137,18 +137,21 @@ def examples_of(documents: Iterable[dict[str, Any]]) -> Examples:
     """Examples of the feedback join as rows to train on.
 
     A request that is there twice counts once; a feature that an example does not have is missing.
+    An interaction that came after its request's example sets the label that it would have set.
     """
-    seen = set[str]()
-    features, labels = list[list[float | None]](), list[float]()
+    found, late = dict[str, dict[str, Any]](), set[tuple[str, str]]()
     for document in documents:
-        if document.get("kind") != "example" or document["example_id"] in seen:
-            continue
-        seen.add(document["example_id"])
+        if document.get("kind") == "example":
+            found.setdefault(document["example_id"], document)
+        elif document.get("kind") == "late":
+            late.add((document["request_id"], document["item"]))
+    features, labels = list[list[float | None]](), list[float]()
+    for request_id, document in found.items():
         places = {name: n for n, name in enumerate(document["columns"])}
         order = [places.get(name) for name in FEATURES]
         for one in document["items"]:
             row = one["features"]
             features.append([None if n is None else row[n] for n in order])
-            labels.append(one["label"])
+            labels.append(max(one["label"], (request_id, one["item"]) in late))
     matrix = np.array(features, np.float64).reshape(-1, len(FEATURES)).astype(np.float32)
-    return Examples(matrix, np.array(labels, np.float32), len(seen))
+    return Examples(matrix, np.array(labels, np.float32), len(found))

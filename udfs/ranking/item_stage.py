@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 from pyflink.common import Row, Types
 from pyflink.datastream import KeyedProcessFunction, RuntimeContext
 from pyflink.datastream.state import MapStateDescriptor
 from pyflink.datastream.timerservice import TimerService
 
+from udfs.batches.buckets import sql_buckets
 from udfs.batches.events import split_batch
 from udfs.ranking.arrays import keys_of
 from udfs.ranking.index import ItemIndex
@@ -38,9 +40,17 @@ class ItemStage(KeyedProcessFunction):
         version_dir: The version's folder.
         weights: What an interaction adds, by its kind; others add nothing.
         publish_ms: Processing time between two publications.
+        labels: The buckets' labels.
     """
 
-    def __init__(self, version_dir: Path, weights: Mapping[str, float], publish_ms: int) -> None:
+    def __init__(
+        self,
+        version_dir: Path,
+        weights: Mapping[str, float],
+        publish_ms: int,
+        labels: tuple[int, ...],
+    ) -> None:
+        self._labels = labels
         self._version_dir = version_dir
         self._weights = dict(weights)
         self._publish_ms = publish_ms
@@ -78,13 +88,27 @@ class ItemStage(KeyedProcessFunction):
             dirty.clear()
 
     def _of(self, bucket: int) -> dict[str, ItemPopularity]:
-        """The bucket's items to be published; after a restart, all of them."""
+        """The bucket's items to be published: at first all of them."""
         found = self._dirty.get(bucket)
         if found is None:
             stored = self._state.items()
-            found = {item: ItemPopularity.unpacked(packed) for item, packed in stored}
+            found = self._known(bucket)
+            found |= {item: ItemPopularity.unpacked(packed) for item, packed in stored}
             self._dirty[bucket] = found
         return found
+
+    def _known(self, bucket: int) -> dict[str, ItemPopularity]:
+        """What the version knows of the bucket's items that were ever bought."""
+        index = self._index
+        ids = index.ids.tolist()
+        own = np.array(self._labels)[sql_buckets(ids, len(self._labels))] == bucket
+        rows = np.flatnonzero(own & (index.popularity[:, 0] > 0))
+        return {ids[row]: self._of_row(row) for row in rows.tolist()}
+
+    def _of_row(self, row: int) -> ItemPopularity:
+        index = self._index
+        first_ms, last_ms = int(index.first_ms[row]), int(index.last_ms[row])
+        return ItemPopularity.of_sums(index.popularity[row], index.as_of_ms, first_ms, last_ms)
 
     def _purchases(self, raw: list[bytes]) -> Iterator[tuple[str, int, float]]:
         """Item, event time and weight; what is malformed became a dead letter elsewhere."""
@@ -105,12 +129,8 @@ class ItemStage(KeyedProcessFunction):
         packed = self._state.get(item)
         if packed is not None:
             return ItemPopularity.unpacked(packed)
-        index = self._index
-        row = int(index.rows_of(keys_of([item]))[0])
-        if row < 0:
-            return ItemPopularity()
-        first_ms, last_ms = int(index.first_ms[row]), int(index.last_ms[row])
-        return ItemPopularity.of_sums(index.popularity[row], index.as_of_ms, first_ms, last_ms)
+        row = int(self._index.rows_of(keys_of([item]))[0])
+        return ItemPopularity() if row < 0 else self._of_row(row)
 
     def _schedule(self, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
         bucket, timers = ctx.get_current_key(), ctx.timer_service()

@@ -24,12 +24,12 @@ from model_server.errors import ModelError, RepositoryError
 from model_server.repository import ModelVersion, find_version
 from udfs.batches.batch import FeatureBatch
 from udfs.enrichment.table_sources import KafkaAccess
-from udfs.ranking.arrays import keys_of
 from udfs.ranking.candidates import CandidateOptions, candidates
 from udfs.ranking.features import FEATURES, pair_features
 from udfs.ranking.index import IndexFileError, ItemIndex
 from udfs.ranking.live_items import LiveItems
 from udfs.ranking.popular_feed import PopularFeed
+from udfs.ranking.user_states import BatchUsers
 from udfs.ranking.users import UserLimits, UserState
 from udfs.ranking.views import view_of
 from udfs.scoring.scoring import Scoring
@@ -144,36 +144,31 @@ class RankingScoring:
             refused.dead_letters.extend(batch.dead_letters)
             refused.duplicates.extend(batch.duplicates)
             yield from self._scoring.take(bucket, refused, timers)
-        for row in range(len(batch)):
-            document = orjson.loads(batch.raw[row])
-            kind = document["kind"]
+        users = BatchUsers(self._users, self._options.limits)
+        times = batch.times.tolist()
+        for row, (user, raw) in enumerate(zip(batch.keys, batch.raw, strict=True)):
+            document = orjson.loads(raw)
+            kind, item = document["kind"], document.get("item")
             if kind == "request":
                 self._requests.inc(1)
-                asked = self._candidates(batch, row, document)
+                asked = self._candidates(batch, row, document, users.of(user))
                 yield from self._scoring.take(bucket, asked, timers)
-            elif kind in self._options.kinds and isinstance(document.get("item"), str):
+            elif kind in self._options.kinds and item:
                 self._interactions.inc(1)
-                self._learn(batch.keys[row], int(batch.times[row]), document)
+                users.buy(user, times[row], item, document.get("price"))
+        users.write()
 
     def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
         """What was asked for may have been answered."""
         return self._scoring.on_timer(bucket, timestamp_ms, timers)
 
-    def _user(self, user: str) -> UserState:
-        packed = self._users.get(user)
-        return UserState() if packed is None else UserState.unpack(packed)
-
-    def _learn(self, user: str, time_ms: int, document: dict[str, Any]) -> None:
-        state, price = self._user(user), document.get("price")
-        known = np.array([price if isinstance(price, int | float) else np.nan], np.float32)
-        state.add(keys_of([document["item"]]), time_ms, known, self._options.limits)
-        self._users.put(user, state.pack())
-
-    def _candidates(self, batch: FeatureBatch, row: int, document: dict[str, Any]) -> FeatureBatch:
+    def _candidates(
+        self, batch: FeatureBatch, row: int, document: dict[str, Any], state: UserState
+    ) -> FeatureBatch:
         """A request's candidates with their features, as a batch of rows."""
         index, counters, options = self._items.index, self._items.counters, self._options
         user, time_ms = batch.keys[row], int(batch.times[row])
-        view = view_of(index, self._user(user), time_ms)
+        view = view_of(index, state, time_ms)
         found = candidates(index, counters, view, options.candidates)
         pairs = pair_features(index, counters, view, found)
         n = len(found)

@@ -116,10 +116,10 @@ def example(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def test_feedback_is_read_by_the_names_of_its_columns() -> None:
-    late = {"kind": "late", "request_id": "r1"}
+    late = {"kind": "late", "request_id": "r1", "item": "b"}
     found = examples_of([example(1), example(1), late, example(2)])
     assert found.requests == 2
-    assert found.labels.tolist() == [1, 0, 1, 0]
+    assert found.labels.tolist() == [1, 1, 1, 0]
     assert found.features[0].tolist() == list(range(len(FEATURES)))[::-1]
     assert np.isnan(found.features[1]).all()
 
