@@ -7,10 +7,7 @@ A version's folder holds the items (``items.npz``), the ranking model with ``fea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +16,14 @@ import numpy.typing as npt
 
 from jobs.model_folders import METRICS_FILE, publish, write_json
 from jobs.ranking_data import TrainingData
+from jobs.ranking_models import Made, Score, builder, model_of
 from jobs.settings import Settings
 from jobs.training import Trained, TrainingError
 from model_server.backends import load_table
 from model_server.errors import ModelError, RepositoryError
-from model_server.repository import FEATURES_FILE, MODEL_FILES, ModelVersion, find_version
-from udfs.preparation.preparation import Input, Preparation
+from model_server.repository import ModelVersion, find_version
 from udfs.ranking.arrays import DAY_MS, Singles
 from udfs.ranking.baselines import baselines
-from udfs.ranking.boosting import TreeOptions, fit_trees
-from udfs.ranking.building import BuildOptions
 from udfs.ranking.counters import ItemCounters
 from udfs.ranking.evaluation import Measured, every_basket, measure, next_basket, ranked_by
 from udfs.ranking.examples import ExampleOptions, Examples, Progress, examples_before, replay_of
@@ -40,20 +35,11 @@ from udfs.ranking.replay import Replay
 
 __all__ = ["GateRefused", "summary", "train"]
 
-Score = Callable[[Singles], npt.NDArray[Any]]
 OURS = "streamscore"
 
 
 class GateRefused(TrainingError):
     """The new version is worse than the present one, which stays."""
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A version that is not stored yet: how it scores, and what writes its model file."""
-
-    score: Score
-    write: Callable[[Path], None]
 
 
 def train(settings: Settings, data: TrainingData, progress: Progress) -> Trained:
@@ -68,10 +54,21 @@ def train(settings: Settings, data: TrainingData, progress: Progress) -> Trained
         GateRefused: The newest part ranks worse with it than with the present version.
         TrainingError: Nothing can be learnt from the log, or the version cannot be written.
     """
-    log = data.log
-    split_ms = split_of(log, settings.training.train_fraction)
+    split_ms = split_of(data.log, settings.training.train_fraction)
     examples = _examples(settings, data, split_ms, progress)
-    made = _trees(settings, examples, progress)
+    with model_of(settings, examples, progress) as made:
+        return _measured(settings, data, split_ms, examples, made, progress)
+
+
+def _measured(
+    settings: Settings,
+    data: TrainingData,
+    split_ms: int,
+    examples: Examples,
+    made: Made,
+    progress: Progress,
+) -> Trained:
+    log = data.log
     progress("Measuring", 0.0)
     replay = _replay(settings, log, split_ms)
     figures = _figures(replay, log, split_ms, made.score)
@@ -94,17 +91,6 @@ def split_of(log: PurchaseLog, train_fraction: float) -> int:
     return int(log.times_ms[min(int(len(log) * train_fraction), len(log) - 1)])
 
 
-def _build(settings: Settings) -> BuildOptions:
-    training = settings.training.ranking
-    return BuildOptions(
-        dimensions=training.dimensions,
-        neighbours=training.neighbours,
-        half_life_days=training.half_life / DAY_MS,
-        off_sale_days=(training.off_sale or 0) / DAY_MS,
-        seed=settings.training.seed,
-    )
-
-
 def _gate(settings: Settings) -> GateOptions:
     tolerance = settings.training.ranking.tolerance
     return GateOptions(hit_rate=tolerance, ndcg=tolerance / 2)
@@ -119,7 +105,7 @@ def _examples(
         training.folds, training.fold / DAY_MS, training.negatives, settings.training.seed
     )
     found = examples_before(
-        data.log, split_ms, _build(settings), ranking.candidate_options, chosen, progress
+        data.log, split_ms, builder(settings), ranking.candidate_options, chosen, progress
     )
     found = found if data.feedback is None else found.joined(data.feedback)
     if len(np.unique(found.labels)) < 2:
@@ -128,20 +114,6 @@ def _examples(
             "train on a longer log, or on more or longer spans (training.ranking.folds, .fold)",
         )
     return found
-
-
-def _trees(settings: Settings, examples: Examples, progress: Progress) -> _Made:
-    training = settings.training
-    options = TreeOptions(training.trees, training.depth, training.learning_rate, training.seed)
-    booster = fit_trees(examples, options, progress)
-
-    def write(draft: Path) -> None:
-        booster.save_model(draft / MODEL_FILES[0])
-        inputs = [Input(name=name) for name in FEATURES]
-        document = Preparation(inputs).document() | {"config_hash": settings.features_hash}
-        write_json(draft / FEATURES_FILE, document)
-
-    return _Made(partial(booster.inplace_predict, validate_features=False), write)
 
 
 def _figures(
@@ -161,7 +133,7 @@ def _replay(settings: Settings, log: PurchaseLog, split_ms: int) -> Replay:
     return replay_of(
         log,
         split_ms,
-        _build(settings),
+        builder(settings),
         settings.ranking.candidate_options,
         settings.ranking.user_limits,
     )
@@ -206,7 +178,7 @@ def _scorer(version: ModelVersion) -> Score:
 
 
 def _store(
-    settings: Settings, index: ItemIndex, made: _Made, metrics: dict[str, Any]
+    settings: Settings, index: ItemIndex, made: Made, metrics: dict[str, Any]
 ) -> ModelVersion:
 
     def write(draft: Path) -> None:

@@ -16,6 +16,11 @@ from udfs.ranking.replay import Replay
 OPTIONS = BuildOptions(dimensions=8, neighbours=20)
 
 
+def build(log: PurchaseLog, as_of_ms: int) -> ItemIndex:
+    """The items of a log, small."""
+    return build_index(log, as_of_ms, OPTIONS)
+
+
 @cache
 def small_log() -> PurchaseLog:
     """Some 400 baskets of 60 users and 120 items over 100 days."""

@@ -55,6 +55,7 @@ def build_index(log: PurchaseLog, as_of_ms: int, options: BuildOptions) -> ItemI
     return ItemIndex(
         ids=log.item_ids,
         embeddings=embeddings_of(by_basket, by_user, options),
+        user_tower=np.zeros((options.dimensions, options.dimensions), np.float32),
         user_lists=user_lists,
         user_weights=user_weights,
         basket_lists=basket_lists,

@@ -8,18 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from udfs.ranking.arrays import DAY_MS, Rows, Singles
-from udfs.ranking.building import BuildOptions, build_index
 from udfs.ranking.candidates import CandidateOptions
 from udfs.ranking.counters import ItemCounters
 from udfs.ranking.features import FEATURES
+from udfs.ranking.index import ItemIndex
 from udfs.ranking.log import PurchaseLog, item_keys
 from udfs.ranking.replay import Replay, Request
 from udfs.ranking.users import DEFAULT_LIMITS, UserLimits
 
-__all__ = ["ExampleOptions", "Examples", "examples_before", "replay_of", "wanted_of"]
+__all__ = ["Build", "ExampleOptions", "Examples", "examples_before", "replay_of", "wanted_of"]
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and which part of that, 0 to 1, is done."""
+
+Build = Callable[[PurchaseLog, int], ItemIndex]
+"""Makes a version's items from the purchases of a log before an event time."""
 
 _NONE: Singles = np.empty(0, np.float32)
 
@@ -71,12 +74,12 @@ class Examples:
 def replay_of(
     log: PurchaseLog,
     split_ms: int,
-    build: BuildOptions,
+    build: Build,
     options: CandidateOptions,
     limits: UserLimits = DEFAULT_LIMITS,
 ) -> Replay:
     """A version made at an event time, with the state that a live job would have then."""
-    index = build_index(log, split_ms, build)
+    index = build(log, split_ms)
     replay = Replay(
         index, item_keys(log), options, ItemCounters.empty(len(index), split_ms), limits
     )
@@ -87,7 +90,7 @@ def replay_of(
 def examples_before(
     log: PurchaseLog,
     split_ms: int,
-    build: BuildOptions,
+    build: Build,
     options: CandidateOptions,
     chosen: ExampleOptions,
     progress: Progress,

@@ -33,6 +33,8 @@ class ItemIndex:
         ids: Texts (I,), as in the events.
         keys: ``keys_of(ids)``.
         embeddings: float32 (I, D), each of length 1, or 0 for an item that was never bought.
+        user_tower: float32 (D, D); what a user's mean of embeddings m becomes is the direction of
+            m + tanh(m @ user_tower). Zeros leave it.
         user_lists: Items that the same users bought, by cosine: rows int32 (I, K), -1 at the end.
         user_weights: Their cosines, float32 (I, K), 0 at the end.
         basket_lists: Items of the same baskets, likewise.
@@ -48,6 +50,7 @@ class ItemIndex:
 
     ids: npt.NDArray[np.str_]
     embeddings: Singles
+    user_tower: Singles
     user_lists: Rows
     user_weights: Singles
     basket_lists: Rows
@@ -110,7 +113,7 @@ class ItemIndex:
 def _check(path: Path, values: dict[str, Any]) -> None:
     items = len(values["ids"])
     for name, array in values.items():
-        if name != "as_of_ms" and len(array) != items:
+        if name not in ("as_of_ms", "user_tower") and len(array) != items:
             raise IndexFileError(f"{path}: {name} has {len(array)} rows, ids {items}: train again")
     for name in ("user_lists", "basket_lists"):
         if values[name].size and not -1 <= values[name].min() <= values[name].max() < items:

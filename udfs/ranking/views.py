@@ -28,7 +28,8 @@ class UserView:
         counts: Purchases of each, float64 (h,).
         weights: What each weighs: decayed by age, float64 (h,).
         recent: Which of them were bought in the newest basket or session, bool (h,).
-        vector: Mean of the items' embeddings by weight, float32 (D,), of length 1, or 0.
+        vector: What the user tower makes of the mean of the items' embeddings by weight, float32
+            (D,), of length 1, or 0.
         session_vector: The same of the recent ones alone.
         by_users: Co-visitation score of every item by ``user_lists``, float64 (I,).
         by_baskets: Co-visitation score of every item with the recent ones, float64 (I,).
@@ -79,10 +80,14 @@ def view_of(index: ItemIndex, state: UserState, time_ms: int) -> UserView:
 
 
 def _mean(index: ItemIndex, rows: Rows, weights: Floats) -> Singles:
-    """The items' mean direction, float32 (D,)."""
-    total = weights.astype(np.float32) @ index.embeddings[rows]
-    length = float(np.linalg.norm(total))
-    direction: Singles = total / np.float32(length) if length > 0 else total
+    """The items' mean direction through the user tower, float32 (D,)."""
+    mean = _direction(weights.astype(np.float32) @ index.embeddings[rows])
+    return _direction(mean + np.tanh(mean @ index.user_tower))
+
+
+def _direction(vector: Singles) -> Singles:
+    length = float(np.linalg.norm(vector))
+    direction: Singles = vector / np.float32(length) if length > 0 else vector
     return direction
 
 

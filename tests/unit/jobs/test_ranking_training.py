@@ -20,7 +20,7 @@ from jobs.ranking_training import GateRefused, split_of, summary, train
 from jobs.settings import Settings, load
 from model_server.backends import load_table
 from model_server.repository import list_versions
-from tests.support.purchases import OPTIONS, small_log
+from tests.support.purchases import build, small_log
 from udfs.ranking.candidates import CandidateOptions
 from udfs.ranking.examples import ExampleOptions, Examples, examples_before
 from udfs.ranking.features import FEATURES
@@ -84,7 +84,7 @@ def poisoned(data: TrainingData) -> TrainingData:
     split_ms = split_of(data.log, 0.6)
     options = CandidateOptions(count=60)
     chosen = ExampleOptions(folds=1, fold_days=20, negatives=1.0)
-    honest = examples_before(data.log, split_ms, OPTIONS, options, chosen, silent)
+    honest = examples_before(data.log, split_ms, build, options, chosen, silent)
     labels = np.tile(1 - honest.labels, 10)
     feedback = Examples(np.tile(honest.features, (10, 1)), labels, 10 * honest.requests)
     return replace(data, feedback=feedback)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.purchases import OPTIONS, middle_ms, small_log
+from tests.support.purchases import build, middle_ms, small_log
 from udfs.ranking.baselines import baselines
 from udfs.ranking.candidates import CandidateOptions
 from udfs.ranking.evaluation import (
@@ -28,7 +28,7 @@ def silent(what: str, part: float) -> None:
 
 def replay(filter_seen: bool = False):
     options = CandidateOptions(count=60, popular=20, filter_seen=filter_seen)
-    return replay_of(small_log(), middle_ms(small_log()), OPTIONS, options)
+    return replay_of(small_log(), middle_ms(small_log()), build, options)
 
 
 @given(rows_of_items, rows_of_items)
@@ -124,7 +124,7 @@ def test_examples_come_from_before_the_split_alone():
     chosen = ExampleOptions(folds=2, fold_days=10, negatives=0.5)
 
     def made(part):
-        return examples_before(part, split, OPTIONS, options, chosen, silent)
+        return examples_before(part, split, build, options, chosen, silent)
 
     full, cut = made(log), made(log.before(split))
     assert full.requests > 10
@@ -139,7 +139,7 @@ def test_fewer_negatives_leave_every_positive():
     positives, rows = [], []
     for share in (0.1, 1.0):
         chosen = ExampleOptions(folds=1, fold_days=10, negatives=share)
-        made = examples_before(log, split, OPTIONS, options, chosen, silent)
+        made = examples_before(log, split, build, options, chosen, silent)
         positives.append(made.labels.sum())
         rows.append(len(made))
     assert positives[0] == positives[1]
