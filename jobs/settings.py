@@ -295,7 +295,7 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     if "topics" in sections:
         yield from _loops(sections["topics"])
         if sections.get("ranking"):
-            yield from _unnamed(sections["topics"])
+            yield from _unfit_for_ranking(sections)
     if sections.keys() >= {"flink", "batch"}:
         parallelism, buckets = sections["flink"].parallelism, sections["batch"].buckets
         if parallelism > buckets:
@@ -321,10 +321,17 @@ def _no_time_left(lookups: tuple[LookupSpec, ...], deadline_ms: int) -> Iterator
             yield Mistake(("lookups", n, "deadline"), message)
 
 
-def _unnamed(topics: TopicSettings) -> Iterator[Mistake]:
+def _unfit_for_ranking(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     for name in ("impressions", "examples", "popularity"):
-        if getattr(topics, name) is None:
+        if getattr(sections["topics"], name) is None:
             yield Mistake(("topics", name), "a ranking job writes it: name the topic")
+    for n, field in enumerate(sections["event"].fields if "event" in sections else ()):
+        if field.sensitive:
+            message = "a ranking job answers with users and items as they are: it hides none"
+            yield Mistake(("event", "fields", n, "sensitive"), message)
+    if "batch" in sections and sections["batch"].max_rows < sections["ranking"].candidates:
+        message = "must hold the candidates of a request, which are one call"
+        yield Mistake(("batch", "max_rows"), message)
 
 
 def _loops(topics: TopicSettings) -> Iterator[Mistake]:
