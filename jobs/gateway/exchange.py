@@ -84,7 +84,7 @@ class Exchange:
         self._consumer = Consumer(
             self._properties
             | {"group.id": "streamscore-gateway", "enable.auto.commit": False}
-            | {"fetch.wait.max.ms": 100, "queued.min.messages": 1}
+            | {"fetch.wait.max.ms": 100}
         )
         self._consumer.assign([self._from_the_end()])
         for work in (self._read, self._serve_producer):
