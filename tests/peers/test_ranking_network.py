@@ -31,13 +31,13 @@ def options() -> NetworkOptions:
     python = BUILD / "peers" / "tensorflow" / "bin" / "python"
     if not python.is_file():
         pytest.skip("no TensorFlow: make peers")
-    return NetworkOptions(str(python), 2, 7)
+    return NetworkOptions(str(python), 20, 7)
 
 
 def test_both_exports_give_equal_scores(tmp_path: Path, options: NetworkOptions) -> None:
-    rows = rows_with_gaps(600)
+    rows = rows_with_gaps(4_000)
     labels = (np.nan_to_num(rows[:, 3]) > 3).astype(np.float32)
-    network = train_ranker(Examples(rows, labels, 30), tmp_path, options)
+    network = train_ranker(Examples(rows, labels, 200), tmp_path, options)
     onnx = tmp_path / "onnx"
     onnx.mkdir()
     write_onnx(network.weights, onnx / "model.onnx")
