@@ -12,7 +12,8 @@ from pyflink.datastream.timerservice import TimerService
 from jobs.settings import Settings
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.records import RecordWriter, Verdict
-from udfs.scoring.scoring import EmbeddedScoring, Output
+from udfs.scoring.embedded import EmbeddedScoring
+from udfs.scoring.scoring import Output
 
 
 def scoring(settings: Settings, _model: None) -> FeaturesAlone:

@@ -31,8 +31,10 @@ def read_frame(path: Path, schema: Schema, columns: Collection[str] | None = Non
     Raises:
         HistoryFileError: no such file, another ending, or it cannot be read.
     """
-    texts: dict[Hashable, type] = {f.name: str for f in schema.event.fields if f.type == "string"}
-    repeated = [str(name) for name in texts if name != schema.event.id]
+    texts: dict[Hashable, type] = {
+        f.name: str for f in schema.arriving.fields if f.type == "string"
+    }
+    repeated = [str(name) for name in texts if name != schema.arriving.id]
     try:
         match path.suffix:
             case ".parquet":

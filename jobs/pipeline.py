@@ -28,10 +28,13 @@ from udfs.batches.privacy import Privacy
 from udfs.batches.records import RecordWriter
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.preparation.preparation import Preparation
-from udfs.scoring.scoring import EmbeddedScoring, Output, Scoring, ServedScoring
+from udfs.rollup.operator import RollupStage
+from udfs.scoring.embedded import EmbeddedScoring
+from udfs.scoring.scoring import Output, Scoring, ServedScoring
 
 logger = logging.getLogger(__name__)
 
+_DAY_S = 86_400
 _BATCH = Types.PICKLED_BYTE_ARRAY()
 _ROUTED = Types.ROW([Types.INT(), _BATCH])
 
@@ -99,6 +102,8 @@ def _stages(
     schema = settings.schema_
     kept_s = ttl_s(settings)
     stream = event_batches(tables, settings, labels)
+    if schema.rollup is not None:
+        stream = _rolled_up(stream, settings, labels)
     for number, key in enumerate(schema.stages):
         last = number == len(schema.stages) - 1
         function = (NextStage if number else FirstStage)(
@@ -115,7 +120,7 @@ def _stages(
         if number and settings.labels is not None and key == settings.labels.key:
             stream = stream.union(_labels(tables, settings, labels))
         stream = (
-            keyed.by_first_field(stream, _BATCH if number else Types.STRING())
+            keyed.by_first_field(stream, _BATCH if number or schema.rollup else Types.STRING())
             .process(function, sinks.OUTPUT_TYPE if last else _ROUTED)
             .name(f"features by {key}{', score' if last else ''}")
             .uid(f"features-{key}")
@@ -143,6 +148,22 @@ def event_batches(
     )
 
 
+def _rolled_up(stream: DataStream, settings: Settings, labels: tuple[int, ...]) -> DataStream:
+    function = RollupStage(
+        settings.schema_,
+        Routing(labels, settings.kafka.keyed_by_record_key),
+        settings.topics.events,
+        _readings_ttl_s(settings),
+        settings.flink.journal_events,
+    )
+    return (
+        keyed.by_first_field(stream, Types.STRING())
+        .process(function, _ROUTED)
+        .name(f"windows of {settings.key}")
+        .uid("windows")
+    )
+
+
 def _labels(
     tables: StreamTableEnvironment, settings: Settings, labels: tuple[int, ...]
 ) -> DataStream:
@@ -167,6 +188,16 @@ def ttl_s(settings: Settings) -> int:
     schema = settings.schema_
     horizon_ms = max(schema.horizon_ms(k, s) for k in schema.stages for s in ("events", "labels"))
     return max(1, 2 * horizon_ms // 1_000)
+
+
+def _readings_ttl_s(settings: Settings) -> int:
+    """Open windows outlive a paused job."""
+    if settings.flink.state_ttl is not None:
+        return max(1, settings.flink.state_ttl // 1_000)
+    schema = settings.schema_
+    assert schema.rollup is not None
+    longest_ms = max(schema.rollup.every, schema.rollup.idle, schema.arriving.dedupe_within)
+    return max(_DAY_S, 2 * (longest_ms + schema.arriving.time.allowed_lateness) // 1_000)
 
 
 def source_options(settings: Settings, topic: str) -> dict[str, str]:
@@ -283,7 +314,13 @@ def _model(settings: Settings) -> ModelVersion:
 def _scoring(settings: Settings, model: ModelVersion) -> Scoring:
     output = _output(settings, model)
     if settings.model.embedded:
-        return EmbeddedScoring(model.path, settings.model.name, output, lookups_of(settings))
+        return EmbeddedScoring(
+            model.path,
+            settings.model.name,
+            output,
+            lookups_of(settings),
+            0 if settings.model.version is not None else settings.model.follow,
+        )
     return ServedScoring(
         client_options(settings),
         output,

@@ -39,7 +39,8 @@ from udfs.ranking.index import IndexFileError, ItemIndex
 from udfs.ranking.item_stage import ItemStage
 from udfs.ranking.output import COLUMNS, RankingOutput
 from udfs.ranking.ranking import RankingOptions, RankingScoring, check_columns
-from udfs.scoring.scoring import EmbeddedScoring, Scoring, ServedScoring
+from udfs.scoring.embedded import EmbeddedScoring
+from udfs.scoring.scoring import Scoring, ServedScoring
 
 __all__ = ["build", "main"]
 

@@ -25,6 +25,8 @@ from jobs.stack import HOST, free_port
 TERMINAL_STATES = frozenset({"FINISHED", "CANCELED", "FAILED", "SUSPENDED"})
 _PACKAGE = re.compile(r"^(?:[a-z_][\w$]*\.)+(?=[A-Z])")
 _POLL_S = 0.1
+_ANSWER_S = 60.0
+"""Longest wait for an answer of the REST API: on a machine with more to do than cores, seconds."""
 _GONE_S = 10.0
 """How long a mini-cluster whose REST API is gone may take to say how the job ended."""
 
@@ -63,7 +65,7 @@ class FlinkRest:
     def _call(self, method: str, path: str) -> Any:
         request = urllib.request.Request(f"{self.url}{path}", method=method)  # noqa: S310 (http)
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=_ANSWER_S) as response:  # noqa: S310
                 return json.loads(response.read() or b"null")
         except (OSError, ValueError) as exc:
             raise JobError(f"{self.url}{path}: {exc}") from exc

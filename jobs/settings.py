@@ -27,6 +27,7 @@ from udfs.spec.enrichment import LookupSpec, TableSpec
 from udfs.spec.event import EventSpec, LabelSpec
 from udfs.spec.feature import FeatureSpec
 from udfs.spec.privacy import PrivacySpec
+from udfs.spec.rollup import RollupSpec
 from udfs.spec.schema import Schema
 from udfs.spec.types import DurationMs, Mistake, Strict, as_python
 
@@ -107,6 +108,11 @@ class ModelSettings(Strict):
     path: Path = Field(Path("build/models"), description="folder of <name>/<version>/ folders")
     version: int | None = Field(None, ge=1, description="pinned version; none takes the newest")
     embedded: bool = Field(False, description="score inside the operator, without a server")
+    follow: DurationMs = Field(
+        2_000,
+        description="embedded and without `version`: how often to look for a newer version, or "
+        "for the one that serve.json beside the versions names; 0 for never",
+    )
     server: HostPorts = Field(
         "${STREAMSCORE_MODEL_SERVER:-127.0.0.1:8500}",
         description="host:port, gRPC; of several servers, commas between them",
@@ -222,6 +228,9 @@ class Settings(Strict):
     topics: TopicSettings = Field(default_factory=lambda: TopicSettings(), description="topics")
     event: EventSpec = Field(description="schema of an event")
     labels: LabelSpec | None = Field(None, description="schema of a late label")
+    rollup: RollupSpec | None = Field(
+        None, description="windows of readings that go on as one event each; none: every event does"
+    )
     features: FeatureSpec = Field(description="what the model gets to see")
     tables: tuple[TableSpec, ...] = Field((), description="reference tables joined to events")
     lookups: tuple[LookupSpec, ...] = Field(
@@ -248,7 +257,7 @@ class Settings(Strict):
     @property
     def schema_(self) -> Schema:
         """Events, labels and features, checked against each other."""
-        return Schema(**{name: getattr(self, name) for name in Schema.model_fields})
+        return Schema(**Schema.parts(dict(self)))
 
     @property
     def features_hash(self) -> str:
@@ -262,6 +271,8 @@ class Settings(Strict):
             schema[name] = [spec.identity for spec in specs]
             if not specs:  # what it was before there were any
                 del schema[name]
+        if self.rollup is None:
+            del schema["rollup"], schema["readings"]
         return hashlib.sha256(orjson.dumps(schema, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def mistakes(self) -> Iterator[Mistake]:
@@ -271,9 +282,7 @@ class Settings(Strict):
 
 def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     """What is wrong between sections, as far as those that are given tell."""
-    if sections.keys() >= Schema.model_fields.keys():
-        parts = {name: sections[name] for name in Schema.model_fields}
-        yield from Schema.model_construct(**parts).mistakes()
+    yield from _schema_mistakes(sections)
     if sections.keys() >= {"topics", "features"}:
         reads_labels = any(w.stream == "labels" for w in sections["features"].windows)
         if reads_labels and not sections["topics"].labels:
@@ -286,12 +295,23 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     if "topics" in sections:
         yield from _loops(sections["topics"])
         if sections.get("ranking"):
-            yield from _unnamed(sections["topics"])
+            yield from _unfit_for_ranking(sections)
     if sections.keys() >= {"flink", "batch"}:
         parallelism, buckets = sections["flink"].parallelism, sections["batch"].buckets
         if parallelism > buckets:
             message = f"{parallelism} is more than batch.buckets {buckets}: the rest would idle"
             yield Mistake(("flink", "parallelism"), message)
+
+
+def _schema_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
+    if not sections.keys() >= Schema.model_fields.keys() - {"readings"}:
+        return
+    rollup: RollupSpec | None = sections["rollup"]
+    unfit = [*rollup.unfit(sections["event"], sections["key"])] if rollup is not None else []
+    if unfit:  # features over windows that cannot be made tell nothing
+        yield from (Mistake(("rollup", *path), message) for path, message in unfit)
+        return
+    yield from Schema.model_construct(**Schema.parts(sections)).mistakes()
 
 
 def _no_time_left(lookups: tuple[LookupSpec, ...], deadline_ms: int) -> Iterator[Mistake]:
@@ -301,10 +321,17 @@ def _no_time_left(lookups: tuple[LookupSpec, ...], deadline_ms: int) -> Iterator
             yield Mistake(("lookups", n, "deadline"), message)
 
 
-def _unnamed(topics: TopicSettings) -> Iterator[Mistake]:
+def _unfit_for_ranking(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     for name in ("impressions", "examples", "popularity"):
-        if getattr(topics, name) is None:
+        if getattr(sections["topics"], name) is None:
             yield Mistake(("topics", name), "a ranking job writes it: name the topic")
+    for n, field in enumerate(sections["event"].fields if "event" in sections else ()):
+        if field.sensitive:
+            message = "a ranking job answers with users and items as they are: it hides none"
+            yield Mistake(("event", "fields", n, "sensitive"), message)
+    if "batch" in sections and sections["batch"].max_rows < sections["ranking"].candidates:
+        message = "must hold the candidates of a request, which are one call"
+        yield Mistake(("batch", "max_rows"), message)
 
 
 def _loops(topics: TopicSettings) -> Iterator[Mistake]:

@@ -120,7 +120,7 @@ def _prepare(
     try:
         history = history_of(schema, frame, progress, tables_of(settings))
         events = history.events
-        known = labels[history.table_rows]
+        known = history.labels(labels)
         computed = features_of(schema, events, labels_of(schema, events, known), progress)
     except HistoryError as exc:
         raise TrainingError(str(exc), "correct the data, or the settings' event section") from exc
@@ -133,7 +133,7 @@ def _prepare(
     counts = {
         "history": len(frame),
         "refused": len(history.rejects),
-        "duplicates": computed.duplicates,
+        "duplicates": computed.duplicates + history.duplicates,
         "conflicts": computed.conflicts,
         "unlabelled": len(labelled) - len(rows),
     }

@@ -29,6 +29,7 @@ _SOURCES = (
     "features/log_kernels.py",
     "features/measure_kernels.py",
     "features/parallel_kernels.py",
+    "rollup/kernels.py",
 )
 
 

@@ -8,50 +8,37 @@ buffer that a checkpoint could miss.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
-from zlib import crc32
 
 import numpy as np
-from pyflink.common import Row, Time, Types
+from pyflink.common import Row, Types
 from pyflink.datastream import FlatMapFunction, KeyedProcessFunction, RuntimeContext
-from pyflink.datastream.state import MapStateDescriptor, StateTtlConfig
+from pyflink.datastream.state import MapStateDescriptor
 
-from udfs.batches.batch import FeatureBatch, LabelBatch
-from udfs.batches.buckets import sql_buckets
+from udfs.batches.batch import ClosedWindows, FeatureBatch, LabelBatch
 from udfs.batches.events import Decoder, Events, Reject, split_batch
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import dead_letter, duplicate
+from udfs.batches.routing import Routing, conflict, stray
 from udfs.enrichment.table_readers import OpenTables, Tables
 from udfs.features.expressions import evaluate
 from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
 from udfs.features.series import kinds_of
 from udfs.features.states import BucketStates
-from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
+from udfs.runtime import calm_garbage_collector, share_interpreter_fairly, state_ttl
 from udfs.scoring.scoring import Scoring
 from udfs.spec.schema import Schema
 
+__all__ = ["FirstStage", "LabelReader", "NextStage", "Routing"]
+
 NO_TABLES = Tables()
+
+_FIRST_TTL_S = 365 * 86_400
+"""How long the first events of a key live after the last of them came."""
 
 Routed: TypeAlias = Row
 """Bucket and ``FeatureBatch`` or ``LabelBatch``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """Which bucket an entity belongs to.
-
-    Attributes:
-        labels: The buckets' labels; Flink hashes a label to a subtask.
-        by_record_key: Whether the first stage's bucket was told from the Kafka record's key.
-    """
-
-    labels: tuple[int, ...]
-    by_record_key: bool = False
-
-    def of(self, entity: str) -> int:
-        """The label of an entity's bucket; the same in every process and release."""
-        return self.labels[crc32(entity.encode()) % len(self.labels)]
 
 
 class _KeyedOperator(KeyedProcessFunction):
@@ -96,13 +83,14 @@ class _KeyedOperator(KeyedProcessFunction):
         descriptor = MapStateDescriptor(
             f"histories-{self._key}", Types.STRING(), Types.PICKLED_BYTE_ARRAY()
         )
-        descriptor.enable_time_to_live(_ttl(self._ttl_s))
+        descriptor.enable_time_to_live(state_ttl(self._ttl_s))
         self._stage = KeyedStage(self._schema, self._key)
         self._states = BucketStates(
             self._stage,
             runtime_context.get_map_state(descriptor),
             self._cached_entries,
             self._journal_events,
+            self._first_state(runtime_context) if "first" in self._stage.plans else None,
         )
         self._stage.warm_up()
         self._formulas = FormulaColumns(self._schema)
@@ -111,6 +99,14 @@ class _KeyedOperator(KeyedProcessFunction):
             self._scoring.open(runtime_context)
         calm_garbage_collector()
         share_interpreter_fairly()
+
+    def _first_state(self, runtime_context: RuntimeContext) -> Any:
+        """Where each key's first events lie; they are written once, so that they live longer."""
+        descriptor = MapStateDescriptor(
+            f"first-{self._key}", Types.STRING(), Types.PICKLED_BYTE_ARRAY()
+        )
+        descriptor.enable_time_to_live(state_ttl(max(self._ttl_s, _FIRST_TTL_S)))
+        return runtime_context.get_map_state(descriptor)
 
     def close(self) -> None:
         """Close what scores."""
@@ -149,7 +145,8 @@ class _KeyedOperator(KeyedProcessFunction):
 class FirstStage(_KeyedOperator):
     """Checks raw records, joins tables, drops duplicates, computes the record key's features.
 
-    Input: records as the JVM's micro-batch joins them (see ``split_batch``), keyed by bucket.
+    Input: records as the JVM's micro-batch joins them (see ``split_batch``), or ``ClosedWindows``
+    of a roll-up; keyed by bucket.
     Output: ``Row(next bucket, FeatureBatch)``, or the records of ``Output.rows`` if it scores.
 
     Args:
@@ -186,32 +183,38 @@ class FirstStage(_KeyedOperator):
             self._tables.close()
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Row]:
-        """One micro-batch of raw records."""
+        """One micro-batch of raw records, or of windows."""
+        bucket = ctx.get_current_key()
+        if isinstance(value, ClosedWindows):
+            return self._pass_on(bucket, self._of_windows(bucket, value), ctx)
         raw, positions = split_batch(value)
         decoded = self._decoder.decode(raw, positions)
-        events, bucket = decoded.merged(), ctx.get_current_key()
+        return self._pass_on(
+            bucket, self._of_events(bucket, decoded.merged(), decoded.rejects), ctx
+        )
+
+    def _of_windows(self, bucket: int, windows: ClosedWindows) -> FeatureBatch:
+        """Windows, with the records that the roll-up has refused and counted."""
+        batch = self._of_events(bucket, windows.events, [])
+        batch.dead_letters.extend(windows.dead_letters)
+        batch.duplicates.extend(windows.duplicates)
+        batch.silences.extend(windows.silences)
+        return batch
+
+    def _of_events(self, bucket: int, events: Events | None, rejects: list[Reject]) -> FeatureBatch:
         if events is None:
-            return self._pass_on(bucket, self._refused(decoded.rejects), ctx)
+            return self._refused(rejects)
         assert self._tables is not None
-        events = self._tables.join(events)
-        batch, rejects = self._of_bucket(bucket, self._batch(events))
-        return self._pass_on(bucket, self._observe(bucket, batch, decoded.rejects + rejects), ctx)
+        batch, strays = self._of_bucket(bucket, self._batch(self._tables.join(events)))
+        return self._observe(bucket, batch, rejects + strays)
 
     def _of_bucket(self, bucket: int, batch: FeatureBatch) -> tuple[FeatureBatch, list[Reject]]:
-        """Refuse records whose Kafka key led them to another bucket than their key field.
-
-        Their history is elsewhere: their features would be wrong, and nobody would know.
-        """
-        labels = self._routing.labels
-        if len(labels) == 1 or not self._routing.by_record_key:
+        """Refuse records whose Kafka key led them to another bucket than their key field."""
+        strays = self._routing.strays(bucket, batch.keys)
+        if not strays.any():
             return batch, []
-        own = np.array(labels)[sql_buckets(batch.keys, len(labels))]
-        if (own == bucket).all():
-            return batch, []
-        message = f"the record's Kafka key is not its {self._key}, which decides where it is kept"
-        strays = np.flatnonzero(own != bucket).tolist()
-        rejects = [_reject(batch, row, "key_mismatch", message) for row in strays]
-        return batch.select(np.flatnonzero(own == bucket)), rejects
+        rejects = [stray(batch, row, self._key) for row in np.flatnonzero(strays).tolist()]
+        return batch.select(np.flatnonzero(~strays)), rejects
 
     def _observe(self, bucket: int, batch: FeatureBatch, rejects: list[Reject]) -> FeatureBatch:
         observed = self._stage.observe(
@@ -224,7 +227,7 @@ class FirstStage(_KeyedOperator):
         kept = batch if len(observed.kept) == len(batch) else batch.select(observed.kept)
         first = self._states.add(bucket, kept.keys, observed.entries)
         kept = kept.with_stage(observed.features, observed.late, first)
-        rejects = rejects + [_conflict(batch, row) for row in observed.conflicts]
+        rejects = rejects + [conflict(batch, row) for row in observed.conflicts]
         kept.dead_letters.extend(self._dead_letters(rejects))
         kept.duplicates.extend(
             (key, duplicate(self._topic, event_id, batch.positions[i].tolist()))
@@ -276,16 +279,6 @@ class FirstStage(_KeyedOperator):
         read = self._tables.take_counts()
         self._table_records_counter.inc(read.records)
         self._table_rejects_counter.inc(read.refused)
-
-
-def _conflict(batch: FeatureBatch, row: int) -> Reject:
-    message = "its id was seen before with another content"
-    return _reject(batch, row, "id_conflict", message)
-
-
-def _reject(batch: FeatureBatch, row: int, code: str, message: str) -> Reject:
-    partition, offset, kafka_time_ms = batch.positions[row].tolist()
-    return Reject(batch.raw[row], code, message, partition, offset, kafka_time_ms)
 
 
 class NextStage(_KeyedOperator):
@@ -383,13 +376,3 @@ class LabelReader(FlatMapFunction):
             groups.setdefault(self._routing.of(entity), []).append(index)
         for group, rows in groups.items():
             yield Row(group, labels.select(rows))
-
-
-def _ttl(seconds: int) -> StateTtlConfig:
-    """Idle keys expire; background cleanup is off because in thread mode it starts a gateway."""
-    return (
-        StateTtlConfig.new_builder(Time.seconds(seconds))
-        .disable_cleanup_in_background()
-        .cleanup_full_snapshot()
-        .build()
-    )

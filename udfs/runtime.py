@@ -1,9 +1,12 @@
-"""What an operator does to the Python interpreter it runs in."""
+"""What an operator does to the Python interpreter it runs in, and to its state."""
 
 from __future__ import annotations
 
 import gc
 import sys
+
+from pyflink.common import Time
+from pyflink.datastream.state import StateTtlConfig
 
 _YOUNG_OBJECTS = 100_000
 _SWITCH_INTERVAL_S = 0.0005
@@ -43,3 +46,13 @@ def restore_print() -> None:
     module = sys.modules.get(print.__module__)
     if module is not None and not hasattr(module, "print"):
         module.print = print  # type: ignore[attr-defined]
+
+
+def state_ttl(seconds: int) -> StateTtlConfig:
+    """Idle keys expire; background cleanup is off because in thread mode it starts a gateway."""
+    return (
+        StateTtlConfig.new_builder(Time.seconds(seconds))
+        .disable_cleanup_in_background()
+        .cleanup_full_snapshot()
+        .build()
+    )

@@ -82,12 +82,12 @@ def backfill(
     _refuse(settings, data, out)
     label = label_column(settings)
     progress("Reading", 0.0)
-    fields = [f.name for f in settings.schema_.event.fields]
+    fields = [f.name for f in settings.schema_.arriving.fields]
     wanted = [*fields, *settings.schema_.lookup_columns, label or ""]
     frame = read_frame(data, settings.schema_, wanted)
     labels = labels_in(settings, frame) if _needs_label(settings) or label in frame else None
     try:
-        history = history_of(settings.schema_, frame, progress, tables_of(settings))
+        history = history_of(settings.schema_, frame, progress, tables_of(settings), order)
         computed = _computed(settings, history, labels, order, progress)
     except HistoryError as exc:
         raise HistoryFileError(
@@ -101,7 +101,7 @@ def backfill(
         "history": len(frame),
         "rows": len(computed.rows),
         "refused": Counter(reject.code for reject in history.rejects),
-        "duplicates": computed.duplicates,
+        "duplicates": computed.duplicates + history.duplicates,
         "conflicts": computed.conflicts,
         "late": computed.late,
     }
@@ -146,7 +146,7 @@ def _computed(
 ) -> OfflineFeatures:
     schema, late_labels = settings.schema_, None
     if labels is not None:
-        late_labels = labels_of(schema, history.events, labels[history.table_rows])
+        late_labels = labels_of(schema, history.events, history.labels(labels))
     return features_of(schema, history.events, late_labels, progress, order=order)
 
 
@@ -168,7 +168,7 @@ class _Rows:
             order = np.argsort(rows)
             self._features = self._features[order]
         self._rows = rows[order]
-        self._label = None if labels is None else labels[history.table_rows]
+        self._label = None if labels is None else history.labels(labels)
         self._names = _fields(settings)
 
     def __len__(self) -> int:

@@ -52,6 +52,7 @@ _MISSING = {
     "at 0": "if the mean is 0",
     "where std is 0": "if the deviation is 0 or missing",
     "below 2 events": "below 2 events",
+    "below 2 different times": "below 2 events of different times",
     "if no time passed": "if no time passed since, or there is none before",
 }
 _NEVER_MISSING = ("hour_of_day", "day_of_week", "one_hot")
@@ -211,6 +212,8 @@ def window_text(window: Window) -> str:
             text = format_duration(window.sliding or 0)
         case "events":
             text = f"events: {window.events}"
+        case "first":
+            text = f"first: {window.first}"
         case "day":
             text = f"day: {window.day}"
         case kind:
@@ -237,6 +240,8 @@ def _unit(named: Named, spec: WindowFeature) -> str:
     if code == a.COUNT and any(w.half_life for w in spec.windows):
         return "weighed events"
     own = f"as {reads_of(spec)}"
+    if code == a.SLOPE:
+        return f"{own}, per s"
     return _UNITS.get(code, f"{own}, squared" if code == a.VARIANCE else own)
 
 
@@ -258,6 +263,8 @@ def _span(window: Window, delay_ms: int) -> str:
             return f"in the {reach} up to {end}"
         case "events":
             return f"that are the newest {window.events} up to {end}, none older than {reach}"
+        case "first":
+            return f"that are the oldest {window.first} of all up to {end}, kept for good"
         case "session":
             gap = format_duration(window.session or 0)
             return f"up to {end} with no gap above {gap}, none older than {reach}"

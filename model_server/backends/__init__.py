@@ -64,7 +64,11 @@ def load_table(version_dir: Path) -> Tabular:
         from model_server.backends.onnx import OnnxTable
 
         return OnnxTable.load(version_dir)
-    raise _unknown(version_dir)
+    if any((version_dir / name).is_file() for name in ("model.pt2", "model.pt")):
+        from model_server.backends.pytorch import PyTorchTable
+
+        return PyTorchTable.load(version_dir)
+    raise _unknown(version_dir, "model.pt2", "model.pt")
 
 
 def _unknown(version_dir: Path, *others: str) -> RepositoryError:

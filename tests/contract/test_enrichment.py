@@ -35,7 +35,8 @@ from tests.support.servers import ModelServerProcess
 from tests.support.stores import RedisProcess
 from udfs.enrichment.table_readers import Tables
 from udfs.offline.offline import features_of, history_of
-from udfs.scoring.scoring import EmbeddedScoring, ServedScoring
+from udfs.scoring.embedded import EmbeddedScoring
+from udfs.scoring.scoring import ServedScoring
 from udfs.spec.schema import Schema
 
 CARDS = ("a", "b", "c", "d")

@@ -24,7 +24,7 @@ from tests.contract.test_udfs import (
 )
 from udfs.batches.privacy import Privacy
 from udfs.operators import LabelReader
-from udfs.scoring.scoring import EmbeddedScoring
+from udfs.scoring.embedded import EmbeddedScoring
 from udfs.spec.schema import Schema
 
 MAIL, CARDS = "someone@example.org", ("a", "b")

@@ -30,6 +30,9 @@ class Entry:
 
 def inside(entries: Sequence[Entry], window: Window, at_ms: int) -> list[Entry]:
     """The entries of a window, oldest first; ``entries`` are in order."""
+    if window.first is not None:
+        oldest = [e for e in entries[: window.first] if e.time_ms <= at_ms]
+        return [e for e in oldest if e.value is not None]
     low, high = bounds(window, at_ms)
     found = [e for e in entries if low < e.time_ms <= high]
     if window.session is not None:
@@ -100,6 +103,8 @@ def measure(
         case "top<k>" if isinstance(next(iter(values), None), str):
             counts = sorted(Counter(values).values(), reverse=True)
             return counts[int(number) - 1] if len(counts) >= number else 0.0
+        case "slope":
+            return slope([e for e in found if e.value is not None])
         case "lag<k>":
             return before[-int(number)].value if len(before) >= number else NAN  # type: ignore[return-value]
         case "change":
@@ -146,6 +151,17 @@ def of_numbers(name: str, number: float, values: list[float], own: Value) -> flo
         return deviation
     assert name == "zscore"
     return float(Fraction(own) - mean) / deviation if own is not None and deviation else NAN  # type: ignore[arg-type]
+
+
+def slope(entries: list[Entry]) -> float:
+    """By exact fractions: covariance of value and seconds over the variance of seconds."""
+    seconds = [Fraction(e.time_ms, 1_000) for e in entries]
+    values = [Fraction(e.value) for e in entries]  # type: ignore[arg-type]
+    if len(set(seconds)) < 2:
+        return NAN
+    at, mean = sum(seconds) / len(seconds), sum(values) / len(values)
+    together = sum((t - at) * (v - mean) for t, v in zip(seconds, values, strict=True))
+    return float(together / sum((t - at) ** 2 for t in seconds))
 
 
 def quotient(a: Fraction, b: Fraction) -> float:

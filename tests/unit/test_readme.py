@@ -246,8 +246,10 @@ def calls(*files: str) -> Iterator[tuple[str, list[object]]]:
 
 
 def test_the_error_codes_are_complete() -> None:
-    made = calls("udfs/batches/events.py", "udfs/operators.py")
-    codes = {args[0] for name, args in made if name in ("EventError", "Reject", "_reject") and args}
+    made = calls(
+        *(f"udfs/{n}.py" for n in ("batches/events", "batches/routing", "rollup/operator"))
+    )
+    codes = {args[0] for name, args in made if name in ("EventError", "refused") and args}
     assert {cells[0] for cells in rows("error code")} == codes
 
 
@@ -256,7 +258,7 @@ def test_the_fallback_reasons_are_complete() -> None:
 
 
 def test_the_metrics_are_complete() -> None:
-    made = calls("udfs/operators.py", "udfs/scoring/scoring.py")
+    made = calls("udfs/operators.py", "udfs/rollup/operator.py", "udfs/scoring/scoring.py")
     kinds = {(args[0], name) for name, args in made if name in ("counter", "gauge") and args}
     assert {(cells[0], cells[1]) for cells in rows("metric")} == kinds
 

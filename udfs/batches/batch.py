@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from udfs.batches.events import FloatArray, IntArray
+from udfs.batches.events import Events, FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class FeatureBatch:
         late: Which events came too late for exact features, bool (n,).
         dead_letters: Key and JSON text of records refused on the way.
         duplicates: Key and JSON text of records dropped as duplicates.
+        silences: Key and JSON text of alerts that no event made: keys gone silent.
         lookup_fallbacks: Names in JSON, commas between, of the look-ups that gave an event no
             answer; empty before they are asked.
     """
@@ -45,6 +46,7 @@ class FeatureBatch:
     late: npt.NDArray[np.bool_]
     dead_letters: list[tuple[str, bytes]] = field(default_factory=list)
     duplicates: list[tuple[str, bytes]] = field(default_factory=list)
+    silences: list[tuple[str, bytes]] = field(default_factory=list)
     lookup_fallbacks: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -53,7 +55,7 @@ class FeatureBatch:
     @property
     def is_empty(self) -> bool:
         """Whether it carries nothing at all, not even a refused record."""
-        return not (self.ids or self.dead_letters or self.duplicates)
+        return not (self.ids or self.dead_letters or self.duplicates or self.silences)
 
     @classmethod
     def empty(cls, entities: Sequence[str], values: Sequence[str]) -> FeatureBatch:
@@ -114,9 +116,7 @@ class FeatureBatch:
             return {next(iter(rows), -1): self}
         parts = {group: self.select(indices) for group, indices in rows.items()}
         first = next(iter(parts))
-        parts[first] = replace(
-            parts[first], dead_letters=self.dead_letters, duplicates=self.duplicates
-        )
+        parts[first] = self._with_records(parts[first])
         return parts
 
     @classmethod
@@ -138,6 +138,7 @@ class FeatureBatch:
             late=np.concatenate([batch.late for batch in batches]),
             dead_letters=[record for batch in batches for record in batch.dead_letters],
             duplicates=[record for batch in batches for record in batch.duplicates],
+            silences=[record for batch in batches for record in batch.silences],
         )
 
     def chunks(self, rows: int) -> list[FeatureBatch]:
@@ -146,8 +147,39 @@ class FeatureBatch:
             return [self]
         starts = range(0, len(self), rows)
         parts = [self.select(range(s, min(s + rows, len(self)))) for s in starts]
-        parts[0] = replace(parts[0], dead_letters=self.dead_letters, duplicates=self.duplicates)
+        parts[0] = self._with_records(parts[0])
         return parts
+
+    def _with_records(self, part: FeatureBatch) -> FeatureBatch:
+        """A part, with the records that belong to no event."""
+        return replace(
+            part,
+            dead_letters=self.dead_letters,
+            duplicates=self.duplicates,
+            silences=self.silences,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedWindows:
+    """What a roll-up makes of a micro-batch of readings.
+
+    Attributes:
+        events: The windows that have closed, or none.
+        dead_letters: Key and JSON text of readings refused.
+        duplicates: Key and JSON text of readings dropped as duplicates.
+        silences: Key and JSON text of keys gone silent.
+    """
+
+    events: Events | None
+    dead_letters: list[tuple[str, bytes]] = field(default_factory=list)
+    duplicates: list[tuple[str, bytes]] = field(default_factory=list)
+    silences: list[tuple[str, bytes]] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it carries nothing at all."""
+        return not (self.events or self.dead_letters or self.duplicates or self.silences)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import orjson
 
-from udfs.spec.event import LabelSpec
+from udfs.spec.event import EventSpec, LabelSpec
 from udfs.spec.schema import Schema
 
 How = Literal["hash", "drop"]
@@ -38,12 +38,21 @@ class Privacy:
 
     @classmethod
     def of_events(cls, schema: Schema) -> Privacy | None:
-        """What a job's settings declare; none if no field is sensitive."""
-        fields = {f.name: f.sensitive for f in schema.event.fields if f.sensitive is not None}
+        """What a job's settings declare of its events; none if no field is sensitive."""
+        return cls._of(schema, schema.event)
+
+    @classmethod
+    def of_arriving(cls, schema: Schema) -> Privacy | None:
+        """The same of the records that arrive, which with a roll-up are readings."""
+        return cls._of(schema, schema.arriving)
+
+    @classmethod
+    def _of(cls, schema: Schema, event: EventSpec) -> Privacy | None:
+        fields = {f.name: f.sensitive for f in event.fields if f.sensitive is not None}
         if not fields or schema.privacy is None:
             return None
         secret = schema.privacy.key.encode()
-        return cls(secret, fields, schema.event.id in fields, schema.key in fields)
+        return cls(secret, fields, event.id in fields, schema.key in fields)
 
     def of_labels(self, labels: LabelSpec, event_id: str) -> Privacy:
         """The same for labels, whose id is the event's under another name."""

@@ -62,6 +62,24 @@ def duplicate(topic: str, event_id: str, position: Sequence[int]) -> bytes:
     )
 
 
+def silence(key: str, last_event_time_ms: int, silent_after_ms: int, told_at_ms: int) -> bytes:
+    """A key that has sent nothing for long: an alert of its own kind.
+
+    The id is the same whenever the same silence is told again.
+    """
+    return orjson.dumps(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "silent",
+            "event_id": f"{key}@silent@{last_event_time_ms}",
+            "key": key,
+            "last_event_time_ms": last_event_time_ms,
+            "silent_after_ms": silent_after_ms,
+            "told_time_ms": told_at_ms,
+        }
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What scoring said of a whole batch.

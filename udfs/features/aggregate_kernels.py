@@ -229,6 +229,36 @@ def of_all(values: Floats, aggregate: int, number: float, is_category: bool) -> 
 
 
 @compiled
+def slope(log: Log, begin: int, end: int, value: int, layout: Layout) -> float:
+    """The rise per second of the least-squares line through a window's values.
+
+    Times count from the window's first entry, so that they are exact; nothing is subtracted but
+    means.
+    """
+    start_ms = log.ints[begin + 1, TIME] if end > begin else 0
+    n, passed_ms, total, rest = 0, 0, 0.0, 0.0
+    for row in range(begin + 1, end + 1):
+        x = log.floats[row, layout.first + value]
+        if x == x:
+            n += 1
+            passed_ms += log.ints[row, TIME] - start_ms
+            total, rest = add_pairs(total, rest, x, 0.0)
+    if n < 2:
+        return np.nan
+    mean_ms = passed_ms / n
+    mean, rest = mean_of(total, rest, float(n))
+    spread, together = 0.0, 0.0
+    for row in range(begin + 1, end + 1):
+        x = log.floats[row, layout.first + value]
+        if x == x:
+            apart = (log.ints[row, TIME] - start_ms) - mean_ms
+            spread += apart * apart
+            together += apart * ((x - mean) - rest)
+    rise = 1_000.0 * together / spread if spread > 0.0 else np.nan
+    return rise if abs(rise) < np.inf else np.nan
+
+
+@compiled
 def share(log: Log, begin: int, end: int, value: int, own: float, layout: Layout) -> float:
     """The part of a window's values that are the event's own."""
     n, same = 0, 0

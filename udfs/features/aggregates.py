@@ -35,7 +35,8 @@ Reads = Literal["anything", "number", "category", "number or category", "point"]
     QUANTILE,
     DISTANCE_KM,
     SPEED_KMH,
-) = range(22)
+    SLOPE,
+) = range(23)
 
 LOG = "O(log n)"
 SCAN = "O(n)"
@@ -101,6 +102,13 @@ AGGREGATES = (
     Aggregate(
         OWN_SHARE, "own_share", "category", "the part of events with own's value", SCAN, of_own=True
     ),
+    Aggregate(
+        SLOPE,
+        "slope",
+        "number",
+        "least-squares line's rise per second of event time; missing below 2 different times",
+        SCAN,
+    ),
     Aggregate(QUANTILE, "p<q>", "number", "the q-th percentile, linear between two values", SCAN),
     Aggregate(
         DISTANCE_KM, "distance_km", "point", "great circle to the point of lag1", of_own=True
@@ -123,6 +131,29 @@ def markdown() -> str:
         lines.append(f"| `{a.name}` | {reads} | {a.meaning} | {a.cost} | {a.error} |")
     return "\n".join(lines) + "\n"
 
+
+OF_A_WINDOW = frozenset(
+    (
+        COUNT,
+        SUM,
+        MEAN,
+        VARIANCE,
+        STD,
+        MIN,
+        MAX,
+        FIRST,
+        LAST,
+        DISTINCT,
+        ENTROPY,
+        TOP,
+        SLOPE,
+        QUANTILE,
+    )
+)
+"""What says something of a window by itself: what a roll-up can have."""
+
+OF_EVENTS_BEFORE = frozenset((LAG, CHANGE, SINCE_PREVIOUS, DISTANCE_KM, SPEED_KMH))
+"""What looks at the event before; a ``first`` window, which stands still, has none of them."""
 
 DECAYED = frozenset((COUNT, SUM, MEAN))
 """What a ``half_life`` window can have; it counts an event with 0.5 ** (age / half-life)."""

@@ -339,13 +339,16 @@ class Histories:
     def _run(self, kernel: Callable[[int], int], entries: Entries) -> None:
         at = kernel(0)
         while at < len(entries.slots):
-            slot = entries.slots[at]
-            region = self._log.regions[slot]
-            if kernels.index_is_full(self._log, slot):
-                self._start_index(int(region[kernels.END] - region[kernels.START]))
-            else:
-                self._grow(4 * int(region[kernels.LIMIT] - region[kernels.BEGIN]))
+            self._make_room(int(entries.slots[at]))
             at = kernel(at)
+
+    def _make_room(self, slot: int) -> None:
+        """Grow what has no room for one more entry of a history."""
+        region = self._log.regions[slot]
+        if kernels.index_is_full(self._log, slot):
+            self._start_index(int(region[kernels.END] - region[kernels.START]))
+        else:
+            self._grow(4 * int(region[kernels.LIMIT] - region[kernels.BEGIN]))
 
     def measure(self, slots: Ints, times: Ints) -> Floats:
         """The windows of events that are no entries; entries they no longer need are forgotten.

@@ -18,6 +18,7 @@ from xxhash import xxh3_64_intdigest
 from udfs.batches.events import Events, FloatArray, IntArray
 from udfs.compiled import Floats
 from udfs.features import log_kernels as kernels
+from udfs.features.first_histories import FirstHistories, PartFirstHistories
 from udfs.features.formulas import parse
 from udfs.features.histories import Entries, Histories, Layouts, as_matrix
 from udfs.features.part_histories import PartHistories
@@ -90,13 +91,20 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class StageState:
-    """The histories of one bucket of a stage."""
+    """The histories of one bucket of a stage.
+
+    Attributes:
+        events: Of its events, for as long as windows look back.
+        labels: Of its late labels.
+        first: Of each entity's first events, if windows look at them.
+    """
 
     events: Histories
     labels: Histories
+    first: FirstHistories | None = None
 
 
-Stream = Literal["events", "labels"]
+Stream = Literal["events", "labels", "first"]
 
 
 class KeyedStage:
@@ -115,7 +123,10 @@ class KeyedStage:
         self._schema = schema
         self._events = _plan(schema, name, "events")
         self._labels = _plan(schema, name, "labels")
+        self._first = _first_plan(schema, name)
         measured = self._events.columns + self._labels.columns
+        if self._first is not None:
+            measured += self._first.columns
         self._order = np.array([measured.index(c) for c in self.columns], np.intp)
 
     @property
@@ -126,12 +137,14 @@ class KeyedStage:
     @property
     def series(self) -> tuple[Series, ...]:
         """The series of events that this stage keeps."""
-        return self._events.series
+        first = () if self._first is None else self._first.series
+        return tuple(dict.fromkeys((*self._events.series, *first)))
 
     @property
     def plans(self) -> dict[Stream, WindowPlan]:
-        """The windows of each stream."""
-        return {"events": self._events, "labels": self._labels}
+        """The windows of each stream, and those of each key's first events if there are any."""
+        plans: dict[Stream, WindowPlan] = {"events": self._events, "labels": self._labels}
+        return plans if self._first is None else plans | {"first": self._first}
 
     @property
     def series_names(self) -> dict[Stream, list[str]]:
@@ -152,14 +165,20 @@ class KeyedStage:
             layouts: How packed histories may lie; none if all are as today.
         """
         known = layouts or {}
-        events = known.get("events")
+        events, first = known.get("events"), None
         plan = self._events
         if events is not None and len(events.all) > 1:
             # Entries of an earlier layout have no value in a series that came later.
             plan = _plan(self._schema, self.name, "events", all_can_lack=True)
+        if self._first is not None:
+            layout, wanted = known.get("first"), self._first
+            if layout is not None and len(layout.all) > 1:
+                wanted = _first_plan(self._schema, self.name, all_can_lack=True) or wanted
+            first = FirstHistories(wanted, lambda e: read("first", e), max_entries, layout)
         return StageState(
             Histories(plan, lambda e: read("events", e), max_entries, events),
             Histories(self._labels, lambda e: read("labels", e), max_entries, known.get("labels")),
+            first,
         )
 
     def new_part(self, lengths: IntArray, label_lengths: IntArray) -> StageState:
@@ -170,7 +189,9 @@ class KeyedStage:
             label_lengths: And how many labels, int64 (entities,).
         """
         return StageState(
-            PartHistories(self._events, lengths), PartHistories(self._labels, label_lengths)
+            PartHistories(self._events, lengths),
+            PartHistories(self._labels, label_lengths),
+            None if self._first is None else PartFirstHistories(self._first, lengths),
         )
 
     def warm_up(self) -> None:
@@ -202,7 +223,7 @@ class KeyedStage:
         return self.observe_slots(
             state,
             state.events.slots(entities),
-            lambda kept: state.labels.slots([entities[i] for i in kept.tolist()]),
+            lambda histories, kept: histories.slots([entities[i] for i in kept.tolist()]),
             times,
             values,
             identities,
@@ -212,7 +233,7 @@ class KeyedStage:
         self,
         state: StageState,
         slots: IntArray,
-        label_slots: Callable[[Rows], IntArray],
+        other_slots: Callable[[Histories, Rows], IntArray],
         times: IntArray,
         values: dict[str, FloatArray],
         identities: Identities,
@@ -222,7 +243,7 @@ class KeyedStage:
         Args:
             state: The bucket's histories.
             slots: The history of each event, int64 (n,).
-            label_slots: Gives the history of labels of each of some rows.
+            other_slots: Gives the slots that other histories have for some rows.
             times: Event times, epoch ms, int64 (n,).
             values: The stage's series by name, float64 (n,) each.
             identities: Compared with those seen, on the first stage only.
@@ -230,7 +251,7 @@ class KeyedStage:
         entries = Entries(
             slots,
             times,
-            as_matrix([values[s.name] for s in self.series], len(times)),
+            as_matrix([values[s.name] for s in self._events.series], len(times)),
             identities.ids,
             identities.checks,
         )
@@ -239,9 +260,14 @@ class KeyedStage:
         kept = np.flatnonzero((verdicts == kernels.NEW) | late)
         if len(kept) < len(times):
             features, times, entries = features[kept], times[kept], entries.select(kept)
+        measured = [features]
         if self.reads_labels:
-            measured = state.labels.measure(label_slots(kept), times)
-            features = np.concatenate([features, measured], axis=1)[:, self._order]
+            measured.append(state.labels.measure(other_slots(state.labels, kept), times))
+        if state.first is not None:
+            slots = other_slots(state.first, kept)
+            measured.append(self._against_first(state.first, slots, times, values, kept))
+        if len(measured) > 1:
+            features = np.concatenate(measured, axis=1)[:, self._order]
         return Observed(
             features,
             kept,
@@ -250,6 +276,19 @@ class KeyedStage:
             late[kept],
             entries,
         )
+
+    def _against_first(
+        self,
+        first: FirstHistories,
+        slots: IntArray,
+        times: IntArray,
+        values: dict[str, FloatArray],
+        kept: Rows,
+    ) -> FloatArray:
+        none = np.zeros(len(times), np.int64)
+        columns = [values[s.name][kept] for s in first.plan.series]
+        matrix = as_matrix(columns, len(times))
+        return first.measure_first(Entries(slots, times, matrix, none, none))
 
     def add_again(self, state: StageState, entries: Entries) -> None:
         """Add events that ``observe`` kept once, in the same order: the histories become the same.
@@ -311,7 +350,16 @@ class KeyedStage:
 
 
 def _windows(schema: Schema, name: str, stream: Stream) -> tuple[WindowFeature, ...]:
-    return tuple(w for w in schema.features.of_stage(name) if w.stream == stream)
+    """A stage's features of a stream: those with other windows than first events', or with those.
+
+    A feature that has both is in two streams, with its windows of each.
+    """
+    found = []
+    for feature in schema.features.of_stage(name):
+        spans = tuple(w for w in feature.windows if (w.first is not None) == (stream == "first"))
+        if feature.stream == ("events" if stream == "first" else stream) and spans:
+            found.append(feature.model_copy(update={"windows": spans}))
+    return tuple(found)
 
 
 def _series(windows: Iterable[WindowFeature]) -> tuple[Series, ...]:
@@ -336,6 +384,24 @@ def _plan(schema: Schema, name: str, stream: Stream, *, all_can_lack: bool = Fal
     )
 
 
+def _first_plan(schema: Schema, name: str, *, all_can_lack: bool = False) -> WindowPlan | None:
+    windows = _windows(schema, name, "first")
+    if not windows:
+        return None
+    series = _series(windows)
+    nullable = SeriesReader(schema.known, series).nullable
+    return WindowPlan(
+        windows,
+        series,
+        [True] * len(series) if all_can_lack else nullable,
+        frozenset(f.name for f in schema.known.fields if not f.is_numeric),
+        identified=False,
+        horizon_ms=0,
+        lateness_ms=0,
+        dedupe_ms=0,
+    )
+
+
 class StageInputs:
     """What the stages need of events, taken from them once.
 
@@ -349,7 +415,8 @@ class StageInputs:
 
     def __init__(self, schema: Schema) -> None:
         self._later = {stage: schema.fields_of(stage) for stage in schema.stages[1:]}
-        windows = (w for name in schema.stages for w in _windows(schema, name, "events"))
+        streams: tuple[Stream, ...] = ("events", "first")
+        windows = (w for n in schema.stages for s in streams for w in _windows(schema, n, s))
         self._reader = SeriesReader(schema.known, _series(windows))
         self._fields = FormulaColumns(schema).fields
         self.stages = tuple(self._later)

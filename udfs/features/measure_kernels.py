@@ -18,6 +18,7 @@ from udfs.features.aggregate_kernels import (
     of_rows,
     session_start,
     share,
+    slope,
     walk,
     window_values,
 )
@@ -40,14 +41,15 @@ from udfs.features.log_kernels import (
     seen_before,
 )
 
-BY_TIME, BY_EVENTS, BY_SESSION = 0, 1, 2
+BY_TIME, BY_EVENTS, BY_SESSION, BY_FIRST = 0, 1, 2, 3
 
 
 class Plan(NamedTuple):
     """What to measure.
 
     Attributes:
-        kinds: Kind of each span and its number of events or gap in ms, (spans, 2).
+        kinds: Kind of each span and its number of events or gap in ms, (spans, 2); spans by first
+            events have no others beside them.
         columns: Span, aggregate, value (-1 counts events), decayed sum (-1 none), place among the
             features, and a point's other coordinate of each column, (columns, 6); those that share
             a walk follow each other, short spans first.
@@ -71,12 +73,15 @@ def _bounds(
 ) -> None:
     """Where each span begins (exclusive) and ends; those by events end where their time says."""
     for span in range(len(plan.kinds)):
-        if span > 0 and event.highs[span] == event.highs[span - 1]:
+        kind = plan.kinds[span, 0]
+        if span > 0 and kind != BY_FIRST and event.highs[span] == event.highs[span - 1]:
             end = ends[span - 1]
         else:
             end = last_at(log.ints, region[START], region[END], event.highs[span])
         begin = last_at(log.ints, region[START], end, event.lows[span])
-        if plan.kinds[span, 0] == BY_SESSION:
+        if kind == BY_FIRST:
+            end = min(end, begin + plan.kinds[span, 1])
+        elif kind == BY_SESSION:
             gap_ms = plan.kinds[span, 1]
             begin = session_start(log, region[SHIFT], begin, end, gap_ms, layout.gap)
         begins[span], ends[span] = begin, end
@@ -143,6 +148,8 @@ def _measure(
                 values_of, values_span = value, span
             is_category = categories[value] != 0
             features[target] = of_all(values, aggregate, plan.numbers[n], is_category)
+        elif aggregate == a.SLOPE:
+            features[target] = slope(log, begin, end, value, layout)
         elif aggregate == a.OWN_SHARE:
             features[target] = share(log, begin, end, value, own[value], layout)
         else:
@@ -223,6 +230,71 @@ def observe(
             features[n],
         )
         expire(log, region, log.ints[region[END], TIME] - plan.horizon_ms)
+        n += 1
+    return n
+
+
+@compiled
+def observe_first(
+    log: Log,
+    rows: Rows,
+    layout: Layout,
+    plan: Plan,
+    categories: Ints,
+    lows: Ints,
+    highs: Ints,
+    features: Floats,
+    changed: Ints,
+    n: int,
+) -> int:
+    """Keep each history's oldest entries, and measure events against them.
+
+    As ``observe``; of a history at most as many entries are kept as the largest span has. Nothing
+    expires: a late event takes the place of the newest one kept.
+
+    Args:
+        log: The histories.
+        rows: The events.
+        layout: Of the entries.
+        plan: What to measure; all spans are by first events.
+        categories: Whether each value stands for a text, (values,).
+        lows: The time each span begins after, (n, spans).
+        highs: The time each span ends with, (n, spans).
+        features: Written, (n, columns).
+        changed: Written: 1 where the event is kept, (n,).
+        n: Where to begin.
+
+    Returns:
+        How many are done: if not all, the array is full; grow it and go on.
+    """
+    spans = len(plan.kinds)
+    begins, ends, found = np.empty(spans, np.int64), np.empty(spans, np.int64), np.empty(6)
+    most = plan.kinds[:, 1].max()
+    while n < len(rows.slots):
+        region = log.regions[rows.slots[n]]
+        is_full = region[END] - region[START] >= most
+        changed[n] = 0
+        if not is_full or rows.times[n] < log.ints[region[END], TIME]:
+            if not make_room(log, rows.slots[n]):
+                return n
+            insert(log, region, rows, n, layout)
+            if is_full:
+                region[END] -= 1
+            changed[n] = 1
+        event = Event(rows.times[n], NO_ROW, lows[n], highs[n])
+        _measure(
+            log,
+            region,
+            event,
+            rows.values[n],
+            layout,
+            plan,
+            categories,
+            begins,
+            ends,
+            found,
+            features[n],
+        )
         n += 1
     return n
 

@@ -30,6 +30,25 @@ def observe(
 
 
 @compiled_without_gil
+def observe_first(
+    log: Log,
+    rows: Rows,
+    layout: Layout,
+    plan: Plan,
+    categories: Ints,
+    lows: Ints,
+    highs: Ints,
+    features: Floats,
+    changed: Ints,
+    n: int,
+) -> int:
+    """As ``measure_kernels.observe_first``."""
+    return measure_kernels.observe_first(
+        log, rows, layout, plan, categories, lows, highs, features, changed, n
+    )
+
+
+@compiled_without_gil
 def learn(log: Log, rows: Rows, layout: Layout, verdicts: Ints, n: int) -> int:
     """As ``log_kernels.learn``."""
     return log_kernels.learn(log, rows, layout, verdicts, n)

@@ -27,14 +27,19 @@ class PartHistories(Histories):
 
     def __init__(self, plan: WindowPlan, lengths: Ints) -> None:
         super().__init__(plan)
-        ends = np.cumsum(lengths + 2)  # the row before the first entry, and one that stays free
-        begins = ends - lengths - 2
-        entries = np.zeros((ends[-1] if len(ends) else 0, plan.words), np.int64)
-        entries[begins, kernels.TIME] = kernels.NEVER_MS
-        regions = np.stack([begins, begins, begins, ends, -begins, 0 * begins], axis=1)
-        floats: Floats = entries.view(np.float64)
-        used = np.array([len(entries), 0], np.int64)
-        self._log = Log(entries, floats, regions, used, _index_for(lengths))
+        self._log = part_log(plan, lengths)
+
+
+def part_log(plan: WindowPlan, lengths: Ints) -> Log:
+    """Memory for histories of these lengths, int64 (entities,), side by side."""
+    ends = np.cumsum(lengths + 2)  # the row before the first entry, and one that stays free
+    begins = ends - lengths - 2
+    entries = np.zeros((ends[-1] if len(ends) else 0, plan.words), np.int64)
+    entries[begins, kernels.TIME] = kernels.NEVER_MS
+    regions = np.stack([begins, begins, begins, ends, -begins, 0 * begins], axis=1)
+    floats: Floats = entries.view(np.float64)
+    used = np.array([len(entries), 0], np.int64)
+    return Log(entries, floats, regions, used, _index_for(lengths))
 
 
 def _index_for(lengths: Ints) -> Ints:

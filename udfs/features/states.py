@@ -11,6 +11,8 @@ Map state of a bucket, strings to bytes::
 
     e<entity>   the history of its events, written at some time
     l<entity>   the history of its labels, always up to date
+    f<entity>   its first events, always up to date
+    m<entity>   its mark in a roll-up: what the clock has closed
     j<number>   a segment of the journal
     #           the next place in the order of arrival; the journal's first and next number
     @           the series of each layout that histories and segments have been written with
@@ -20,16 +22,16 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
 
 from udfs.batches.events import IntArray
 from udfs.features.histories import Entries, Layouts, StateFormatError
-from udfs.features.keyed import KeyedStage, StageState, Stream
+from udfs.features.keyed import StageState, Stream
 
 __all__ = ["BucketStates"]
 
@@ -39,6 +41,34 @@ _LAYOUTS = "@"
 _SEGMENT_LAYOUT = struct.Struct("<BBHIq")  # version, with ids?, layout, events, place of the first
 _VERSION = 2
 _OLD_VERSION = 1  # had the number of values in place of "with ids?", always ids, and no layout
+
+
+class Stage(Protocol):
+    """What keeps entries of events by key: a keyed stage, or a roll-up.
+
+    Attributes:
+        dedupes: Whether entries have ids.
+    """
+
+    dedupes: bool
+
+    @property
+    def series_names(self) -> dict[Stream, list[str]]:
+        """The names of the series of each stream."""
+        ...
+
+    def new_state(
+        self,
+        read: Callable[[str, str], bytes | None],
+        max_entries: int,
+        layouts: dict[Stream, Layouts],
+    ) -> StageState:
+        """Histories for a bucket; ``read`` gives what is packed of a stream and an entity."""
+        ...
+
+    def add_again(self, state: StageState, entries: Entries) -> None:
+        """Add events that were kept once; the histories become the same."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +101,25 @@ class BucketStates:
     method is called with.
 
     Args:
-        stage: The keyed stage the histories belong to.
+        stage: The stage the histories belong to.
         state: Map state of the current bucket.
         cached_entries: How many entries per bucket and stream stay unpacked.
         journal_events: Events of a bucket's journal before histories are written; 0 writes each
             batch's histories at once.
+        first_state: Map state for each key's first events, which live longer; none: ``state``.
     """
 
     def __init__(
-        self, stage: KeyedStage, state: Any, cached_entries: int, journal_events: int
+        self,
+        stage: Stage,
+        state: Any,
+        cached_entries: int,
+        journal_events: int,
+        first_state: Any = None,
     ) -> None:
         self._stage = stage
         self._state = state
+        self._first_state = state if first_state is None else first_state
         self._cached_entries = cached_entries
         self._journal_events = journal_events
         self._buckets: dict[int, _Bucket] = {}
@@ -99,8 +136,9 @@ class BucketStates:
         if found.histories.events.is_over_size:
             self._state.put_all(self._retire(found, 0) | self._counters(found))
             found.histories.events.clear()
-        if found.histories.labels.is_over_size:
-            found.histories.labels.clear()
+        for histories in (found.histories.labels, found.histories.first):
+            if histories is not None and histories.is_over_size:
+                histories.clear()
         return found.histories
 
     def add(self, bucket: int, entities: Sequence[str], entries: Entries) -> int:
@@ -128,7 +166,15 @@ class BucketStates:
         if not found.journal:  # this very batch's histories are among those written
             del changed[f"j{number}"]
         self._state.put_all(changed | self._counters(found))
+        self._write_first(found)
         return first
+
+    def _write_first(self, bucket: _Bucket) -> None:
+        """Store the first events of entities that have others now."""
+        histories = bucket.histories.first
+        if histories is not None and len(slots := histories.take_changed()):
+            packed = zip(histories.names(slots), histories.pack(slots), strict=True)
+            self._first_state.put_all({f"f{entity}": history for entity, history in packed})
 
     def write_labels(self, bucket: int, entities: Sequence[str]) -> None:
         """Store the label histories of a batch's entities."""
@@ -136,6 +182,19 @@ class BucketStates:
         distinct = list(dict.fromkeys(entities))
         packed = histories.pack(histories.slots(distinct))
         self._state.put_all({f"l{e}": p for e, p in zip(distinct, packed, strict=True)})
+
+    def write_marks(self, marks: dict[str, bytes]) -> None:
+        """Store the marks of entities of the current bucket."""
+        self._state.put_all({f"m{entity}": mark for entity, mark in marks.items()})
+
+    def open_all(self, bucket: int) -> StageState:
+        """As ``of``, with the histories of all entities unpacked, as a clock looks at all."""
+        is_new = bucket not in self._buckets
+        histories = self.of(bucket)
+        if is_new:
+            stored = [key[1:] for key in self._state.keys() if key[0] == "e"]  # noqa: SIM118
+            histories.events.slots(stored)
+        return histories
 
     def _counters(self, bucket: _Bucket) -> dict[str, bytes]:
         first = bucket.first_segment
@@ -203,7 +262,8 @@ class BucketStates:
         bucket.journal_events += len(entities)
 
     def _read(self, stream: str, entity: str) -> bytes | None:
-        packed: bytes | None = self._state.get(stream[0] + entity)
+        state = self._first_state if stream == "first" else self._state
+        packed: bytes | None = state.get(stream[0] + entity)
         return packed
 
 

@@ -12,7 +12,8 @@ from udfs.features import aggregates as a
 from udfs.features import log_kernels as log
 from udfs.features.aggregates import Named, parse_aggregate
 from udfs.features.clock import local_midnight
-from udfs.features.measure_kernels import BY_EVENTS, BY_SESSION, BY_TIME, Plan
+from udfs.features.log_kernels import NEVER_MS
+from udfs.features.measure_kernels import BY_EVENTS, BY_FIRST, BY_SESSION, BY_TIME, Plan
 from udfs.features.series import Series
 from udfs.spec.feature import WindowFeature
 from udfs.spec.window import Window
@@ -185,6 +186,8 @@ def _end_of(window: Window) -> int:
 def _kind(window: Window) -> tuple[int, int]:
     if window.events is not None:
         return BY_EVENTS, window.events
+    if window.first is not None:
+        return BY_FIRST, window.first
     if window.session is not None:
         return BY_SESSION, window.session
     return BY_TIME, 0
@@ -194,7 +197,7 @@ def bounds_of(window: Window, at: Ints) -> tuple[Ints, Ints]:
     """After which time a window begins, and with which it ends.
 
     Args:
-        window: Any kind; one by events or session does not begin earlier than that.
+        window: Any kind; one by events, session or first events does not begin earlier than that.
         at: Event times less the delay, epoch ms, int64 (n,).
 
     Returns:
@@ -207,4 +210,6 @@ def bounds_of(window: Window, at: Ints) -> tuple[Ints, Ints]:
         return end - window.hopping, end
     if window.day is not None:
         return local_midnight(at, window.day) - 1, at
+    if window.first is not None:
+        return np.full_like(at, NEVER_MS), at
     return at - window.reach_ms, at

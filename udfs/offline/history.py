@@ -28,6 +28,7 @@ from udfs.batches.events import (
     Reject,
 )
 from udfs.enrichment.table_readers import Tables
+from udfs.offline.rolling import Order, largest_of, roll_up
 from udfs.offline.table_columns import Columns, read_columns
 from udfs.spec.event import FieldSpec
 from udfs.spec.schema import Schema
@@ -54,15 +55,29 @@ class History:
             in the table, its Kafka time is its event time. ``raw`` is the row as JSON where
             another event has the same id, and empty elsewhere.
         rejects: The rows the job would have sent to the dead letters; ``offset`` is their row.
+        duplicates: How many readings a roll-up dropped as repeats of others.
+        window_of: With a roll-up, the event that each row of the table is in, -1 for none.
     """
 
     events: Events
     rejects: list[Reject]
+    duplicates: int = 0
+    window_of: IntArray | None = None
 
     @property
     def table_rows(self) -> IntArray:
-        """The row in the table of each event, int64 (n,)."""
+        """The row in the table of each event, of a window its newest reading's; int64 (n,)."""
         return self.events.positions[:, OFFSET]
+
+    def labels(self, of_rows: FloatArray) -> FloatArray:
+        """The label of each event, of a window the largest of its readings'; float64 (n,).
+
+        Args:
+            of_rows: The label of each row of the table; NaN where there is none.
+        """
+        if self.window_of is None:
+            return of_rows[self.table_rows]
+        return largest_of(of_rows, self.window_of, len(self.events))
 
 
 def silent(_step: str, _done: float) -> None:
@@ -74,6 +89,7 @@ def history_of(
     frame: pd.DataFrame,
     progress: Progress = silent,
     tables: Tables = NO_TABLES,
+    order: Order = "time",
 ) -> History:
     """Read a table as the live job reads its topic.
 
@@ -87,6 +103,7 @@ def history_of(
         frame: One row per event, columns named as the event's fields.
         progress: Shown while it is read.
         tables: The schema's reference tables; read to their present end and joined.
+        order: For a roll-up: as if each reading had arrived at its own time, or in the order given.
 
     Raises:
         HistoryError: the column of a required field is absent, or the job would accept no row.
@@ -95,17 +112,28 @@ def history_of(
     joined = tables.open()
     try:
         history = _history_of(schema, frame, progress)
+        if schema.rollup is not None:
+            history = _rolled_up(schema, history, len(frame), order)
         events = _with_lookups(schema, joined.join(history.events), frame)
     finally:
         joined.close()
     return replace(history, events=events)
 
 
+def _rolled_up(schema: Schema, history: History, rows: int, order: Order) -> History:
+    """The history of windows of a history of readings."""
+    rolled = roll_up(schema, history.events, order)
+    window_of = np.full(rows, -1, np.int64)
+    window_of[history.table_rows] = rolled.window_of
+    rejects = history.rejects + rolled.rejects
+    return History(rolled.windows, rejects, rolled.duplicates, window_of)
+
+
 def _history_of(schema: Schema, frame: pd.DataFrame, progress: Progress) -> History:
     names = _present(schema, frame)
     if not len(frame):
         raise HistoryError("the history has no rows")
-    columns = read_columns(schema.event, schema.key_fields, frame, _NO_KAFKA_TIME_MS)
+    columns = read_columns(schema.arriving, schema.arriving_keys, frame, _NO_KAFKA_TIME_MS)
     events, rejects = _sure_events(columns), list[Reject]()
     if not columns.sure.all():
         events, rejects = _with_doubtful(schema, frame[names], columns, events, progress)
@@ -129,13 +157,13 @@ def _with_lookups(schema: Schema, events: Events, frame: pd.DataFrame) -> Events
 
 
 def _present(schema: Schema, frame: pd.DataFrame) -> list[str]:
-    absent = [f.name for f in schema.event.fields if f.required and f.name not in frame]
+    absent = [f.name for f in schema.arriving.fields if f.required and f.name not in frame]
     if absent:
         raise HistoryError(
             f"no column for the required field(s) {', '.join(absent)}; "
             f"there are: {', '.join(map(str, frame.columns)) or 'none'}"
         )
-    return [f.name for f in schema.event.fields if f.name in frame]
+    return [f.name for f in schema.arriving.fields if f.name in frame]
 
 
 def _sure_events(columns: Columns) -> Events:
@@ -155,7 +183,7 @@ def _with_doubtful(
     schema: Schema, frame: pd.DataFrame, columns: Columns, sure: Events, progress: Progress
 ) -> tuple[Events, list[Reject]]:
     """Decode the other rows, as JSON: all that are accepted, in the table's order; and the rest."""
-    decoder = Decoder.for_events(schema.event, schema.key_fields)
+    decoder = Decoder.for_events(schema.arriving, schema.arriving_keys)
     rows = np.flatnonzero(~columns.sure)
     decoded = Decoded([sure] if len(sure) else [])
     for start in range(0, len(rows), _DECODE_ROWS):
@@ -174,7 +202,7 @@ def _with_raw_repeats(
     schema: Schema, frame: pd.DataFrame, names: list[str], events: Events
 ) -> Events:
     """The events, with the records of those whose id is there more than once."""
-    ids = events.texts[schema.event.id]
+    ids = events.texts[schema.arriving.id]
     hashes = np.fromiter(map(hash, ids), np.int64, len(ids))
     ordered = np.sort(hashes)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
@@ -189,7 +217,7 @@ def _with_raw_repeats(
 
 def _records(schema: Schema, frame: pd.DataFrame) -> list[bytes]:
     names = list(frame.columns)
-    columns = [_plain(schema.event.field(name), frame[name]) for name in names]
+    columns = [_plain(schema.arriving.field(name), frame[name]) for name in names]
     rows = zip(*columns, strict=True)
     # orjson's bytes keep the buffer they were written to, kilobytes each: copied, they are short.
     return [bytes(memoryview(_dump(dict(zip(names, row, strict=True))))) for row in rows]
@@ -243,7 +271,7 @@ def labels_of(schema: Schema, events: Events, values: FloatArray) -> LabelBatch 
     rows = np.flatnonzero(~np.isnan(values)).tolist()
     everything = LabelBatch(
         entities=events.texts[schema.labels.key],
-        ids=events.texts[schema.event.id],
+        ids=events.texts[schema.arriving.id],
         times=events.times,
         values=values,
     )

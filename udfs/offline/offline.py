@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from udfs.features.expressions import evaluate
 from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
 from udfs.features.series import kinds_of
 from udfs.offline.history import History, HistoryError, Progress, history_of, labels_of, silent
+from udfs.offline.rolling import Order
 from udfs.offline.stage_pass import StageEvents, StagePass
 from udfs.spec.schema import Schema
 
@@ -40,9 +40,6 @@ __all__ = [
 
 CHUNK_ROWS = 32_768
 """Events that a thread takes at a time; the features do not depend on it."""
-
-Order = Literal["time", "arrival"]
-"""In which order events are taken to have arrived: that of their times, or the one given."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class StagePass:
         observed = self._stage.observe_slots(
             state,
             events.entities,
-            lambda kept: events.entities[kept],
+            lambda _, kept: events.entities[kept],
             events.times,
             events.values,
             events.identities,

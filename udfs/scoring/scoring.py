@@ -1,7 +1,7 @@
-"""How the last keyed stage scores: a Predict call per micro-batch, or the model in the operator.
+"""How the last keyed stage scores: a Predict call per micro-batch.
 
-Both are parts of that stage's operator (thread mode), not operators of their own: a batch goes from
-its features to its score without being written and read again.
+It is a part of that stage's operator (thread mode), as ``embedded`` is, and no operator of its own:
+a batch goes from its features to its score without being written and read again.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import contextlib
 import pickle
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from threading import Thread
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from pyflink.common import Row, Types
@@ -25,22 +24,20 @@ from pyflink.datastream import RuntimeContext
 from pyflink.datastream.state import MapStateDescriptor
 from pyflink.datastream.timerservice import TimerService
 
-from model_server.backends import load_table
 from model_server.client import ClientOptions
-from model_server.errors import InvalidRows, PredictError
+from model_server.errors import PredictError
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import FloatArray
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import RecordWriter, Verdict
 from udfs.enrichment.lookup_metrics import LookupMetrics
-from udfs.enrichment.lookups import Lookups
 from udfs.preparation.encoders import Matrix
 from udfs.preparation.preparation import Preparation
 from udfs.preparation.preparations import Answer, Preparations
 from udfs.scoring.arms import Arm, Arms
+from udfs.scoring.loop import CLOSE_S, open_lookups, run
 from udfs.spec.enrichment import LookupSpec
 
-_CLOSE_S = 1.0
 Pair = list[bytes]
 """Key and value of a Kafka record; PyFlink wants a list for an array."""
 
@@ -106,12 +103,12 @@ class Output:
             contributions: float64 (alerts, features), or none.
         """
         predictions: list[Pair] = []
-        alerts: list[Pair] = []
         batch = self._as_shown(batch)
+        alerts = pairs(batch.silences)
         if verdict is not None:
             made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
             predictions = pairs(zip(batch.keys, made, strict=True))
-            alerts = pairs(self._alerts(batch, verdict, made, contributions))
+            alerts += pairs(self._alerts(batch, verdict, made, contributions))
         return Row(predictions, alerts, pairs(batch.dead_letters), pairs(batch.duplicates), [])
 
     def shadow_rows(self, batch: FeatureBatch, verdict: Verdict) -> Row:
@@ -193,75 +190,6 @@ class Scoring(Protocol):
 
     def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
         """A timer that ``take`` or ``on_timer`` set; Flink's current key is the bucket."""
-
-
-class EmbeddedScoring:
-    """Scores with the model file itself; no server.
-
-    Args:
-        version_dir: The model's version.
-        model_name: Its name.
-        output: Writes what was scored.
-        lookups: Stores that are asked for features first; a batch waits for them.
-    """
-
-    def __init__(
-        self,
-        version_dir: Path,
-        model_name: str,
-        output: Outputs,
-        lookups: tuple[LookupSpec, ...] = (),
-    ) -> None:
-        self._version_dir = version_dir
-        self._model_name = model_name
-        self._output = output
-        self._declared_lookups = lookups
-        self._lookups: Lookups | None = None
-
-    def open(self, runtime_context: RuntimeContext) -> None:
-        """Load the model once and warm it up."""
-        self._model = load_table(self._version_dir)
-        self._model.warm_up()
-        self._output.warm_up()
-        self._version = int(self._version_dir.name)
-        if self._declared_lookups:
-            self._lookups = _open_lookups(self._declared_lookups)
-            group = runtime_context.get_metrics_group()
-            self._lookup_metrics = LookupMetrics(self._declared_lookups, group)
-
-    def close(self) -> None:
-        """Close the stores' connections, if there are any."""
-        if self._lookups is None:
-            return
-        with contextlib.suppress(TimeoutError):
-            _run(self._lookups.close()).result(_CLOSE_S)
-
-    def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
-        """Score at once."""
-        if not len(batch):
-            yield self._output.rows(batch, None, None)
-            return
-        if self._lookups is not None:
-            batch = _run(self._lookups.enrich(batch)).result()
-            self._lookup_metrics.tell(self._lookups.counts)
-        matrix = self._output.model_input(batch)
-        scores = np.asarray(self._model.predict(matrix), dtype=np.float64)
-        verdict = Verdict(scores, self._model_name, self._version)
-        yield self._output.rows(batch, verdict, self._explain(matrix, verdict))
-
-    def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
-        """None is set."""
-        return iter(())
-
-    def _explain(self, matrix: Matrix, verdict: Verdict) -> FloatArray | None:
-        rows = self._output.rows_to_explain(verdict)
-        if not rows or not self._model.explains:
-            return None
-        try:
-            contributions = self._model.explain(matrix[rows])
-        except InvalidRows:
-            return None  # an infinite value scores, but has no contribution
-        return self._output.preparation.by_feature(contributions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,10 +277,10 @@ class ServedScoring:
     def open(self, runtime_context: RuntimeContext) -> None:
         """Make the client; its channel opens with the first call."""
         self._buckets: dict[int, _Bucket] = {}
-        self._lookups = _open_lookups(self._declared_lookups)
+        self._lookups = open_lookups(self._declared_lookups)
         self._preparations = Preparations(self._output.preparation, self._version_dir)
         self._arms = Arms(self._options, self._rollout, known=self._preparations.of)
-        self._following = _run(self._arms.follow())
+        self._following = run(self._arms.follow())
         self._copies: set[asyncio.Task[None]] = set()
         self._shadows: deque[_Part] = deque()
         self._output.warm_up()
@@ -374,7 +302,7 @@ class ServedScoring:
                 call.answer.cancel()
         for closing in (self._arms.close(), self._lookups.close()):
             with contextlib.suppress(TimeoutError):
-                _run(closing).result(_CLOSE_S)
+                run(closing).result(CLOSE_S)
 
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """Ask for a batch's scores, and give what has been answered meanwhile."""
@@ -428,7 +356,7 @@ class ServedScoring:
             rows += len(batch)
         batch = FeatureBatch.merged([mine.waiting.pop(number) for number in numbers])
         mine.waiting_rows -= rows
-        mine.calls.append(_Call(numbers, batch, _run(self._answer(batch))))
+        mine.calls.append(_Call(numbers, batch, run(self._answer(batch))))
 
     def _next_answered(self, mine: _Bucket) -> Iterator[Row]:
         """Wait until a call is done; the records of those that are."""
@@ -475,7 +403,7 @@ class ServedScoring:
                 self._ask(mine)
             yield from self._next_answered(mine)
         self._lookup_metrics.tell(self._lookups.counts)
-        _run(self._copies_done()).result()
+        run(self._copies_done()).result()
         yield from self._shadow_rows()
 
     def _shadow_rows(self) -> Iterator[Row]:
@@ -545,25 +473,3 @@ class ServedScoring:
 def _left_ms(arm: Arm, begun_s: float) -> float:
     """What is left of the arm's deadline, at least a millisecond."""
     return max(1.0, arm.deadline_ms - 1_000.0 * (time.monotonic() - begun_s))
-
-
-def _open_lookups(specs: tuple[LookupSpec, ...]) -> Lookups:
-    """The look-ups, connected to the stores that answer at once."""
-    lookups = Lookups(specs)
-    _run(lookups.connect()).result()
-    return lookups
-
-
-def _run(coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
-    return asyncio.run_coroutine_threadsafe(coroutine, _event_loop())
-
-
-@cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """The event loop of this process' calls, in a thread of its own that ends with the process.
-
-    Two operators that open at the same moment may get one each, which does no harm.
-    """
-    loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, name="streamscore-calls", daemon=True).start()
-    return loop

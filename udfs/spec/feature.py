@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from udfs.features.aggregates import DECAYED, Reads, parse_aggregate
+from udfs.features.aggregates import DECAYED, OF_EVENTS_BEFORE, Reads, parse_aggregate
 from udfs.spec.expression import ExpressionFeature
 from udfs.spec.preparation import PreparationSpec
 from udfs.spec.types import DurationMs, Mistake, Strict, doubles
@@ -69,12 +69,17 @@ class WindowFeature(Strict):
             if aggregate.code not in DECAYED and any(w.half_life for w in self.windows):
                 message = f"a half_life window has count, sum and mean, not {name}"
                 yield Mistake(("aggregates", n), message)
+            if aggregate.code in OF_EVENTS_BEFORE and any(w.first for w in self.windows):
+                message = f"a first window stands still, it has no event before: drop {name}"
+                yield Mistake(("aggregates", n), message)
         if unfit:
             yield Mistake(("value",), unfit)
         if isinstance(self.value, tuple) and self.value[0] == self.value[1]:
             yield Mistake(("value",), "a point needs two fields: [latitude, longitude]")
         if self.delay and any(w.kind == "session" for w in self.windows):
             yield Mistake(("delay",), "a session window ends with the event: it has no delay")
+        if self.stream == "labels" and any(w.first for w in self.windows):
+            yield Mistake(("windows",), "labels can change: a first window is of events")
         if twice := doubles(w.label for w in self.windows):
             yield Mistake(("windows",), f"windows of one name: {', '.join(twice)}")
 

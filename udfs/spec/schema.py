@@ -7,8 +7,9 @@ training one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 from udfs.features.aggregates import Reads, parse_aggregate
 from udfs.features.formulas import FormulaError, Kind, parse
@@ -18,6 +19,8 @@ from udfs.spec.event import EventSpec, LabelSpec, is_key
 from udfs.spec.expression import ExpressionFeature
 from udfs.spec.feature import FeatureSpec, WindowFeature
 from udfs.spec.privacy import PrivacySpec, privacy_mistakes
+from udfs.spec.readable import unreadable
+from udfs.spec.rollup import RollupSpec
 from udfs.spec.types import Mistake, Strict
 
 Path = tuple[int | str, ...]
@@ -34,6 +37,8 @@ class Schema(Strict):
         tables: Reference tables, whose fields events get.
         lookups: Stores that are asked for features while a batch is scored.
         privacy: How sensitive fields are hidden in outputs.
+        rollup: The windows of readings that become events, or none.
+        readings: With a roll-up, the schema of what arrives; ``event`` is a window's then.
     """
 
     event: EventSpec
@@ -43,6 +48,29 @@ class Schema(Strict):
     tables: tuple[TableSpec, ...] = ()
     lookups: tuple[LookupSpec, ...] = ()
     privacy: PrivacySpec | None = None
+    rollup: RollupSpec | None = None
+    readings: EventSpec | None = None
+
+    @classmethod
+    def parts(cls, sections: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a schema, of the sections of a file; a roll-up makes another event."""
+        parts = {name: sections[name] for name in cls.model_fields if name in sections}
+        rollup: RollupSpec | None = parts.get("rollup")
+        if rollup is not None:
+            parts["readings"] = parts["event"]
+            parts["event"] = rollup.event_of(parts["event"], parts["key"])
+        return parts
+
+    @property
+    def arriving(self) -> EventSpec:
+        """The schema of the records that arrive: readings, or the events themselves."""
+        return self.readings or self.event
+
+    @property
+    def arriving_keys(self) -> tuple[str, ...]:
+        """The fields of arriving records that become keys."""
+        kept = self.rollup.keep if self.rollup is not None else self.key_fields
+        return tuple(dict.fromkeys((self.key, *kept)))
 
     @property
     def known(self) -> EventSpec:
@@ -90,7 +118,10 @@ class Schema(Strict):
 
     def mistakes(self) -> Iterator[Mistake]:
         """See the base class."""
-        yield from self.event.unfit(("key",), self.key, is_key, "a required string, as a key")
+        yield from self.arriving.unfit(("key",), self.key, is_key, "a required string, as a key")
+        if self.rollup is not None and self.labels is not None:
+            message = "a roll-up has no late labels: label the history, see training.label"
+            yield Mistake(("labels",), message)
         for n, expression in enumerate(self.features.expressions):
             yield from self._expression_mistakes(n, expression)
         names, categories = self.columns, frozenset(self.features.categories)
@@ -106,8 +137,11 @@ class Schema(Strict):
                 yield from self._value_mistakes(path, window)
         yield from self._formula_mistakes()
         yield from mistakes_of(self.event, self.tables, self.lookups, self.columns)
-        named, expressions = (self.event.id, self.key), self.features.expressions
-        yield from privacy_mistakes(self.event, self.privacy, named, expressions, self._read)
+        named, expressions = (self.arriving.id, self.key), self.features.expressions
+        read = self._read
+        if self.rollup is not None:
+            read |= self.rollup.read(self.arriving)
+        yield from privacy_mistakes(self.arriving, self.privacy, named, expressions, read)
 
     @property
     def _read(self) -> frozenset[str]:
@@ -132,12 +166,12 @@ class Schema(Strict):
             at = (*path, "fields", i)
             yield from self.known.unfit(at, name, lambda f: f.is_numeric != is_text, wanted)
         if expression.formula is not None:
-            yield from _unreadable((*path, "formula"), expression.formula, kinds_of(self.known))
+            yield from unreadable((*path, "formula"), expression.formula, kinds_of(self.known))
 
     def _value_mistakes(self, path: Path, window: WindowFeature) -> Iterator[Mistake]:
         kinds = kinds_of(self.known)
         if window.where is not None:
-            yield from _unreadable((*path, "where"), window.where, kinds, "truth")
+            yield from unreadable((*path, "where"), window.where, kinds, "truth")
         if isinstance(window.value, tuple):
             for i, name in enumerate(window.value):
                 at = (*path, "value", i)
@@ -145,7 +179,7 @@ class Schema(Strict):
         elif window.value is not None and kinds.get(window.value) == "text":
             yield from _unfit_category(path, window)
         elif window.value is not None:
-            yield from _unreadable((*path, "value"), window.value, kinds)
+            yield from unreadable((*path, "value"), window.value, kinds)
             for i, name in enumerate(window.aggregates):
                 if _reads(name) == "category":
                     message = f"{name} needs a string field, {window.value!r} is a number"
@@ -171,7 +205,7 @@ class Schema(Strict):
         kinds = self.formula_kinds
         for n, feature in enumerate(self.features.formulas):
             path = ("features", "formulas", n, "formula")
-            yield from _unreadable(path, feature.formula, kinds)
+            yield from unreadable(path, feature.formula, kinds)
             kinds = {**kinds, feature.name: "number"}
 
     @property
@@ -183,20 +217,6 @@ class Schema(Strict):
 
 def _reads(aggregate: str) -> Reads:
     return parse_aggregate(aggregate).aggregate.reads
-
-
-def _unreadable(
-    path: Path, text: str, kinds: dict[str, Kind], wanted: Kind = "number"
-) -> Iterator[Mistake]:
-    """The mistake of a formula that is none, or yields something else."""
-    try:
-        found = parse(text, kinds).kind
-    except FormulaError as exc:
-        yield Mistake(path, str(exc))
-        return
-    if found != wanted and (found, wanted) != ("truth", "number"):
-        example = "amount > 100" if wanted == "truth" else "amount / 100"
-        yield Mistake(path, f"{text!r} yields a {found}, not a {wanted}; write one like {example}")
 
 
 def _unfit_category(path: Path, window: WindowFeature) -> Iterator[Mistake]:

@@ -14,7 +14,7 @@ DAY_MS = 86_400_000
 LONGEST_DAY_MS = 25 * 3_600_000
 """The day on which clocks go back."""
 
-_KINDS = ("sliding", "events", "session", "tumbling", "hopping", "day", "half_life")
+_KINDS = ("sliding", "events", "session", "tumbling", "hopping", "day", "half_life", "first")
 _BOUNDED_BY_WITHIN = ("events", "session", "half_life")
 _WITHIN_MS = {"events": 30 * DAY_MS, "session": DAY_MS}
 _HALF_LIVES = 20
@@ -53,6 +53,11 @@ class Window(Strict):
     half_life: DurationMs | None = Field(
         None, description="(t - within, t]; an event of that age counts half"
     )
+    first: int | None = Field(
+        None,
+        description="the key's oldest so many events, at most 10000, of those up to t; they are "
+        "never forgotten",
+    )
     within: DurationMs | None = Field(
         None,
         description="oldest event that events (default 30d), session (24h) and half_life (20 half-"
@@ -85,6 +90,8 @@ class Window(Strict):
             yield Mistake((kind,), "a window must be longer than 0")
         if self.events is not None and self.events > 100_000:
             yield Mistake(("events",), "at most 100000 events; write a duration for more")
+        if self.first is not None and self.first > 10_000:
+            yield Mistake(("first",), "at most 10000 events: each key keeps them for good")
         if (kind == "hopping") != (self.every is not None):
             verb = "needs" if kind == "hopping" else "has no"
             yield Mistake(("every",), f"a {kind} window {verb} every")
@@ -114,6 +121,8 @@ class Window(Strict):
             case "hopping":
                 assert self.hopping is not None and self.every is not None
                 return self.hopping + self.every
+            case "first":
+                return 0  # it is kept apart
             case "half_life":
                 assert self.half_life is not None
                 return self.within or _HALF_LIVES * self.half_life
@@ -131,6 +140,8 @@ class Window(Strict):
                 return format_duration(self.sliding or 0)
             case "events":
                 return f"last{self.events}"
+            case "first":
+                return f"first{self.first}"
             case "day":
                 return "day"
             case "half_life":

@@ -103,6 +103,8 @@ class Crowd:
             else:
                 self.answers.append(_judged(visit, answer, at_s, took_ms))
             events = list(self._events(visit, answer))
+            if not events:
+                return
             async with http.post("/events", json=events) as response:
                 response.raise_for_status()
 

@@ -44,6 +44,7 @@ LIVE_FROM = 0.8
 OUTAGE_AT, OUTAGE_S = 0.4, 5.0
 _COUNTED = ("labels", "outside", "elsewhere", "unmatched", "late")
 _WAIT_S = 300.0
+_ENDS_BEFORE_DAYS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +104,14 @@ def run(options: FeedDemoOptions) -> FeedOutcome:
 
 
 def _data(users: int) -> ranking_data.TrainingData:
-    """The log, moved by whole days so that it ends yesterday: the page's visitors come now."""
+    """The log, moved by whole days so that it ends days ago: the page's visitors come now."""
     if users:
         log = retail.synthetic(users=users, items=300, days=120)
         found = ranking_data.TrainingData(log, "synthetic, small")
     else:
         found = ranking_data.load(settings.load(CONFIG), None, False, lambda _s, _d: None)
     now_ms = time.time_ns() // 1_000_000
-    days = (now_ms - int(found.log.times_ms[-1])) // DAY_MS - 1
+    days = (now_ms - int(found.log.times_ms[-1])) // DAY_MS - _ENDS_BEFORE_DAYS
     moved = replace(found.log, times_ms=found.log.times_ms + days * DAY_MS)
     return replace(found, log=moved)
 
@@ -307,9 +308,8 @@ def _accounts(
     stage: _Stage, crowd: Crowd, chosen: list[Visit], tell: steps.Tell
 ) -> list[tuple[str, int, int]]:
     """What was sent and what is found; closes what the feedback join still waits for."""
-    closing = Visit("closing", chosen[-1].time_ms + 3 * DAY_MS, (), ())
-    asyncless = Crowd(crowd.url, crowd.started_s)
-    asyncless.run([closing], 0.1)
+    closing = Visit("closing", chosen[-1].time_ms + 2 * DAY_MS, (), ())
+    Crowd(crowd.url, crowd.started_s).run([closing], 0.1)
     sent = len(crowd.answers) + 1
 
     def joined() -> int:

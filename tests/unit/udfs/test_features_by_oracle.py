@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.feature_oracle import Entry, Value, measure
 from udfs.batches.events import Events
-from udfs.features.aggregates import AGGREGATES, DECAYED, parse_aggregate
+from udfs.features.aggregates import AGGREGATES, DECAYED, OF_EVENTS_BEFORE, parse_aggregate
 from udfs.features.keyed import Identities, KeyedStage, StageInputs
 from udfs.features.log_kernels import CONFLICT, DUPLICATE, LATE, NEW
 from udfs.spec.feature import WindowFeature
@@ -93,6 +93,7 @@ windows = st.one_of(
     st.builds(lambda g, w: {"session": g, "within": w}, st.sampled_from(["1s", "3s"]), lengths),
     st.builds(lambda w: {"tumbling": w}, lengths),
     st.builds(lambda w, e: {"hopping": w, "every": e}, lengths, st.sampled_from(["1s", "5s"])),
+    st.builds(lambda n: {"first": n}, st.integers(1, 6)),
     st.sampled_from([{"day": "Europe/Paris"}, {"day": "UTC"}]),
 )
 decays = st.builds(
@@ -110,6 +111,8 @@ def features(draw: st.DrawFn, number: int) -> dict[str, Any]:
     chosen = draw(
         st.lists(decays if decaying else windows, min_size=1, max_size=3, unique_by=label_of)
     )
+    if any("first" in w for w in chosen if isinstance(w, dict)):
+        allowed = [a for a in allowed if parse_aggregate(a).aggregate.code not in OF_EVENTS_BEFORE]
     has_session = any("session" in w for w in chosen if isinstance(w, dict))
     return {
         "prefix": f"f{number}",
@@ -229,6 +232,8 @@ def slack(column: str, values: list[float]) -> float:
         return len(values) * largest * 2.0**-90
     if "_entropy_" in column or "_distance_" in column or "_speed_" in column:
         return 1e-6
+    if "_slope_" in column:
+        return len(values) * largest * 1_000 * 2.0**-48  # the times may be 1 ms apart
     return 0.0
 
 
@@ -256,7 +261,7 @@ def observe(
     stage = lists.stage
     columns = columns_of(batch)
     entities = {"card": columns.texts["card"], **inputs.entities(columns)}[stage.name]
-    state = stage.new_state(lambda stream, entity: stored.get(entity))
+    state = stage.new_state(lambda stream, entity: stored.get(stream + entity))
     identities = Identities.of_events(columns.texts["id"], columns.raw)
     observed = stage.observe(state, entities, columns.times, inputs.values(columns), identities)
     kept = dict(zip(observed.kept.tolist(), range(len(observed.kept)), strict=True))
@@ -276,7 +281,9 @@ def observe(
             got = observed.features[kept[row]].tolist()
             for column, g, w in zip(stage.columns, got, wanted, strict=True):
                 assert_close(g, w, column, slack(column, values))
-    histories = state.events
-    names = list(histories.entities)
-    stored |= zip(names, histories.pack(histories.slots(names)), strict=True)
+    for stream, histories in (("events", state.events), ("first", state.first)):
+        if histories is not None:
+            names = list(histories.entities)
+            packed = histories.pack(histories.slots(names))
+            stored |= zip([stream + name for name in names], packed, strict=True)
     return [batch[row] for row in observed.kept.tolist()]

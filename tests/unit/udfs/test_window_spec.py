@@ -16,6 +16,7 @@ from udfs.features import clock
 from udfs.features.aggregates import AGGREGATES, parse_aggregate
 from udfs.features.keyed import Identities, KeyedStage
 from udfs.spec.schema import Schema
+from udfs.spec.types import parse_duration_ms
 from udfs.spec.window import Window
 
 CHAPTER = (ROOT / "udfs" / "README.md").read_text(encoding="utf-8")
@@ -34,13 +35,14 @@ MINUTE_MS = 60_000
         ({"hopping": "1h", "every": "5m"}, "hopping1h", "65m"),
         ({"day": "Europe/Paris"}, "day", "25h"),
         ({"half_life": "1h"}, "decay1h", "20h"),
+        ({"first": 40}, "first40", "0ms"),
         ({"half_life": "1h", "within": "2h"}, "decay1h", "2h"),
     ],
 )
 def test_how_a_window_is_written(written: Any, label: str, reach: str) -> None:
     window = Window.model_validate(written)
     assert window.label == label
-    assert window.reach_ms == Window.model_validate(reach).reach_ms
+    assert window.reach_ms == parse_duration_ms(reach)
     assert Window.model_validate(window.model_dump(mode="json")) == window
 
 

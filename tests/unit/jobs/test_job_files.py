@@ -1,13 +1,14 @@
-"""The job file wires: settings in, a built pipeline executed. Flink is not started."""
+"""The job files wire: settings in, a built pipeline executed. Flink is not started."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from jobs import fraud
+from jobs import anomaly, fraud, job_file
 from jobs.environment import ROOT
 from jobs.settings import Settings
 from jobs.settings_file import SettingsError
@@ -37,27 +38,29 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
     def build(env: Environment, settings: Settings) -> None:
         env.done.append(("build", settings))
 
-    monkeypatch.setattr(fraud.pipeline, "flink_configuration", configure)
-    monkeypatch.setattr(fraud.pipeline, "build", build)
-    monkeypatch.setattr(fraud.StreamExecutionEnvironment, "get_execution_environment", get)
+    monkeypatch.setattr(job_file.pipeline, "flink_configuration", configure)
+    monkeypatch.setattr(job_file.pipeline, "build", build)
+    monkeypatch.setattr(job_file.StreamExecutionEnvironment, "get_execution_environment", get)
     return made
 
 
 @pytest.mark.parametrize(
-    ("arguments", "path"),
+    ("job", "arguments", "path"),
     [
-        ([], ROOT / "conf" / "fraud.yaml"),
+        (fraud, [], ROOT / "conf" / "fraud.yaml"),
+        (anomaly, [], ROOT / "conf" / "iot.yaml"),
         (
+            fraud,
             ["--config", str(ROOT / "conf" / "examples" / "payments.yaml")],
             ROOT / "conf" / "examples" / "payments.yaml",
         ),
     ],
 )
 def test_it_builds_the_settings_and_executes_under_their_name(
-    environment: Environment, arguments: list[str], path: Path
+    environment: Environment, job: ModuleType, arguments: list[str], path: Path
 ) -> None:
-    assert fraud.main(arguments) == 0
-    chosen = fraud.settings.load(path)
+    assert job.main(arguments) == 0
+    chosen = job_file.settings.load(path)
     assert environment.done == [
         ("configuration of", chosen),
         ("build", chosen),
@@ -80,7 +83,7 @@ def test_a_failure_is_not_swallowed(
     def fail(*_: Any) -> None:
         raise RuntimeError("no")
 
-    target: Any = fraud.pipeline if fails == "build" else environment
+    target: Any = job_file.pipeline if fails == "build" else environment
     monkeypatch.setattr(target, fails, fail)
     with pytest.raises(RuntimeError, match="no"):
         fraud.main([])

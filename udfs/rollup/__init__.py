@@ -1,0 +1,1 @@
+"""Windows of readings that go on as events of their own when they close."""
