@@ -10,6 +10,7 @@ import pytest
 from jobs.environment import BUILD
 from model_server.backends import load, load_table
 from tests.support.models import write_features
+from tests.support.networks import rows_with_gaps
 from tests.support.purchases import small_index, small_log
 from udfs.ranking.examples import Examples
 from udfs.ranking.features import FEATURES
@@ -17,13 +18,6 @@ from udfs.ranking.network import NetworkOptions, train_ranker, with_towers
 from udfs.ranking.onnx_graph import write_onnx
 
 pytestmark = pytest.mark.timeout(900)
-
-
-def rows_with_gaps(count: int) -> np.ndarray:
-    random = np.random.default_rng(5)
-    rows = random.normal(3, 4, (count, len(FEATURES))).astype(np.float32)
-    rows[random.random(rows.shape) < 0.1] = np.nan
-    return rows
 
 
 @pytest.fixture(scope="module")
