@@ -30,7 +30,7 @@ from udfs.ranking.log import PurchaseLog
 from udfs.ranking.network import Network, NetworkError, NetworkOptions
 from udfs.ranking.onnx_graph import OnnxMissing, write_onnx
 
-__all__ = ["Made", "Score", "builder", "model_of"]
+__all__ = ["Made", "Score", "builder", "model_of", "write_network"]
 
 Score = Callable[[Singles], npt.NDArray[Any]]
 _CLOSE = 1e-5
@@ -87,7 +87,7 @@ def model_of(settings: Settings, examples: Examples, progress: Progress) -> Iter
                 f"the SavedModel's scores differ by {apart:g} from those of its weights",
                 "train with the TensorFlow of conf/requirements-tensorflow.lock",
             )
-        yield Made(score, partial(_write_network, settings, trained))
+        yield Made(score, partial(write_network, settings, trained))
 
 
 def _trees(settings: Settings, examples: Examples, progress: Progress) -> Made:
@@ -102,8 +102,8 @@ def _trees(settings: Settings, examples: Examples, progress: Progress) -> Made:
     return Made(partial(booster.inplace_predict, validate_features=False), write)
 
 
-def _write_network(settings: Settings, trained: Network, draft: Path) -> None:
-    """One form for the server in the folder itself, the other below it."""
+def write_network(settings: Settings, trained: Network, draft: Path) -> None:
+    """Write one form for the server into the folder itself, the other below it."""
     onnx_first = settings.training.ranking.export == "onnx"
     onnx = draft if onnx_first else draft / "onnx"
     onnx.mkdir(exist_ok=True)

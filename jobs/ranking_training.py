@@ -33,7 +33,7 @@ from udfs.ranking.index import IndexFileError, ItemIndex
 from udfs.ranking.log import PurchaseLog, item_keys
 from udfs.ranking.replay import Replay
 
-__all__ = ["GateRefused", "summary", "train"]
+__all__ = ["GateRefused", "scorer_of", "summary", "train"]
 
 OURS = "streamscore"
 
@@ -147,7 +147,7 @@ def _present(settings: Settings, log: PurchaseLog, split_ms: int) -> tuple[int, 
     except RepositoryError:
         return None
     try:
-        index, score = ItemIndex.load(found.path), _scorer(found)
+        index, score = ItemIndex.load(found.path), scorer_of(found)
     except (IndexFileError, RepositoryError, ModelError) as exc:
         raise TrainingError(
             f"version {found.version} cannot be compared with: {exc}", "remove its folder"
@@ -164,7 +164,7 @@ def _present(settings: Settings, log: PurchaseLog, split_ms: int) -> tuple[int, 
     return found.version, measure(cases, {"": ranked_by(score)}, len(index))[""]
 
 
-def _scorer(version: ModelVersion) -> Score:
+def scorer_of(version: ModelVersion) -> Score:
     """How a stored version scores; a column that is no candidate's feature is missing to it."""
     nested = version.path / "onnx"
     model = load_table(nested if nested.is_dir() else version.path)

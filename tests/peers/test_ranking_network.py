@@ -10,6 +10,7 @@ import pytest
 from jobs.environment import BUILD
 from model_server.backends import load, load_table
 from tests.support.models import write_features
+from tests.support.networks import rows_with_gaps
 from tests.support.purchases import small_index, small_log
 from udfs.ranking.examples import Examples
 from udfs.ranking.features import FEATURES
@@ -19,25 +20,18 @@ from udfs.ranking.onnx_graph import write_onnx
 pytestmark = pytest.mark.timeout(900)
 
 
-def rows_with_gaps(count: int) -> np.ndarray:
-    random = np.random.default_rng(5)
-    rows = random.normal(3, 4, (count, len(FEATURES))).astype(np.float32)
-    rows[random.random(rows.shape) < 0.1] = np.nan
-    return rows
-
-
 @pytest.fixture(scope="module")
 def options() -> NetworkOptions:
     python = BUILD / "peers" / "tensorflow" / "bin" / "python"
     if not python.is_file():
         pytest.skip("no TensorFlow: make peers")
-    return NetworkOptions(str(python), 2, 7)
+    return NetworkOptions(str(python), 20, 7)
 
 
 def test_both_exports_give_equal_scores(tmp_path: Path, options: NetworkOptions) -> None:
-    rows = rows_with_gaps(600)
+    rows = rows_with_gaps(4_000)
     labels = (np.nan_to_num(rows[:, 3]) > 3).astype(np.float32)
-    network = train_ranker(Examples(rows, labels, 30), tmp_path, options)
+    network = train_ranker(Examples(rows, labels, 200), tmp_path, options)
     onnx = tmp_path / "onnx"
     onnx.mkdir()
     write_onnx(network.weights, onnx / "model.onnx")

@@ -98,8 +98,7 @@ def candidates(
     if len(view.rows):
         _mark_known(marks, index, view, allowed, options)
     missing = options.count - int(np.count_nonzero(marks))
-    left = np.where(marks > 0, -1.0, popularity)
-    _mark(marks, Source.POPULAR, left, missing, least=0.0)
+    _mark_more(marks, Source.POPULAR, popularity, missing, least=0.0)
     return _cut(marks, options.count, popularity)
 
 
@@ -126,8 +125,7 @@ def _mark_known(
     for place, (source, scores) in enumerate(present):
         left = options.count - int(np.count_nonzero(marks))
         share = -(-left // (len(present) - place))
-        _mark(marks, source, np.where(marks > 0, 0.0, scores), share)
-        _mark(marks, source, scores, share)  # the reason stands at items of other sources, too
+        _mark_more(marks, source, scores, share)
 
 
 def _mark(
@@ -139,6 +137,22 @@ def _mark(
 ) -> None:
     found = largest(scores, count)
     marks[found[scores[found] >= least]] |= source
+
+
+def _mark_more(
+    marks: npt.NDArray[np.uint8],
+    source: Source,
+    scores: Floats,
+    count: int,
+    least: float = _LEAST,
+) -> None:
+    """Mark the best that are not marked yet, and those marked before them for this reason, too."""
+    if count <= 0:
+        return
+    found = largest(scores, count + int(np.count_nonzero(marks)))
+    found = found[scores[found] >= least]
+    new = np.flatnonzero(marks[found] == 0)[:count]
+    marks[found[: new[-1] + 1 if len(new) else None]] |= source
 
 
 def _fresh(
