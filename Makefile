@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup jars dev peers bench-peers peer-torch protos lint test demo demo-feed bench sbom audit clean lock help
+.PHONY: setup jars dev peers bench-peers peer-torch protos lint test test-cluster demo demo-feed bench sbom audit clean lock help
 
 # Override on the command line: make setup PYTHON=/opt/python3.11/bin/python3
 PYTHON ?= python3.11
@@ -73,6 +73,11 @@ $(DONE)/extra-s3: $(DONE)/packages conf/requirements-s3.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-s3.lock
 	@touch $@
 
+$(DONE)/extra-sns: $(DONE)/packages conf/requirements-sns.lock
+	@echo "installing boto3"
+	@$(INSTALL) --require-hashes -r conf/requirements-sns.lock
+	@touch $@
+
 $(DONE)/extra-mlflow: $(DONE)/packages conf/requirements-mlflow.lock
 	@echo "installing MLflow's client"
 	@$(INSTALL) --require-hashes -r conf/requirements-mlflow.lock
@@ -100,7 +105,7 @@ $(DONE)/extra-feast: $(DONE)/packages conf/requirements-feast.lock
 	@touch $@
 
 $(DONE)/extra-%: ; @echo "no extra named $*: there are feast, mlflow, onnx, postgres," \
-	"redis, s3, tensorflow, torch, tracing" >&2; exit 2
+	"redis, s3, sns, tensorflow, torch, tracing" >&2; exit 2
 
 $(DONE)/dev: $(DONE)/project $(DONE)/extra-redis $(DONE)/extra-postgres conf/requirements-dev.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-dev.lock
@@ -147,6 +152,9 @@ test: lint jars peers ## Run lint, then all the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) \
 		tests/unit tests/contract tests/peers tests/minicluster tests/cluster
 
+test-cluster: jars ## Kill and change jobs on a standalone cluster with a real Kafka
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/cluster
+
 demo: jars ## Score card transactions end to end on this machine (DEMO_ARGS="--help")
 	@$(BIN)/streamscore demo $(DEMO_ARGS)
 
@@ -176,6 +184,7 @@ lock: setup
 	@$(COMPILE) conf/requirements-tracing.in -c conf/requirements.lock \
 		-o conf/requirements-tracing.lock
 	@$(COMPILE) conf/requirements-s3.in -c conf/requirements.lock -o conf/requirements-s3.lock
+	@$(COMPILE) conf/requirements-sns.in -c conf/requirements.lock -o conf/requirements-sns.lock
 	@$(COMPILE) conf/requirements-mlflow.in -c conf/requirements-dev.lock \
 		-o conf/requirements-mlflow.lock
 	@$(COMPILE) conf/requirements-torch.in -c conf/requirements.lock $(NO_GPU:%=--no-emit-package %) \
@@ -229,4 +238,4 @@ protos: $(UV_DONE)
 		python -m grpc_tools.protoc -I. --python_out=. model_server/oip/open_inference.proto
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -6,17 +6,22 @@ Modules are imported inside the commands, so that ``--help`` does not wait for F
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jobs.cluster import changes_cli
+from jobs.cluster.cli import cluster_app
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
 from jobs.features import backfill_command
 from jobs.features import cli as features_cli
+from jobs.options import ConfigFile, Overrides
+from jobs.options import loaded as _settings
+from jobs.options import refusing as _refusing
+from jobs.outlets import cli as outlets_cli
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
@@ -44,43 +49,17 @@ rollout_app = typer.Typer(
     help="Try a model version on a share of a running job's keys.", no_args_is_help=True
 )
 app.add_typer(rollout_app, name="rollout")
+app.add_typer(cluster_app, name="cluster")
+for command in ("submit", "upgrade", "rescale", "inspect", "plan"):
+    app.command(command)(getattr(changes_cli, command))
+app.add_typer(changes_cli.savepoint_app, name="savepoint")
 features_cli.app.command("backfill")(backfill_command.backfill)
 app.add_typer(features_cli.app, name="features")
+app.command("deliver")(outlets_cli.deliver)
+app.add_typer(outlets_cli.store_app, name="store")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings file.")]
 _CONFIG = Path("conf/fraud.yaml")
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """End with its exit code if a settings file is refused."""
-    from jobs.settings_file import SettingsError
-
-    try:
-        yield
-    except SettingsError as exc:
-        typer.echo(str(exc), err=True)
-        raise typer.Exit(ExitCode.CONFIG_REFUSED) from exc
-
-
-def _settings(path: Path, changes: Sequence[str] = ()) -> Settings:
-    from jobs import settings
-
-    with _refusing():
-        return settings.load(path, dict(map(_change, changes)))
-
-
-def _change(text: str) -> tuple[str, Any]:
-    """``dotted.key=value`` as the key and the value, which is read as YAML reads it."""
-    import yaml
-
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as exc:
-        raise typer.BadParameter(f"{value!r} is not YAML", param_hint="--set") from exc
 
 
 @app.command()
@@ -233,9 +212,6 @@ def serve(
     raise typer.Exit(serving.serve(chosen))
 
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONF", help="The job's settings file.")]
-
-
 @app.command()
 def run(
     conf: ConfigFile,
@@ -245,10 +221,7 @@ def run(
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Score inside the operator, without a server.")
     ] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Override a setting; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Run a scoring job and show how it fares until Ctrl-C.
 

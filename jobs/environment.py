@@ -75,7 +75,7 @@ def first_output(command: list[str], timeout_s: float = 30.0) -> str:
     return done.stdout + done.stderr
 
 
-def thread_mode_env() -> dict[str, str]:
+def thread_mode_env(code: Path = ROOT) -> dict[str, str]:
     """Variables to put into ``os.environ`` before PyFlink starts its JVM.
 
     In thread mode the JVM starts a Python of its own, which finds neither the virtual environment's
@@ -83,11 +83,14 @@ def thread_mode_env() -> dict[str, str]:
     installed editable. Both folders lead an existing ``PYTHONPATH``. ``PATH`` leads to the virtual
     environment too: workers of process mode, of the stock benchmark, are started as ``python``.
 
+    Args:
+        code: The folder with the project's packages.
+
     Returns:
         ``PYTHONPATH``, ``PATH`` and, if a Java is found, ``JAVA_HOME``.
     """
     variables = {
-        "PYTHONPATH": _leading("PYTHONPATH", sysconfig.get_path("purelib"), str(ROOT)),
+        "PYTHONPATH": _leading("PYTHONPATH", sysconfig.get_path("purelib"), str(code)),
         "PATH": _leading("PATH", sysconfig.get_path("scripts")),
     }
     executable = find_java()

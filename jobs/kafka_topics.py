@@ -6,10 +6,12 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.cimpl import NewTopic
 
 from jobs.environment import NotReadyError
@@ -142,6 +144,20 @@ def _plain(reason: str) -> str:
     """What librdkafka says, without the client's thread and the time it took."""
     text = re.sub(r"^\S+/bootstrap: |\(after .*$", "", reason)
     return re.sub(r": \(?[0-9A-F]{8}:.*$|\s+$", "", text).rstrip(".: ")
+
+
+def broker_setting(
+    bootstrap: str, name: str, *, timeout_s: float = 10.0, login: Mapping[str, Any] = NO_LOGIN
+) -> str | None:
+    """A setting of one of the brokers, e.g. ``transaction.max.timeout.ms``; None if it hides it."""
+    client = probe(bootstrap, login)
+    with suppress(KafkaException):
+        broker = next(iter(client.list_topics(timeout=timeout_s).brokers))
+        resource = ConfigResource(ConfigResource.Type.BROKER, str(broker))
+        found = client.describe_configs([resource], request_timeout=timeout_s)
+        entry = found[resource].result().get(name)
+        return None if entry is None else entry.value
+    return None
 
 
 def probe(bootstrap: str, login: Mapping[str, Any] = NO_LOGIN) -> AdminClient:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pyflink.common import Configuration, Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
-from jobs import keyed, sinks, sources
+from jobs import keyed, sinks, sources, uids
 from jobs.enrichment import lookups_of, tables_of
 from jobs.settings import ModelTlsSettings, Settings
 from jobs.settings_file import SettingsError
@@ -23,6 +24,9 @@ from model_server.client import ClientOptions
 from model_server.endpoints import ChannelSecurity
 from model_server.errors import RepositoryError
 from model_server.repository import ModelVersion, find_version, load_features
+from udfs.alerting.feed import EpisodeFeed
+from udfs.alerting.operator import SCORED, EpisodeOperator
+from udfs.alerting.scored import ScoredColumns
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM, even_labels
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import RecordWriter
@@ -34,7 +38,7 @@ from udfs.scoring.scoring import Output, Scoring, ServedScoring
 
 logger = logging.getLogger(__name__)
 
-_DAY_S = 86_400
+_MONTH_S = 30 * 86_400
 _BATCH = Types.PICKLED_BYTE_ARRAY()
 _ROUTED = Types.ROW([Types.INT(), _BATCH])
 
@@ -43,6 +47,14 @@ def flink_configuration(
     settings: Settings, target: Mapping[str, str] | None = None
 ) -> Configuration:
     """The Flink options of a job; ``target`` says where it runs, ``flink.options`` win."""
+    configuration = Configuration()
+    for name, value in flink_options(settings, target).items():
+        configuration.set_string(name, value)
+    return configuration
+
+
+def flink_options(settings: Settings, target: Mapping[str, str] | None = None) -> dict[str, str]:
+    """``flink_configuration`` as plain texts."""
     flink = settings.flink
     options = {
         "parallelism.default": str(flink.parallelism),
@@ -64,11 +76,7 @@ def flink_configuration(
         "table.exec.sink.not-null-enforcer": "DROP",
         "table.exec.source.idle-timeout": "0 ms",
     }
-    options |= {**(target or {}), **flink.options}
-    configuration = Configuration()
-    for name, value in options.items():
-        configuration.set_string(name, value)
-    return configuration
+    return options | {**(target or {}), **flink.options}
 
 
 def _as_url(folder: str) -> str:
@@ -90,7 +98,9 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     labels = even_labels(settings.batch.buckets)
     scored = _stages(tables, settings, labels, _scoring(settings, model))
     wanted = [column for column in sinks.COLUMNS if getattr(settings.topics, column)]
-    sinks.write(tables, scored, {column: sink_options(settings, column) for column in wanted})
+    options = {column: sink_options(settings, column) for column in wanted}
+    sinks.write(tables, scored, options, _episodes(settings, scored))
+    uids.assign(env)
 
 
 def _stages(
@@ -115,7 +125,7 @@ def _stages(
             settings.flink.cached_entries,
             settings.flink.journal_events,
             scoring if last else None,
-            **({} if number else {"tables": tables_of(settings)}),
+            **({} if number else _of_first_stage(settings)),
         )
         if number and settings.labels is not None and key == settings.labels.key:
             stream = stream.union(_labels(tables, settings, labels))
@@ -126,6 +136,32 @@ def _stages(
             .uid(f"features-{key}")
         )
     return stream
+
+
+def _of_first_stage(settings: Settings) -> dict[str, Any]:
+    """Tables, and the fields that episodes read of a scored event; it has the record key anyway."""
+    episodes = settings.alerts.episodes
+    read = episodes.fields if episodes else ()
+    return {"tables": tables_of(settings), "carried": tuple(f for f in read if f != settings.key)}
+
+
+def _episodes(settings: Settings, scored: DataStream) -> dict[str, DataStream]:
+    """The stream of alerts, if they are of episodes: keyed by the bucket of the entity."""
+    if settings.alerts.episodes is None:
+        return {}
+    spec = settings.alerts.episodes.with_lateness(settings.event)
+    span_ms = (spec.lateness or 0) + (spec.close_after or 0) + (spec.silent_after or 0)
+    kept_s = max(ttl_s(settings), 2 * span_ms // 1_000)
+    privacy = Privacy.of_events(settings.schema_)
+    hide = privacy.hashed if privacy and spec.entity in privacy.fields else None
+    operator = EpisodeOperator(spec, settings.topics.events, kept_s, hide)
+    told = (
+        keyed.by_first_field(keyed.side_output(scored, SCORED), _BATCH)
+        .process(operator, sinks.row_type(["alerts"]))
+        .name(f"episodes by {spec.entity}")
+        .uid("episodes")
+    )
+    return {"alerts": told}
 
 
 def event_batches(
@@ -141,7 +177,7 @@ def event_batches(
     return sources.micro_batches(
         tables,
         "events",
-        source_options(settings, settings.topics.events),
+        _events_options(settings),
         sources.bucket_expression(labels, key),
         settings.batch.window,
         ends=settings.kafka.stop_at_end,
@@ -191,13 +227,27 @@ def ttl_s(settings: Settings) -> int:
 
 
 def _readings_ttl_s(settings: Settings) -> int:
-    """Open windows outlive a paused job."""
+    """Readings of open windows outlive a job that is paused for weeks."""
     if settings.flink.state_ttl is not None:
         return max(1, settings.flink.state_ttl // 1_000)
     schema = settings.schema_
     assert schema.rollup is not None
     longest_ms = max(schema.rollup.every, schema.rollup.idle, schema.arriving.dedupe_within)
-    return max(_DAY_S, 2 * (longest_ms + schema.arriving.time.allowed_lateness) // 1_000)
+    return max(_MONTH_S, 2 * (longest_ms + schema.arriving.time.allowed_lateness) // 1_000)
+
+
+def _events_options(settings: Settings) -> dict[str, str]:
+    kinesis = settings.kinesis
+    if kinesis is None:
+        return source_options(settings, settings.topics.events)
+    return {
+        "connector": "kinesis",
+        "stream.arn": kinesis.stream_arn,
+        "aws.region": kinesis.region,
+        "source.init.position": {"earliest": "TRIM_HORIZON", "latest": "LATEST"}[kinesis.start],
+        "format": "raw",
+        **kinesis.options,
+    }
 
 
 def source_options(settings: Settings, topic: str) -> dict[str, str]:
@@ -244,7 +294,7 @@ def sink_options(settings: Settings, column: str) -> dict[str, str]:
     }
     if settings.flink.delivery == "exactly_once":
         options["sink.transactional-id-prefix"] = f"{settings.name}-{column}"
-        options["properties.transaction.timeout.ms"] = "600000"
+        options["properties.transaction.timeout.ms"] = str(settings.flink.transaction_timeout)
     return options | _client_properties(settings)
 
 
@@ -346,4 +396,13 @@ def _output(settings: Settings, model: ModelVersion) -> Output:
         fallback_score=settings.model.fallback_score,
         explain=settings.alerts.explain,
         privacy=Privacy.of_events(schema),
+        episodes=_feed(settings),
     )
+
+
+def _feed(settings: Settings) -> EpisodeFeed | None:
+    spec, columns = settings.alerts.episodes, settings.schema_.columns
+    if spec is None:
+        return None
+    scored = ScoredColumns(spec, settings.key, columns, settings.alerts.threshold)
+    return EpisodeFeed(scored, Routing(even_labels(settings.batch.buckets)).of)

@@ -7,13 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs.environment import NotReadyError
-from jobs.kafka_topics import topic_partitions
+from jobs.kafka_topics import broker_setting, topic_partitions
 from jobs.settings import Settings
 from jobs.stack import HOST
 from model_server.errors import RepositoryError
 from model_server.repository import find_version
 from udfs.enrichment.store import MissingClient
 from udfs.enrichment.stores import store_of
+from udfs.spec.types import format_duration
 
 _CONNECT_S = 1.0
 _KAFKA_S = 5.0
@@ -35,6 +36,7 @@ def check(settings: Settings, conf: Path) -> list[str]:
     _check_model(settings, conf)
     _check_clients(settings)
     warnings = _check_topics(settings, conf)
+    _check_transactions(settings)
     servers = settings.model.server.split(",")
     if settings.model.embedded or any(_answers(server.strip()) for server in servers):
         return warnings
@@ -88,6 +90,22 @@ def _check_topics(settings: Settings, conf: Path) -> list[str]:
         for table in settings.tables
         if table.topic and table.topic not in found
     ]
+
+
+def _check_transactions(settings: Settings) -> None:
+    """Kafka would refuse the producer when the job has started."""
+    kafka, wanted_ms = settings.kafka, settings.flink.transaction_timeout
+    if settings.flink.delivery != "exactly_once":
+        return
+    name = "transaction.max.timeout.ms"
+    login = kafka.python_properties()
+    limit = broker_setting(kafka.bootstrap_servers, name, timeout_s=_KAFKA_S, login=login)
+    if limit is not None and wanted_ms > int(limit):
+        raise NotReadyError(
+            f"flink.transaction_timeout is {format_duration(wanted_ms)}, the broker allows "
+            f"{format_duration(int(limit))}",
+            f"lower it, or raise the broker's {name}",
+        )
 
 
 def _answers(address: str) -> bool:

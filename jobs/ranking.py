@@ -23,7 +23,7 @@ from pyflink.common import Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
-from jobs import keyed, pipeline, settings, sinks, sources
+from jobs import keyed, pipeline, settings, sinks, sources, uids
 from jobs.environment import ROOT
 from jobs.settings import Settings
 from jobs.settings_file import SettingsError
@@ -58,13 +58,14 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     _write(tables, settings, ranked, COLUMNS)
     _write(tables, settings, _popularity(tables, settings, labels, version), ("popularity",))
     _write(tables, settings, _examples(tables, settings, labels), ("examples",))
+    uids.assign(env)
 
 
 def _write(
     tables: StreamTableEnvironment, settings: Settings, stream: DataStream, columns: Sequence[str]
 ) -> None:
     options = {column: pipeline.sink_options(settings, column) for column in columns}
-    sinks.write(tables, stream, options, columns, view=f"{columns[0]}_batches")
+    sinks.write(tables, stream, options, columns=columns, view=f"{columns[0]}_batches")
 
 
 def _ranked(
@@ -87,7 +88,7 @@ def _ranked(
     batches = pipeline.event_batches(tables, settings, labels)
     return (
         keyed.by_first_field(batches, Types.STRING())
-        .process(stage, sinks.output_type(COLUMNS))
+        .process(stage, sinks.row_type(COLUMNS))
         .name(f"features by {settings.key}, rank")
         .uid(f"features-{settings.key}")
     )
@@ -106,7 +107,7 @@ def _popularity(
     stage = ItemStage(version.path, ranking.weights, ranking.publish, labels)
     return (
         keyed.by_first_field(batches, Types.STRING())
-        .process(stage, sinks.output_type(("popularity",)))
+        .process(stage, sinks.row_type(("popularity",)))
         .name("popularity by item")
         .uid("popularity-item")
     )
@@ -122,9 +123,7 @@ def _examples(
     options = FeedbackOptions(feedback.window, feedback.lateness, feedback.keep_closed)
     return (
         keyed.by_first_field(batches, Types.STRING())
-        .process(
-            FeedbackStage(options, frozenset(feedback.kinds)), sinks.output_type(("examples",))
-        )
+        .process(FeedbackStage(options, frozenset(feedback.kinds)), sinks.row_type(("examples",)))
         .name("feedback by user")
         .uid("feedback-user")
     )

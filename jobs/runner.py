@@ -13,8 +13,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.environment import BUILD, NotReadyError, thread_mode_env
@@ -58,15 +59,28 @@ class FlinkRest:
         """
         return self._call("GET", path)
 
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Ask for something, e.g. ``/savepoint-disposal``; the answer's JSON.
+
+        Raises:
+            JobError: nobody answers there, or with an error.
+        """
+        return self._call("POST", path, json.dumps(body).encode())
+
     def cancel(self, job_id: str) -> None:
         """Ask for the job's end; it keeps its last checkpoint."""
         self._call("PATCH", f"/jobs/{job_id}?mode=cancel")
 
-    def _call(self, method: str, path: str) -> Any:
-        request = urllib.request.Request(f"{self.url}{path}", method=method)  # noqa: S310 (http)
+    def _call(self, method: str, path: str, body: bytes | None = None) -> Any:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        url = f"{self.url}{path}"
+        request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310 (http)
         try:
             with urllib.request.urlopen(request, timeout=_ANSWER_S) as response:  # noqa: S310
                 return json.loads(response.read() or b"null")
+        except urllib.error.HTTPError as exc:
+            said = exc.read().decode(errors="replace").strip()
+            raise JobError(f"{self.url}{path}: {exc}: {_cause(said)[:500]}") from exc
         except (OSError, ValueError) as exc:
             raise JobError(f"{self.url}{path}: {exc}") from exc
 
@@ -234,7 +248,8 @@ def start(settings: Settings, target: str | None = None) -> RunningJob:
     address = target or f"{HOST}:{settings.flink.web_port or free_port()}"
     if target is not None:
         _check_reachable(target)
-    options = _target_options(address, remote=target is not None)
+    more = [settings.kinesis.jar] if settings.kinesis is not None else []
+    options = _target_options(address, more, remote=target is not None)
     configuration = pipeline.flink_configuration(settings, options)
     env = _environment(configuration, remote=target is not None)
     try:
@@ -264,10 +279,15 @@ def prepare() -> None:
     os.environ.setdefault("FLINK_LOG_DIR", str(BUILD / "logs"))
 
 
-def _target_options(address: str, *, remote: bool) -> dict[str, str]:
+def _target_options(
+    address: str, more_jars: Sequence[Path] = (), *, remote: bool
+) -> dict[str, str]:
+    for jar in more_jars:
+        if not jar.is_file():
+            raise NotReadyError(f"there is no {jar}", "put the connector's jar there")
     host, _, port = address.rpartition(":")
     options = {
-        "pipeline.jars": ";".join(jar.absolute().as_uri() for jar in flink_jars()),
+        "pipeline.jars": ";".join(jar.absolute().as_uri() for jar in [*flink_jars(), *more_jars]),
         "rest.address": host,
         "rest.port": port,
     }

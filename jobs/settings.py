@@ -14,6 +14,9 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from jobs import settings_file
 from jobs.kafka_settings import HostPorts, KafkaSettings
+from jobs.outlets.columns import taken_names
+from jobs.outlets.settings import DeliverySettings, StoreSettings
+from jobs.profiles import with_profile
 from jobs.ranking_settings import (
     FeedbackSettings,
     GatewaySettings,
@@ -24,12 +27,13 @@ from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM
 from udfs.spec.enrichment import LookupSpec, TableSpec
+from udfs.spec.episode import EpisodeSpec
 from udfs.spec.event import EventSpec, LabelSpec
 from udfs.spec.feature import FeatureSpec
 from udfs.spec.privacy import PrivacySpec
 from udfs.spec.rollup import RollupSpec
 from udfs.spec.schema import Schema
-from udfs.spec.types import DurationMs, Mistake, Strict, as_python
+from udfs.spec.types import DurationMs, Mistake, Strict, as_python, format_duration
 
 _EXAMPLE = "conf/fraud.yaml"
 _NAME, _TOPIC = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", r"[A-Za-z0-9._-]{1,249}"
@@ -49,8 +53,31 @@ def _topic(text: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]
 Topic = Annotated[str, AfterValidator(_topic)]
-_WITH_SECRETS = ("kafka", "flink", "model", "lookups", "privacy")
+_WITH_SECRETS = (
+    "kafka",
+    "kinesis",
+    "flink",
+    "model",
+    "lookups",
+    "privacy",
+    "delivery",
+    "store",
+)
 """Sections in which secrets can be, among free properties or as a token."""
+
+
+class KinesisSettings(Strict):
+    """A stream of events on Amazon Kinesis, in place of the events' topic."""
+
+    stream_arn: str = Field(description="ARN of the stream, arn:aws:kinesis:...")
+    region: str = Field(description="AWS region of the stream, as eu-central-1")
+    jar: Path = Field(description="Flink's Kinesis SQL connector, a jar with all it needs")
+    start: Literal["earliest", "latest"] = Field(
+        "earliest", description="where a job without a checkpoint begins"
+    )
+    options: dict[str, str] = Field(
+        default_factory=dict, description="passed to the connector, e.g. source.reader.type"
+    )
 
 
 class TopicSettings(Strict):
@@ -166,11 +193,18 @@ class AlertSettings(Strict):
 
     threshold: float = Field(0.85, ge=0, le=1, description="a score above it is an alert")
     explain: bool = Field(True, description="ask for the three largest feature contributions")
+    episodes: EpisodeSpec | None = Field(
+        None, description="one alert per stretch of high scores; none: one per score above"
+    )
 
 
 class FlinkSettings(Strict):
     """How Flink runs the job."""
 
+    profile: Literal["latency", "throughput", "large-state"] | None = Field(
+        None,
+        description="settings and options that conf/flink.yaml has for a purpose; own ones win",
+    )
     parallelism: int = Field(1, ge=1, description="subtasks per operator")
     checkpoint_interval: DurationMs = Field(60_000, ge=100, description="time between checkpoints")
     checkpoint_dir: str = Field(
@@ -179,6 +213,12 @@ class FlinkSettings(Strict):
     delivery: Literal["at_least_once", "exactly_once"] = Field(
         "at_least_once",
         description="exactly_once shows predictions only at the next checkpoint",
+    )
+    transaction_timeout: DurationMs = Field(
+        600_000,
+        ge=1_000,
+        description="exactly_once: how long Kafka keeps a transaction open, so the longest outage "
+        "that loses nothing; at most the broker's transaction.max.timeout.ms",
     )
     restart_attempts: int = Field(100, ge=0, description="restarts before the job fails")
     restart_delay: DurationMs = Field(1_000, ge=0, description="pause before a restart")
@@ -200,6 +240,13 @@ class FlinkSettings(Strict):
     )
     web_port: int | None = Field(None, description="port of a local run's web page; none: free one")
     options: dict[str, str] = Field(default_factory=dict, description="any other Flink option")
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """See the base class."""
+        shortest = 2 * self.checkpoint_interval
+        if self.delivery == "exactly_once" and self.transaction_timeout < shortest:
+            message = f"must be at least two checkpoint intervals, {format_duration(shortest)}"
+            yield Mistake(("transaction_timeout",), message)
 
 
 class TrainingSettings(Strict):
@@ -225,6 +272,9 @@ class Settings(Strict):
     name: Name = Field(description="the job's name; also the prefix of its transactional ids")
     key: str = Field(description="field that records are keyed by; the first features' key")
     kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings(), description="brokers")
+    kinesis: KinesisSettings | None = Field(
+        None, description="where the events are read in place of `topics.events`"
+    )
     topics: TopicSettings = Field(default_factory=lambda: TopicSettings(), description="topics")
     event: EventSpec = Field(description="schema of an event")
     labels: LabelSpec | None = Field(None, description="schema of a late label")
@@ -252,6 +302,12 @@ class Settings(Strict):
     )
     gateway: GatewaySettings = Field(
         default_factory=lambda: GatewaySettings(), description="HTTP before a ranking job"
+    )
+    delivery: DeliverySettings | None = Field(
+        None, description="where `streamscore deliver` takes alerts"
+    )
+    store: StoreSettings | None = Field(
+        None, description="where `streamscore store run` keeps predictions"
     )
 
     @property
@@ -287,6 +343,8 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         reads_labels = any(w.stream == "labels" for w in sections["features"].windows)
         if reads_labels and not sections["topics"].labels:
             yield Mistake(("topics", "labels"), "features read labels: name their topic")
+    if sections.keys() >= {"kafka", "kinesis"} and sections["kinesis"] is not None:
+        yield from _not_of_kinesis(sections["kafka"])
     if "model" in sections and sections["model"].embedded and sections["model"].rollout:
         message = "an embedded model has no rollout: set model.embedded to false"
         yield Mistake(("model", "rollout"), message)
@@ -303,6 +361,14 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
             yield Mistake(("flink", "parallelism"), message)
 
 
+def _not_of_kinesis(kafka: KafkaSettings) -> Iterator[Mistake]:
+    if kafka.keyed_by_record_key:
+        message = "the connector does not tell a record's partition key: set it to false"
+        yield Mistake(("kafka", "keyed_by_record_key"), message)
+    if kafka.stop_at_end:
+        yield Mistake(("kafka", "stop_at_end"), "a Kinesis stream has no end: set it to false")
+
+
 def _schema_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     if not sections.keys() >= Schema.model_fields.keys() - {"readings"}:
         return
@@ -311,7 +377,14 @@ def _schema_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     if unfit:  # features over windows that cannot be made tell nothing
         yield from (Mistake(("rollup", *path), message) for path, message in unfit)
         return
-    yield from Schema.model_construct(**Schema.parts(sections)).mistakes()
+    schema = Schema.model_construct(**Schema.parts(sections))
+    yield from schema.mistakes()
+    if sections.get("store") is not None and (taken := taken_names(schema.columns)):
+        message = f"features named as columns of a stored prediction: {', '.join(taken)}"
+        yield Mistake(("store",), f"{message}; rename them")
+    if "alerts" in sections and (episodes := sections["alerts"].episodes) is not None:
+        for path, message in episodes.unfit(schema.known, schema.columns):
+            yield Mistake(("alerts", "episodes", *path), message)
 
 
 def _no_time_left(lookups: tuple[LookupSpec, ...], deadline_ms: int) -> Iterator[Mistake]:
@@ -365,7 +438,7 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Settin
 
 def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
     """Spell out the defaults that name environment variables, so that they are expanded too."""
-    filled = dict(document)
+    filled = with_profile(document)
     for section, field in (("kafka", "bootstrap_servers"), ("model", "server")):
         values = filled.get(section, {})
         if isinstance(values, dict):
@@ -398,13 +471,27 @@ def masked(settings: Settings) -> dict[str, Any]:
             kafka["sasl"][name] = settings_file.MASK
     if document["privacy"]:
         document["privacy"]["key"] = settings_file.MASK
+    if document["kinesis"]:
+        options = document["kinesis"]["options"]
+        options.update({name: settings_file.MASK for name in options if SECRET.search(name)})
     if document["model"]["token"]:
         document["model"]["token"] = settings_file.MASK
+    _mask_outlets(document)
     for lookup in document["lookups"]:
         store = lookup["redis"] or lookup["postgres"]
         if store and store["password"]:
             store["password"] = settings_file.MASK
     return document
+
+
+def _mask_outlets(document: dict[str, Any]) -> None:
+    """A webhook's URL is often its only secret."""
+    webhook = (document["delivery"] or {}).get("webhook")
+    postgres = (document["store"] or {}).get("postgres")
+    for section, names in ((webhook, ("url", "token")), (postgres, ("password",))):
+        for name in names:
+            if section and section[name]:
+                section[name] = settings_file.MASK
 
 
 def as_yaml(settings: Settings) -> str:

@@ -94,7 +94,8 @@ def _type_name(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         inner = _type_name(arguments[0])
         return f"list of {_PLURALS.get(inner, inner)}"
     if origin is dict:
-        return "sections by name" if model_of(arguments[1]) else "names and their text"
+        kind = "numbers" if arguments[1] is float else "text"
+        return "sections by name" if model_of(arguments[1]) else f"names and their {kind}"
     if section := model_of(annotation):
         shorthand = getattr(section, "shorthand", None)
         return f"{shorthand} or section" if shorthand else "section"

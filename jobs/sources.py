@@ -1,4 +1,4 @@
-"""Kafka topics as micro-batches, made by Flink in the JVM.
+"""Kafka topics, or a Kinesis stream, as micro-batches, made by Flink in the JVM.
 
 Records are grouped by bucket in a tumbling window of a few milliseconds and joined to one text, so
 that Python is called once per batch. The window is Flink state: a checkpoint includes it.
@@ -19,6 +19,20 @@ CREATE TEMPORARY TABLE `{name}` (
   `kafka_partition` INT METADATA FROM 'partition' VIRTUAL,
   `kafka_offset` BIGINT METADATA FROM 'offset' VIRTUAL,
   `kafka_time` TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL,
+  {arrival}
+) WITH ({options})
+"""
+
+# A shard's number stands for the partition. A sequence number has 56 digits: the last 15 stand for
+# the offset, so that a double holds it.
+_KINESIS = """
+CREATE TEMPORARY TABLE `{name}` (
+  `payload` BYTES,
+  `shard` STRING METADATA FROM 'shard-id' VIRTUAL,
+  `sequence` STRING METADATA FROM 'sequence-number' VIRTUAL,
+  `kafka_time` TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL,
+  `kafka_partition` AS CAST(SUBSTRING(`shard` FROM 9) AS INT),
+  `kafka_offset` AS CAST(RIGHT(`sequence`, 15) AS BIGINT),
   {arrival}
 ) WITH ({options})
 """
@@ -92,6 +106,13 @@ def key_from_json(field: str) -> str:
     return f"COALESCE(JSON_VALUE(DECODE(payload, 'UTF-8'), {path} NULL ON ERROR), '')"
 
 
+def source_table(name: str, options: Mapping[str, str], *, ends: bool = False) -> str:
+    """SQL of the table that reads a source, by its options' connector."""
+    template = _KINESIS if options["connector"] == "kinesis" else _SOURCE
+    arrival = _CLOCK_AS_EVENT_TIME if ends else _PROCESSING_TIME
+    return template.format(name=name, arrival=arrival, options=with_options(options))
+
+
 def micro_batches(
     tables: StreamTableEnvironment,
     name: str,
@@ -106,14 +127,12 @@ def micro_batches(
     Args:
         tables: The table environment.
         name: Name of the table to make.
-        options: The Kafka connector's options.
+        options: The connector's options: Kafka's or Kinesis'.
         bucket: SQL expression of the bucket's label.
         window_ms: Longest time a record waits for its batch.
         ends: Whether the topic is read to an end, which the last batches must survive.
     """
-    arrival = _CLOCK_AS_EVENT_TIME if ends else _PROCESSING_TIME
-    source = _SOURCE.format(name=name, arrival=arrival, options=with_options(options))
-    tables.execute_sql(source)
+    tables.execute_sql(source_table(name, options, ends=ends))
     tables.execute_sql(_TEXTS.format(name=name, bucket=bucket))
     window = f"{window_ms / 1000:.3f}"
     table = tables.sql_query(_BATCHES.format(name=name, window=window))

@@ -21,8 +21,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import psutil
-
 from jobs.environment import BUILD, QUICK_JVM, java
 from jobs.jars import Progress, broker_classpath, fetch, silent
 from jobs.kafka_topics import (
@@ -33,6 +31,7 @@ from jobs.kafka_topics import (
     probe,
     topic_partitions,
 )
+from jobs.processes import Started, end, find
 
 if TYPE_CHECKING:
     from jobs.settings import TopicSettings
@@ -41,7 +40,6 @@ STACK = BUILD / "stack"
 HOST = "127.0.0.1"
 MESSAGE_MAX_BYTES = 8 * 1024 * 1024
 HEAP_MAX_MIB = 512
-_CLOCK_SLACK_S = 2.0
 
 # Record times may lie in the past (a replay), so nothing is deleted by age. The three replication
 # factors and the rebalance delay are for a single broker. Flink's transactions may stay open longer
@@ -96,17 +94,13 @@ rootLogger.appenderRef.file.ref=file
 
 
 @dataclass(frozen=True)
-class BrokerState:
+class BrokerState(Started):
     """What ``stack.json`` says about a started broker.
 
     Attributes:
-        pid: Its process id.
-        started_at_s: The process' start in seconds since the epoch; tells a recycled pid.
         bootstrap: host:port for clients.
     """
 
-    pid: int
-    started_at_s: float
     bootstrap: str
 
 
@@ -171,7 +165,7 @@ class KafkaBroker:
     def status(self) -> BrokerState | None:
         """The running broker, None if there is none."""
         state = self._recorded()
-        return state if state is not None and _process(state, self.folder) else None
+        return state if state is not None and find(state, self._mark) else None
 
     def start(self) -> str:
         """Start the broker and wait until it answers; does nothing if it runs.
@@ -215,9 +209,9 @@ class KafkaBroker:
 
     def _end(self, how: signal.Signals) -> bool:
         state = self._recorded()
-        process = _process(state, self.folder) if state else None
+        process = find(state, self._mark) if state else None
         if process is not None:
-            _end_process(process, how, self._stop_timeout_s)
+            end(process, how, self._stop_timeout_s)
         if self._child is not None:
             self._child.poll()  # or Popen warns that its process still runs
         self._state_path.unlink(missing_ok=True)
@@ -226,6 +220,11 @@ class KafkaBroker:
     @property
     def _state_path(self) -> Path:
         return self.folder / "stack.json"
+
+    @property
+    def _mark(self) -> str:
+        """What the broker's command line has and no other's."""
+        return str(self._properties_path)
 
     @property
     def _properties_path(self) -> Path:
@@ -238,7 +237,7 @@ class KafkaBroker:
             return None
 
     def _record(self, pid: int, bootstrap: str) -> None:
-        state = BrokerState(pid, psutil.Process(pid).create_time(), bootstrap)
+        state = BrokerState(**asdict(Started.of(pid)), bootstrap=bootstrap)
         draft = self._state_path.with_suffix(".tmp")
         draft.write_text(json.dumps(asdict(state)), encoding="utf-8")
         draft.replace(self._state_path)
@@ -382,27 +381,6 @@ def summary(state: BrokerState) -> dict[str, str]:
     return {"process": str(state.pid)} | {
         f"topic {name}": f"{count} partitions" for name, count in topics.items()
     }
-
-
-def _process(state: BrokerState, folder: Path) -> psutil.Process | None:
-    """The broker's process; None if it ended, even if its pid was given to another process."""
-    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-        process = psutil.Process(state.pid)
-        same_start = abs(process.create_time() - state.started_at_s) < _CLOCK_SLACK_S
-        is_kafka = str(folder / "conf" / "server.properties") in process.cmdline()
-        if same_start and is_kafka and process.status() != psutil.STATUS_ZOMBIE:
-            return process
-    return None
-
-
-def _end_process(process: psutil.Process, how: signal.Signals, timeout_s: float) -> None:
-    with suppress(psutil.NoSuchProcess):
-        process.send_signal(how)
-        try:
-            process.wait(timeout_s)
-        except psutil.TimeoutExpired:
-            process.kill()
-            process.wait(timeout_s)
 
 
 def free_port(*, other_than: int | None = None) -> int:

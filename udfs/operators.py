@@ -152,10 +152,18 @@ class FirstStage(_KeyedOperator):
     Args:
         stage: See the base class.
         tables: The reference tables; no event is read before they are loaded.
+        carried: String fields that a batch keeps to its end, beside those that stages need.
     """
 
-    def __init__(self, *stage: Any, tables: Tables = NO_TABLES, **named: Any) -> None:
+    def __init__(
+        self,
+        *stage: Any,
+        tables: Tables = NO_TABLES,
+        carried: tuple[str, ...] = (),
+        **named: Any,
+    ) -> None:
         super().__init__(*stage, **named)
+        self._carried = carried
         self._declared_tables = tables
         self._tables: OpenTables | None = None
 
@@ -174,7 +182,8 @@ class FirstStage(_KeyedOperator):
         self._privacy = Privacy.of_events(self._schema)
         self._inputs = StageInputs(self._schema)
         self._kinds = kinds_of(self._schema.known)
-        self._looked_up = tuple(dict.fromkeys(lookup.key for lookup in self._schema.lookups))
+        looked_up = (lookup.key for lookup in self._schema.lookups)
+        self._kept = tuple(dict.fromkeys([*looked_up, *self._carried]))
 
     def close(self) -> None:
         """See the base class."""
@@ -250,8 +259,7 @@ class FirstStage(_KeyedOperator):
             raw=events.raw,
             positions=events.positions,
             times=events.times,
-            entities={key: events.texts[key] for key in self._looked_up}
-            | self._inputs.entities(events),
+            entities={key: events.texts[key] for key in self._kept} | self._inputs.entities(events),
             values=self._inputs.values(events),
             features=evaluate(self._schema.features.expressions, events, self._kinds),
             order=np.empty((len(events), 0), dtype=np.int64),
@@ -260,7 +268,7 @@ class FirstStage(_KeyedOperator):
 
     def _refused(self, rejects: list[Reject]) -> FeatureBatch:
         self._count(0, 0, len(rejects))
-        entities = (*self._looked_up, *self._inputs.stages)
+        entities = (*self._kept, *self._inputs.stages)
         empty = FeatureBatch.empty(entities, self._inputs.names)
         empty.dead_letters.extend(self._dead_letters(rejects))
         return empty

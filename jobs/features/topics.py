@@ -24,10 +24,11 @@ from jobs.features.columns import (
 from jobs.features.reach import without_tables
 from jobs.kafka_topics import StackError, topic_partitions
 from jobs.settings import Settings
-from udfs.batches.events import Decoder, Events, IntArray
+from udfs.batches.events import Decoded, Decoder, Events, IntArray
 from udfs.features.expressions import evaluate
 from udfs.features.keyed import Identities, StageInputs
 from udfs.features.series import kinds_of
+from udfs.offline.rolling import roll_up
 from udfs.spec.schema import Schema
 
 Progress = Callable[[str, float], None]
@@ -194,12 +195,10 @@ def _raw(messages: Sequence[Record]) -> tuple[list[bytes], IntArray]:
 
 
 def _events(schema: Schema, reader: Reader, topic: str) -> EventColumns:
-    decoder = Decoder.for_events(schema.event, schema.key_fields)
     inputs, columns = StageInputs(schema), Growing()
     ids, entities = Texts(), {stage: Entities() for stage in schema.stages}
     codes: list[str] = []
-    for messages in reader.read(topic):
-        decoded = decoder.decode(*_raw(messages))
+    for decoded in _decoded(schema, reader, topic):
         for part in decoded.parts:
             part = without_tables(schema, part)
             ids.extend(part.texts[schema.event.id])
@@ -227,6 +226,27 @@ def _events(schema: Schema, reader: Reader, topic: str) -> EventColumns:
         codes=codes,
         ranges=reader.ranges[topic],
     )
+
+
+def _decoded(schema: Schema, reader: Reader, topic: str) -> Iterator[Decoded]:
+    """The events of a topic; with a roll-up, the windows of its readings in order of arrival.
+
+    When idleness closed a window is not in the topic: later readings of it are taken to be in it.
+    """
+    decoder = Decoder.for_events(schema.arriving, schema.arriving_keys)
+    chunks = (decoder.decode(*_raw(messages)) for messages in reader.read(topic))
+    if schema.rollup is None:
+        yield from chunks
+        return
+    whole = Decoded()
+    for chunk in chunks:
+        whole.parts += chunk.parts
+        whole.rejects += chunk.rejects
+    readings = whole.merged()
+    if readings is not None:
+        rolled = roll_up(schema, readings, order="arrival")
+        whole = Decoded([rolled.windows], whole.rejects + rolled.rejects)
+    yield whole
 
 
 def _add_events(columns: Growing, schema: Schema, part: Events) -> None:

@@ -279,6 +279,15 @@ def test_after_a_restart_a_machine_that_says_nothing_is_found_idle_and_silent() 
     assert json.loads(late.dead_letters[0][1])["code"] == "late", "the mark is in the state"
 
 
+def test_a_job_that_stood_still_takes_no_machine_for_idle() -> None:
+    clock = Clock()
+    subtask = one_bucket(clock)
+    subtask.run(micro_batch(3, [reading(1)], 0))
+    clock.now_ms += 10 * SILENT_MS
+    assert due(subtask, clock) == [], "its timer was late: its input was, too"
+    assert [m for m in made_of(after(subtask, clock, IDLE_MS + 1_000)) if m.events]
+
+
 def test_what_comes_after_the_input_s_last_watermark_is_closed_at_once() -> None:
     subtask = one_bucket(Clock())
     subtask.run(micro_batch(3, [reading(1)], 0))

@@ -36,6 +36,8 @@ from tests.support.models import write_features
 from tests.support.purchases import small_index
 from tests.support.servers import ModelServerProcess
 from tests.support.waiting import wait_until
+from udfs.alerting.operator import EpisodeOperator
+from udfs.alerting.scored import ScoredBatch
 from udfs.batches.batch import FeatureBatch, LabelBatch
 from udfs.batches.buckets import sql_buckets
 from udfs.batches.categories import code_of
@@ -49,6 +51,7 @@ from udfs.ranking.item_stage import ItemStage
 from udfs.ranking.live_popularity import ItemPopularity
 from udfs.scoring.embedded import EmbeddedScoring
 from udfs.scoring.scoring import Output, Scoring, ServedScoring
+from udfs.spec.episode import EpisodeSpec
 from udfs.spec.schema import Schema
 
 BUCKETS = (3, 8)
@@ -137,7 +140,7 @@ class PassOn:
 
 def plain(value: Any) -> Any:
     """Anything that flows between functions as plain values that ``==`` compares; NaN as None."""
-    if isinstance(value, FeatureBatch | LabelBatch):
+    if isinstance(value, FeatureBatch | LabelBatch | ScoredBatch):
         return {name: plain(getattr(value, name)) for name in type(value).__dataclass_fields__}
     if isinstance(value, np.ndarray):
         return [value.shape, str(value.dtype), plain(value.tolist())]
@@ -148,7 +151,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, Row):
-        bucket_and_batch = len(value) == 2
+        bucket_and_batch = len(value) == 2  # else records, of each sink
         return [plain(v) if bucket_and_batch else [*map(record_of, v)] for v in value]
     return value
 
@@ -163,7 +166,7 @@ def record_of(pair: list[bytes]) -> tuple[str, Any]:
 def untimed(document: dict[str, Any]) -> dict[str, Any]:
     if "prediction" in document:
         return document | {"prediction": untimed(document["prediction"])}
-    return {k: v for k, v in document.items() if k != "scored_time_ms"}
+    return {k: v for k, v in document.items() if k not in ("scored_time_ms", "told_time_ms")}
 
 
 # -- streams ------------------------------------------------------------------------------------
@@ -278,6 +281,37 @@ def stage_settings(key: str, **changes: Any) -> dict[str, Any]:
         "cached_entries": 1 << 40,
         "journal_events": 20,
     } | changes
+
+
+EPISODES = EpisodeSpec(
+    entity="card", open_at=2, of_last=3, close_after=300_000, lateness=60_000, last_scores=4
+)
+
+
+def episodes() -> EpisodeOperator:
+    return EpisodeOperator(EPISODES, "events", 3_600)
+
+
+def scored(seed: int = 1) -> list[Any]:
+    """Scores of some cards, late ones and fallbacks among them."""
+    rng = random.Random(seed)
+    batches = []
+    for step in range(24):
+        n = rng.randrange(1, 9)
+        times = [KAFKA_MS + 20_000 * step - rng.choice([0, 0, 30_000, 90_000]) for _ in range(n)]
+        values = [rng.choice([0.1, 0.7, 0.9, float("nan")]) for _ in range(n)]
+        batch = ScoredBatch(
+            [f"c{rng.randrange(3)}" for _ in range(n)],
+            np.array(times),
+            np.array([(0, 100 * step + row) for row in range(n)]),
+            np.array(values),
+            np.full(n, 0.5),
+            np.full(n, -1),
+            np.zeros(n),
+            {0: b'[{"feature":"amount","value":1.5,"contribution":0.5}]'},
+        )
+        batches.append((BUCKETS[step % 2], batch))
+    return batches
 
 
 def label_reader() -> LabelReader:
@@ -426,7 +460,7 @@ KEYED = ["FirstStage", "NextStage"]
 SCORING = ["EmbeddedScoring", "ServedScoring"]
 
 
-@pytest.fixture(params=[*KEYED, "LabelReader", "FeedbackStage", *SCORING])
+@pytest.fixture(params=[*KEYED, "LabelReader", "EpisodeOperator", "FeedbackStage", *SCORING])
 def case(
     request: pytest.FixtureRequest, models_dir: Path, output: Output, server_port: int
 ) -> Iterator[Case]:
@@ -436,6 +470,7 @@ def case(
         "NextStage": Case(next_stage, routed),
         "LabelReader": Case(label_reader, labels),
         "FeedbackStage": Case(feedback_stage, feedback),
+        "EpisodeOperator": Case(episodes, scored),
         "EmbeddedScoring": Case(lambda: next_stage(copy.copy(embedded)), routed),
         "ServedScoring": Case(
             lambda: next_stage(served(server_port, output)), routed, in_order=False

@@ -16,6 +16,9 @@ import pytest
 
 from jobs import runner, training
 from jobs.environment import ROOT
+from jobs.features import topics
+from jobs.features.parity import compare
+from jobs.features.replay import silent
 from jobs.settings import Settings, load
 from tests.support.fixtures import own_overrides
 from tests.support.kafka import Record, Traffic
@@ -78,6 +81,8 @@ def test_every_reading_is_in_one_window_or_told(make: MakeIot) -> None:
     assert sum(windows.values()) + told == len(sent) + len(BAD)
     assert codes["late"] and codes["id_conflict"] and traffic.outputs["duplicates"]
     check_features(settings, traffic, pd.DataFrame(sent), codes)
+    parity = compare(settings, topics.read(settings, {}, silent), None, silent)
+    assert parity.is_equal and parity.compared == len(windows), parity.first
 
 
 def check_features(

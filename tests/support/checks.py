@@ -25,6 +25,7 @@ _SCHEMA_OF = {
     "dead_letters": "dead_letter",
     "duplicates": "duplicate",
     "shadow": "prediction",
+    "episodes": "episode",
 }
 
 
@@ -44,7 +45,8 @@ def check_schemas(outputs: Mapping[str, Sequence[Out]], every: int = 1) -> None:
     """Outputs fit conf/schemas; of many, every n-th is looked at."""
     for name in OUTPUTS:
         for out in outputs[name][::every]:
-            _validators()[name].validate(out.document)
+            is_episode = name == "alerts" and "episode_id" in out.document
+            _validators()["episodes" if is_episode else name].validate(out.document)
 
 
 def check_accounts(traffic: Traffic) -> None:

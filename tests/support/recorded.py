@@ -98,11 +98,15 @@ class ArrayJob:
         places = [(*m.place, m.time_ms) for m in messages]
         decoded = self._decoder.decode([m.raw for m in messages], np.array(places, np.int64))
         for events in decoded.parts:
-            batch = self._first(events)
-            for number in range(1, len(self._stages)):
-                batch = self._next(number, batch)
-            features = self._formulas.append(batch.features, batch.values)
-            self._write(replace(batch, features=features), scored_ms)
+            self.take_events(events, scored_ms)
+
+    def take_events(self, events: Events, scored_ms: int) -> None:
+        """Checked events, or windows of a roll-up."""
+        batch = self._first(events)
+        for number in range(1, len(self._stages)):
+            batch = self._next(number, batch)
+        features = self._formulas.append(batch.features, batch.values)
+        self._write(replace(batch, features=features), scored_ms)
 
     def learn(self, message: Message) -> None:
         """A label."""

@@ -19,7 +19,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from jobs import cli, settings
+from jobs import cli, options, settings
 from jobs.doctor import MIN_DISK_BYTES, MIN_MAVEN, MIN_MEMORY_BYTES
 from jobs.environment import JAVA_MAJOR, ROOT
 from jobs.exit_codes import ExitCode
@@ -134,7 +134,7 @@ def test_streamscore_takes_the_command(words: list[str]) -> None:
     command, rest = resolve(words)
     context = command.make_context(command.name, rest)  # raises what a user would see
     for change in context.params.get("overrides") or ():
-        name, value = cli._change(change)
+        name, value = options.change(change)
         settings.load(FRAUD, {name: value})
     for name in ("conf", "config"):
         assert (ROOT / context.params.get(name, FRAUD)).is_file()
@@ -258,7 +258,8 @@ def test_the_fallback_reasons_are_complete() -> None:
 
 
 def test_the_metrics_are_complete() -> None:
-    made = calls("udfs/operators.py", "udfs/rollup/operator.py", "udfs/scoring/scoring.py")
+    operators = ("operators", "rollup/operator", "scoring/scoring", "alerting/operator")
+    made = calls(*(f"udfs/{name}.py" for name in operators))
     kinds = {(args[0], name) for name, args in made if name in ("counter", "gauge") and args}
     assert {(cells[0], cells[1]) for cells in rows("metric")} == kinds
 
@@ -379,6 +380,17 @@ def test_the_enrichment_is_settings() -> None:
         "terminal_risk",
         "terminal_kind",
     ]
+
+
+@pytest.mark.parametrize("name", ["alerts", "delivery", "store"])
+def test_what_the_chapter_on_alerts_shows_is_settings(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for secret in ("WEBHOOK_TOKEN", "PGPASSWORD"):
+        monkeypatch.setenv(secret, "s")
+    (block,) = (b for b in blocks(README, "yaml") if b.comment == f"settings: {name}")
+    loaded = settings.load(FRAUD, yaml.safe_load(block.text))
+    assert loaded.alerts.episodes or loaded.delivery or loaded.store
 
 
 def test_the_payment_is_an_event() -> None:

@@ -14,7 +14,6 @@ from pyflink.common import Row
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import FloatArray
 from udfs.batches.records import Verdict, source_of
-from udfs.preparation.encoders import Matrix
 from udfs.preparation.preparation import Preparation
 from udfs.ranking.arrays import largest
 from udfs.ranking.candidates import Source, reason
@@ -43,10 +42,6 @@ class RankingOutput:
     topic: str
     preparation: Preparation
 
-    def model_input(self, batch: FeatureBatch) -> Matrix:
-        """See ``Outputs``."""
-        return self.preparation.transform(batch.features)
-
     def warm_up(self) -> None:
         """Nothing is compiled here."""
 
@@ -56,9 +51,15 @@ class RankingOutput:
         """See ``Outputs``; the scores are not looked at."""
         return Verdict(np.zeros(len(batch)), model_name, None, reason, arm)
 
-    def rows_to_explain(self, verdict: Verdict) -> list[int]:
+    def rows_to_explain(self, batch: FeatureBatch, verdict: Verdict) -> list[int]:
         """A candidate has its reason already."""
         return []
+
+    def emit(
+        self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
+    ) -> Iterator[Row]:
+        """See ``Outputs``."""
+        yield self.rows(batch, verdict, contributions)
 
     def rows(
         self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None

@@ -38,6 +38,10 @@ class Idleness:
             self._heard_ms = np.concatenate([self._heard_ms, more])
         self._heard_ms[slots] = now_ms
 
+    def forgive(self, blocked_ms: int) -> None:
+        """The job itself stood still for so long: nobody could be heard."""
+        self._heard_ms += blocked_ms
+
     def idle(self, now_ms: int) -> Ints:
         """The slots whose open windows must close."""
         slots = self._windows.open_slots()

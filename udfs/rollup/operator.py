@@ -140,6 +140,8 @@ class RollupStage(KeyedProcessFunction):
             return ()
         self._tick(mine, timers)
         now_ms = self._clock()
+        if now_ms - timestamp > mine.idleness.tick_ms:  # what is to be read has waited as well
+            mine.idleness.forgive(now_ms - timestamp)
         silent = mine.idleness.newly_silent(now_ms)
         return self._close(bucket, mine, mine.idleness.idle(now_ms), BY_IDLENESS, silent)
 

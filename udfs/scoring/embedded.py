@@ -72,7 +72,7 @@ class EmbeddedScoring:
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """Score at once."""
         if not len(batch):
-            yield self._output.rows(batch, None, None)
+            yield from self._output.emit(batch, None, None)
             return
         if self._lookups is not None:
             batch = run(self._lookups.enrich(batch)).result()
@@ -81,14 +81,17 @@ class EmbeddedScoring:
         matrix = loaded.preparation.transform(batch.features)
         scores = np.asarray(loaded.model.predict(matrix), dtype=np.float64)
         verdict = Verdict(scores, self._model_name, loaded.version)
-        yield self._output.rows(batch, verdict, self._explain(loaded, matrix, verdict))
+        why = self._explain(batch, loaded, matrix, verdict)
+        yield from self._output.emit(batch, verdict, why)
 
     def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
         """None is set."""
         return iter(())
 
-    def _explain(self, loaded: Loaded, matrix: Matrix, verdict: Verdict) -> FloatArray | None:
-        rows = self._output.rows_to_explain(verdict)
+    def _explain(
+        self, batch: FeatureBatch, loaded: Loaded, matrix: Matrix, verdict: Verdict
+    ) -> FloatArray | None:
+        rows = self._output.rows_to_explain(batch, verdict)
         if not rows or not loaded.model.explains:
             return None
         try:

@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from pyflink.common import Row, Types
@@ -26,6 +26,7 @@ from pyflink.datastream.timerservice import TimerService
 
 from model_server.client import ClientOptions
 from model_server.errors import PredictError
+from udfs.alerting.feed import EpisodeFeed
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import FloatArray
 from udfs.batches.privacy import Privacy
@@ -52,6 +53,7 @@ class Output:
         fallback_score: The score when the model cannot answer.
         explain: Whether alerts name the features that weigh most.
         privacy: What is hidden of the events; none if nothing is.
+        episodes: What makes one alert of many scores; none: each score above is an alert.
     """
 
     writer: RecordWriter
@@ -59,6 +61,7 @@ class Output:
     fallback_score: float
     explain: bool
     privacy: Privacy | None = None
+    episodes: EpisodeFeed | None = None
 
     def model_input(self, batch: FeatureBatch) -> Matrix:
         """The batch as the model gets it: float32 (n, the model's columns)."""
@@ -88,9 +91,23 @@ class Output:
         """The verdict when the model did not answer."""
         return Verdict(np.full(len(batch), self.fallback_score), model_name, None, reason, arm)
 
-    def rows_to_explain(self, verdict: Verdict) -> list[int]:
+    def rows_to_explain(self, batch: FeatureBatch, verdict: Verdict) -> list[int]:
         """The alerts, if they are to name the features that weigh most."""
-        return self.writer.alert_rows(verdict) if self.explain else []
+        return self._rows_above(batch, verdict) if self.explain else []
+
+    def _rows_above(self, batch: FeatureBatch, verdict: Verdict) -> list[int]:
+        if self.episodes is not None:
+            return self.episodes.columns.rows_above(batch, verdict)
+        return self.writer.alert_rows(verdict)
+
+    def emit(
+        self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
+    ) -> Iterator[Any]:
+        """A row of each sink's records, and beside it what the episodes get; see ``rows``."""
+        yield self.rows(batch, verdict, contributions)
+        if self.episodes is not None and verdict is not None:
+            reasons = {} if contributions is None else self._reasons(batch, verdict, contributions)
+            yield from self.episodes.parts(batch, verdict, reasons)
 
     def rows(
         self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
@@ -108,7 +125,8 @@ class Output:
         if verdict is not None:
             made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
             predictions = pairs(zip(batch.keys, made, strict=True))
-            alerts += pairs(self._alerts(batch, verdict, made, contributions))
+            if self.episodes is None:
+                alerts += pairs(self._alerts(batch, verdict, made, contributions))
         return Row(predictions, alerts, pairs(batch.dead_letters), pairs(batch.duplicates), [])
 
     def shadow_rows(self, batch: FeatureBatch, verdict: Verdict) -> Row:
@@ -134,11 +152,19 @@ class Output:
         records: list[bytes],
         contributions: FloatArray | None,
     ) -> Iterator[tuple[str, bytes]]:
-        for n, row in enumerate(self.writer.alert_rows(verdict)):
-            why = None if contributions is None else contributions[n]
-            reasons = self.writer.reasons(batch.features[row], why)
+        known = {} if contributions is None else self._reasons(batch, verdict, contributions)
+        for row in self.writer.alert_rows(verdict):
+            reasons = known.get(row, [])
             event = self._event(batch.raw[row])
             yield batch.keys[row], self.writer.alert(records[row], event, reasons)
+
+    def _reasons(
+        self, batch: FeatureBatch, verdict: Verdict, contributions: FloatArray
+    ) -> dict[int, list[dict[str, Any]]]:
+        """The reasons of the alerts, by row."""
+        rows = self._rows_above(batch, verdict)
+        whys = zip(rows, contributions, strict=True)
+        return {row: self.writer.reasons(batch.features[row], why) for row, why in whys}
 
 
 def pairs(records: Iterable[tuple[str, bytes]]) -> list[Pair]:
@@ -153,9 +179,6 @@ class Outputs(Protocol):
     def preparation(self) -> Preparation:
         """From features to the model's columns, as in training."""
 
-    def model_input(self, batch: FeatureBatch) -> Matrix:
-        """The batch as the model gets it: float32 (n, the model's columns)."""
-
     def warm_up(self) -> None:
         """Make the first batch as quick as the others."""
 
@@ -164,13 +187,13 @@ class Outputs(Protocol):
     ) -> Verdict:
         """The verdict when the model did not answer."""
 
-    def rows_to_explain(self, verdict: Verdict) -> list[int]:
+    def rows_to_explain(self, batch: FeatureBatch, verdict: Verdict) -> list[int]:
         """The rows whose score is to be explained."""
 
-    def rows(
+    def emit(
         self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
-    ) -> Row:
-        """The records of each sink."""
+    ) -> Iterator[Any]:
+        """What the operator emits for a batch: the records of each sink, and what goes beside."""
 
     def shadow_rows(self, batch: FeatureBatch, verdict: Verdict) -> Row:
         """What a shadow said, as records of its own sink."""
@@ -309,7 +332,7 @@ class ServedScoring:
         mine = self._of(bucket)
         for part in batch.chunks(self._max_rows):
             if not len(part):
-                yield self._output.rows(part, None, None)
+                yield from self._output.emit(part, None, None)
                 continue
             self._state.put(mine.next_number, pickle.dumps(part, pickle.HIGHEST_PROTOCOL))
             self._add(mine, mine.next_number, part)
@@ -369,7 +392,7 @@ class ServedScoring:
             for part in call.answer.result():
                 if part.verdict.fallback_reason is not None:
                     self._fallbacks.inc(len(part.batch))
-                yield self._output.rows(part.batch, part.verdict, part.contributions)
+                yield from self._output.emit(part.batch, part.verdict, part.contributions)
             mine.calls.remove(call)
             for number in call.numbers:
                 self._state.remove(number)
@@ -421,7 +444,8 @@ class ServedScoring:
     async def _answer_of(self, arm: Arm, batch: FeatureBatch, begun_s: float) -> _Part:
         verdict, answer = await self._verdict(arm, batch, _left_ms(arm, begun_s))
         left_ms = _left_ms(arm, begun_s)
-        return _Part(batch, verdict, await self._explain(arm, answer, verdict, left_ms))
+        rows = self._output.rows_to_explain(batch, verdict)
+        return _Part(batch, verdict, await self._explain(arm, answer, rows, left_ms))
 
     async def _verdict(
         self, arm: Arm, batch: FeatureBatch, deadline_ms: float
@@ -456,10 +480,9 @@ class ServedScoring:
         await asyncio.gather(*self._copies, return_exceptions=True)
 
     async def _explain(
-        self, arm: Arm, answer: Answer | None, verdict: Verdict, left_ms: float
+        self, arm: Arm, answer: Answer | None, rows: list[int], left_ms: float
     ) -> FloatArray | None:
         """Contributions of the alerts, if they come within what the prediction left of its time."""
-        rows = self._output.rows_to_explain(verdict)
         if answer is None or not rows:
             return None
         try:

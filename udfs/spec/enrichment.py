@@ -20,6 +20,7 @@ __all__ = [
     "PostgresSpec",
     "RedisSpec",
     "TableSpec",
+    "dsn_mistakes",
     "mistakes_of",
 ]
 
@@ -150,6 +151,12 @@ class RedisSpec(Strict):
             yield Mistake(("url",), _NO_PASSWORD)
 
 
+def dsn_mistakes(dsn: str) -> Iterator[Mistake]:
+    """A password in a connection string, which would be shown and logged."""
+    if "password=" in dsn or ("://" in dsn and urlsplit(dsn).password):
+        yield Mistake(("dsn",), _NO_PASSWORD)
+
+
 class PostgresSpec(Strict):
     """Values in PostgreSQL: one SELECT with ``= ANY`` per batch."""
 
@@ -161,9 +168,7 @@ class PostgresSpec(Strict):
 
     def mistakes(self) -> Iterator[Mistake]:
         """See the base class."""
-        is_url = "://" in self.dsn
-        if "password=" in self.dsn or (is_url and urlsplit(self.dsn).password):
-            yield Mistake(("dsn",), _NO_PASSWORD)
+        yield from dsn_mistakes(self.dsn)
 
 
 class FeastSpec(Strict):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from jobs import cli, run_job, runner
+from jobs import cli, options, run_job, runner
 from jobs.environment import ROOT, NotReadyError
 from jobs.exit_codes import ExitCode
 from jobs.runner import JobError
@@ -141,7 +141,7 @@ def test_what_is_missing_here_stops_a_run_here_and_warns_for_a_cluster(play: Pla
     ],
 )
 def test_a_setting_on_the_command_line(text: str, expected: tuple[str, Any]) -> None:
-    assert cli._change(text) == expected
+    assert options.change(text) == expected
 
 
 @pytest.mark.parametrize("text", ["batch.buckets", "=4", "batch.buckets={"])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from udfs.features.histories import StateFormatError
 from udfs.features.keyed import Identities, KeyedStage, Observed
 from udfs.features.states import BucketStates
+from udfs.spec.feature import FeatureSpec
 from udfs.spec.schema import Schema
 
 SCHEMA = Schema.model_validate(
@@ -43,6 +44,15 @@ SCHEMA = Schema.model_validate(
         },
     }
 )
+_WINDOWS = SCHEMA.model_dump(mode="json")["features"]["windows"]
+WITH_FIRST = SCHEMA.model_copy(
+    update={
+        "features": FeatureSpec.model_validate(
+            {"windows": [_WINDOWS[0] | {"windows": ["5m", {"first": 3}]}]}
+        )
+    }
+)
+"""The same with a window that never moves."""
 BUCKET = 7
 MINUTE_MS = 60_000
 
@@ -119,16 +129,21 @@ def outcome(result: tuple[Observed, int]) -> list[Any]:
     batches=BATCHES,
     cached_entries=st.sampled_from([1, 40, 1_000_000]),
     journal_events=st.sampled_from([0, 1, 10, 30, 100_000]),
+    schema=st.sampled_from([SCHEMA, WITH_FIRST]),
 )
 def test_restarts_change_nothing(
-    batches: list[tuple[list[Row], bool]], cached_entries: int, journal_events: int
+    batches: list[tuple[list[Row], bool]],
+    cached_entries: int,
+    journal_events: int,
+    schema: Schema,
 ) -> None:
     state = MapState()
-    whole, task = Task(MapState(), 1 << 60, 0), Task(state, cached_entries, journal_events)
+    whole = Task(MapState(), 1 << 60, 0, schema)
+    task = Task(state, cached_entries, journal_events, schema)
     for rows, restart in batches:
         if restart:
             state = MapState(state)
-            task = Task(state, cached_entries, journal_events)
+            task = Task(state, cached_entries, journal_events, schema)
         assert outcome(task.run(rows)) == outcome(whole.run(rows))
 
 

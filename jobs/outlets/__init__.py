@@ -1,0 +1,1 @@
+"""What reads a job's topics and hands them on: alerts to people, predictions to a store."""

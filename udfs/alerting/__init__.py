@@ -1,0 +1,1 @@
+"""Episodes of alerts: from scores to one alert with an opening and a closing record."""
