@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup jars dev peers bench-peers peer-torch protos lint test test-cluster demo bench sbom audit clean lock help
+.PHONY: setup jars dev peers bench-peers peer-torch protos lint test test-cluster demo demo-feed bench sbom audit clean lock help
 
 # Override on the command line: make setup PYTHON=/opt/python3.11/bin/python3
 PYTHON ?= python3.11
@@ -157,6 +157,9 @@ test-cluster: jars ## Kill and change jobs on a standalone cluster with a real K
 
 demo: jars ## Score card transactions end to end on this machine (DEMO_ARGS="--help")
 	@$(BIN)/streamscore demo $(DEMO_ARGS)
+
+demo-feed: jars ## Rank a feed end to end on this machine (DEMO_ARGS="--help")
+	@$(BIN)/streamscore demo-feed $(DEMO_ARGS)
 
 bench: jars ## Measure throughput and latency (BENCH_ARGS="--help")
 	@$(BIN)/python -m bench.throughput $(BENCH_ARGS)

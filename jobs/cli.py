@@ -25,6 +25,7 @@ from jobs.outlets import cli as outlets_cli
 from jobs.versions import cli as versions_cli
 
 if TYPE_CHECKING:
+    from jobs.settings import Settings
     from udfs.scoring.rollout import Rollout
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
@@ -119,11 +120,18 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Train on this .parquet, .csv or .jsonl instead: the event's fields and a label.",
+            help="Train on this .parquet, .csv or .jsonl instead: the event's fields and a label; "
+            "of a ranking job: user, item, event_time_ms and, if known, price and category.",
         ),
     ] = None,
+    source: Annotated[
+        Literal["", "training"],
+        typer.Option("--from", help="A ranking job: its events and examples topics, too."),
+    ] = "",
 ) -> None:
     """Train a model on the first part of a history, measure it on the rest, store a new version.
+
+    A ranking job's is stored only if it ranks the rest no worse than the newest version there is.
 
     Example: streamscore train --size full
     """
@@ -132,6 +140,11 @@ def train(
     from jobs.demo import data as demo_data
 
     settings = _settings(config)
+    if settings.ranking is not None:
+        _train_ranking(settings, data, source == "training")
+        return
+    if source:
+        raise typer.BadParameter("it is for ranking jobs", param_hint="--from")
     with bars() as progress:
         if data is None:
             frame = demo_data.load(size, progress=progress)
@@ -142,6 +155,18 @@ def train(
     title = f"model {version.name}, version {version.version}"
     console.print(facts_table(title, training.summary(trained)))
     console.print(f"Serve it with: streamscore serve --config {config}", soft_wrap=True)
+
+
+def _train_ranking(settings: Settings, data: Path | None, from_topics: bool) -> None:
+    from jobs import ranking_data, ranking_training
+    from jobs.console import bars, console, facts_table
+
+    with bars() as progress:
+        found = ranking_data.load(settings, data, from_topics, progress)
+        trained = ranking_training.train(settings, found, progress)
+    version = trained.version
+    title = f"model {version.name}, version {version.version}"
+    console.print(facts_table(title, ranking_training.summary(trained)))
 
 
 @app.command()
@@ -230,6 +255,27 @@ def run(
 
 
 @app.command()
+def gateway(
+    conf: ConfigFile,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Override a setting; may be repeated."),
+    ] = None,
+) -> None:
+    """Serve a ranking job over HTTP: POST /rank and /events, and a page at /.
+
+    Until SIGTERM or Ctrl-C; a request that the job does not answer in time gets popular items.
+
+    Example: streamscore gateway conf/feed.yaml
+    """
+    from jobs.gateway import service
+
+    settings = _settings(conf, overrides or ())
+    with _refusing():
+        raise typer.Exit(service.serve(settings))
+
+
+@app.command()
 def demo(
     size: Annotated[
         Literal["small", "full"], typer.Option(help="Which demo data; see streamscore data.")
@@ -267,6 +313,39 @@ def demo(
         raise typer.Exit(ExitCode.FAILED) from exc
     if outcome.unaccounted:
         typer.echo(f"{outcome.unaccounted:,} records are unaccounted for", err=True)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command("demo-feed")
+def demo_feed(
+    seconds: Annotated[
+        float, typer.Option(min=10, help="How long the replay takes, the training apart.")
+    ] = 90,
+    requests: Annotated[int, typer.Option(min=20, help="How many visitors at most.")] = 3_600,
+    no_live: Annotated[
+        bool, typer.Option("--no-live", help="Print lines instead of a live panel.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave everything running after the report, to Ctrl-C.")
+    ] = False,
+    users: Annotated[
+        int, typer.Option(hidden=True, help="A synthetic log of so many users; 0: the whole data.")
+    ] = 0,
+) -> None:
+    """Rank a feed end to end on this machine: model, Kafka, Flink, gateway, feedback, next model.
+
+    Example: streamscore demo-feed --no-live
+    """
+    from jobs.demo.feed import demo as show
+    from jobs.runner import JobError
+
+    try:
+        outcome = show.run(show.FeedDemoOptions(seconds, requests, not no_live, keep, users))
+    except JobError as exc:
+        typer.echo(f"the demo failed: {exc}", err=True)
+        raise typer.Exit(ExitCode.FAILED) from exc
+    if outcome.unaccounted:
+        typer.echo(f"{outcome.unaccounted:,} unaccounted for, see the report", err=True)
         raise typer.Exit(ExitCode.FAILED)
 
 
@@ -436,6 +515,7 @@ def stack_up(config: Config = _CONFIG) -> None:
     with spinner("starting the stack") as progress:
         tables = [table.topic for table in settings.tables if table.topic]
         kafka, topics = settings.kafka, settings.topics
+        tables += [topics.popularity] if topics.popularity else []
         state = stack.up(kafka.bootstrap_servers, topics, progress, tables=tables)
     console.print(f"Kafka runs at [bold]{state.bootstrap}[/], process {state.pid}")
 

@@ -100,7 +100,7 @@ def build(
     inputs = Inputs(tables, settings, labels, begin.positions)
     scored = _stages(inputs, _scoring(settings, model), begin.since_ms)
     wanted = [column for column in sinks.COLUMNS if getattr(settings.topics, column)]
-    options = {column: _sink_options(settings, column) for column in wanted}
+    options = {column: sink_options(settings, column) for column in wanted}
     sinks.write(tables, scored, options, _episodes(settings, scored))
     uids.assign(env)
 
@@ -154,10 +154,10 @@ def _episodes(settings: Settings, scored: DataStream) -> dict[str, DataStream]:
         return {}
     spec = settings.alerts.episodes.with_lateness(settings.event)
     span_ms = (spec.lateness or 0) + (spec.close_after or 0) + (spec.silent_after or 0)
-    ttl_s = max(idle_ms(settings), 2 * span_ms) // 1_000
+    kept_s = max(idle_ms(settings), 2 * span_ms) // 1_000
     privacy = Privacy.of_events(settings.schema_)
     hide = privacy.hashed if privacy and spec.entity in privacy.fields else None
-    operator = EpisodeOperator(spec, settings.topics.events, ttl_s, hide)
+    operator = EpisodeOperator(spec, settings.topics.events, kept_s, hide)
     told = (
         keyed.by_first_field(keyed.side_output(scored, SCORED), BATCH)
         .process(operator, sinks.row_type(["alerts"]))
@@ -202,7 +202,8 @@ def _readings_ttl_s(settings: Settings) -> int:
     return max(_MONTH_S, 2 * (longest_ms + schema.arriving.time.allowed_lateness) // 1_000)
 
 
-def _sink_options(settings: Settings, column: str) -> dict[str, str]:
+def sink_options(settings: Settings, column: str) -> dict[str, str]:
+    """The Kafka connector's options to write the topic of that name in the settings."""
     topic = getattr(settings.topics, column)
     options = {
         "connector": "kafka",
@@ -224,7 +225,8 @@ def _sink_options(settings: Settings, column: str) -> dict[str, str]:
     return options | client_properties(settings)
 
 
-def _client_options(settings: Settings) -> ClientOptions:
+def client_options(settings: Settings) -> ClientOptions:
+    """How the model server is asked."""
     model = settings.model
     return ClientOptions(
         target=model.server,
@@ -293,7 +295,7 @@ def _scoring(settings: Settings, model: ModelVersion) -> Scoring:
             0 if settings.model.version is not None else settings.model.follow,
         )
     return ServedScoring(
-        _client_options(settings),
+        client_options(settings),
         output,
         settings.batch.max_rows,
         settings.model.calls_in_flight,

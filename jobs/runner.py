@@ -27,6 +27,8 @@ from jobs.starting import EMPTY, Start
 TERMINAL_STATES = frozenset({"FINISHED", "CANCELED", "FAILED", "SUSPENDED"})
 _PACKAGE = re.compile(r"^(?:[a-z_][\w$]*\.)+(?=[A-Z])")
 _POLL_S = 0.1
+_ANSWER_S = 60.0
+"""Longest wait for an answer of the REST API: on a machine with more to do than cores, seconds."""
 _GONE_S = 10.0
 """How long a mini-cluster whose REST API is gone may take to say how the job ended."""
 
@@ -75,7 +77,7 @@ class FlinkRest:
         url = f"{self.url}{path}"
         request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310 (http)
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=_ANSWER_S) as response:  # noqa: S310
                 return json.loads(response.read() or b"null")
         except urllib.error.HTTPError as exc:
             said = exc.read().decode(errors="replace").strip()
@@ -270,9 +272,9 @@ def start(settings: Settings, target: str | None = None, begin: Start = EMPTY) -
     """
 
     def build(env: Any) -> None:
-        from jobs import pipeline
+        from jobs import shapes
 
-        pipeline.build(env, settings, begin)
+        shapes.build(env, settings, begin)
 
     return submit(settings, build, target, begin.options)
 

@@ -17,6 +17,12 @@ from jobs.kafka_settings import HostPorts, KafkaSettings
 from jobs.outlets.columns import taken_names
 from jobs.outlets.settings import DeliverySettings, StoreSettings
 from jobs.profiles import with_profile
+from jobs.ranking_settings import (
+    FeedbackSettings,
+    GatewaySettings,
+    RankingSettings,
+    RankingTraining,
+)
 from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM
@@ -84,6 +90,15 @@ class TopicSettings(Strict):
     dead_letters: Topic = Field("dead-letters", description="records that could not be scored")
     duplicates: Topic = Field("duplicates", description="records dropped because their id was seen")
     shadow: Topic | None = Field(None, description="a rollout's shadow answers; none drops them")
+    impressions: Topic | None = Field(
+        None, description="a ranking job's: what was ranked for a request, with its features"
+    )
+    examples: Topic | None = Field(
+        None, description="a ranking job's: impressions with their labels, to train on"
+    )
+    popularity: Topic | None = Field(
+        None, description="a ranking job's: popularity by item, compacted"
+    )
     partitions: int = Field(4, ge=1, description="partitions of topics that `stack up` makes")
 
 
@@ -246,6 +261,9 @@ class TrainingSettings(Strict):
         None,
         description="column of the training data with the label, 0 or 1; none: labels.value",
     )
+    ranking: RankingTraining = Field(
+        default_factory=lambda: RankingTraining(), description="of a ranking job"
+    )
 
 
 class Settings(Strict):
@@ -275,6 +293,15 @@ class Settings(Strict):
     flink: FlinkSettings = Field(default_factory=lambda: FlinkSettings(), description="Flink")
     training: TrainingSettings = Field(
         default_factory=lambda: TrainingSettings(), description="training"
+    )
+    ranking: RankingSettings | None = Field(
+        None, description="makes the job one that ranks items for requests"
+    )
+    feedback: FeedbackSettings = Field(
+        default_factory=lambda: FeedbackSettings(), description="labels of what was ranked"
+    )
+    gateway: GatewaySettings = Field(
+        default_factory=lambda: GatewaySettings(), description="HTTP before a ranking job"
     )
     delivery: DeliverySettings | None = Field(
         None, description="where `streamscore deliver` takes alerts"
@@ -327,6 +354,8 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         yield from _no_time_left(sections["lookups"], sections["model"].deadline)
     if "topics" in sections:
         yield from _loops(sections["topics"])
+        if sections.get("ranking"):
+            yield from _unfit_for_ranking(sections)
     if sections.keys() >= {"flink", "batch"}:
         parallelism, buckets = sections["flink"].parallelism, sections["batch"].buckets
         if parallelism > buckets:
@@ -378,8 +407,21 @@ def _no_time_left(lookups: tuple[LookupSpec, ...], deadline_ms: int) -> Iterator
             yield Mistake(("lookups", n, "deadline"), message)
 
 
+def _unfit_for_ranking(sections: Mapping[str, Any]) -> Iterator[Mistake]:
+    for name in ("impressions", "examples", "popularity"):
+        if getattr(sections["topics"], name) is None:
+            yield Mistake(("topics", name), "a ranking job writes it: name the topic")
+    for n, field in enumerate(sections["event"].fields if "event" in sections else ()):
+        if field.sensitive:
+            message = "a ranking job answers with users and items as they are: it hides none"
+            yield Mistake(("event", "fields", n, "sensitive"), message)
+    if "batch" in sections and sections["batch"].max_rows < sections["ranking"].candidates:
+        message = "must hold the candidates of a request, which are one call"
+        yield Mistake(("batch", "max_rows"), message)
+
+
 def _loops(topics: TopicSettings) -> Iterator[Mistake]:
-    for name in ("predictions", "alerts", "dead_letters", "duplicates", "shadow"):
+    for name in ("predictions", "alerts", "dead_letters", "duplicates", "shadow", "examples"):
         topic = getattr(topics, name)
         if topic is not None and topic in (topics.events, topics.labels):
             yield Mistake(("topics", name), f"{topic!r} is read by the job: it would feed itself")

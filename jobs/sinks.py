@@ -42,24 +42,28 @@ def write(
     scored: DataStream,
     options: Mapping[str, Mapping[str, str]],
     others: Mapping[str, DataStream] = NO_OTHERS,
+    columns: Sequence[str] = COLUMNS,
+    view: str = "scored",
 ) -> None:
-    """Attach the sinks to a stream of scored batches.
+    """Attach the sinks to a stream of batches of records.
 
     Delivery is what the options say: at least once, or exactly once by Kafka transactions.
 
     Args:
         tables: The table environment.
-        scored: Rows of ``OUTPUT_TYPE``.
+        scored: Rows of ``row_type(columns)``.
         options: The Kafka connector's options of each column's sink; a column without them has
             none.
         others: Columns that get records of a further stream as well, of ``row_type([column])``.
+        columns: The row's.
+        view: A name for the stream that no other has.
     """
-    _view(tables, "scored", scored, COLUMNS)
+    _view(tables, view, scored, columns)
     for column, stream in others.items():
-        _view(tables, f"scored_{column}", stream, [column])
+        _view(tables, f"{view}_{column}", stream, [column])
     statements = tables.create_statement_set()
     for column in options:
-        views = ["scored", *([f"scored_{column}"] if column in others else [])]
+        views = [view, *([f"{view}_{column}"] if column in others else [])]
         # One sink for both: two of one name would share their transactions' ids.
         records = " UNION ALL ".join(_RECORDS.format(view=v, column=column) for v in views)
         tables.execute_sql(_SINK.format(column=column, options=with_options(options[column])))

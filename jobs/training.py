@@ -1,16 +1,9 @@
-"""`streamscore train`: a model from a labelled history, with the live job's own features.
-
-The model folder is written beside its place and renamed: a server that looks at any moment finds
-the whole version or none.
-"""
+"""`streamscore train`: a model from a labelled history, with the live job's own features."""
 
 from __future__ import annotations
 
-import errno
 import math
-import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pandas as pd
 import xgboost
 
 from jobs.enrichment import tables_of
 from jobs.history_files import HistoryFileError, labels_in
 from jobs.metrics import average_precision, decide, roc_auc
+from jobs.model_folders import METRICS_FILE, publish, write_json
 from jobs.settings import Settings
 from model_server.errors import RepositoryError
-from model_server.repository import FEATURES_FILE, MODEL_FILES, ModelVersion, list_versions
+from model_server.repository import FEATURES_FILE, MODEL_FILES, ModelVersion
 from udfs.batches.categories import texts_of
 from udfs.batches.events import Events, FloatArray
 from udfs.enrichment.table_readers import TableError
@@ -45,10 +38,8 @@ from udfs.preparation.fitting import Rows, fit, training_matrix
 from udfs.preparation.preparation import Preparation
 from udfs.spec.schema import Schema
 
-METRICS_FILE = "metrics.json"
 SHOWN_FEATURES = 15
 _PART = "{rows:,} rows, {positives:,} positive, {from} to {to}"
-_TAKEN = frozenset((errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR))
 
 
 class TrainingError(HistoryFileError):
@@ -250,39 +241,17 @@ def _store(
     preparation: Preparation,
     metrics: dict[str, Any],
 ) -> ModelVersion:
-    model = settings.model
-    folder = model.path / model.name
-    draft = folder / f".draft-{uuid.uuid4().hex}"
-    try:
-        draft.mkdir(parents=True)
+    def write(draft: Path) -> None:
         booster.save_model(draft / MODEL_FILES[0])
         document = preparation.document() | {"config_hash": settings.features_hash}
-        _write_json(draft / FEATURES_FILE, document)
-        _write_json(draft / METRICS_FILE, metrics)
-        return _publish(draft, model.path, model.name)
+        write_json(draft / FEATURES_FILE, document)
+        write_json(draft / METRICS_FILE, metrics)
+
+    model = settings.model
+    try:
+        return publish(model.path, model.name, write)
     except (OSError, RepositoryError) as exc:
         raise TrainingError(f"cannot write the model: {exc}", "check model.path and .name") from exc
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-
-
-def _publish(draft: Path, models_dir: Path, name: str) -> ModelVersion:
-    """Rename to the next free version; another training may take one at the same time."""
-    version = max(list_versions(models_dir, name), default=0)
-    while True:
-        version += 1
-        target = models_dir / name / str(version)
-        try:
-            draft.rename(target)
-        except OSError as exc:
-            if exc.errno not in _TAKEN:
-                raise
-        else:
-            return ModelVersion(name, version, target.resolve())
 
 
 def summary(trained: Trained) -> dict[str, str]:

@@ -41,14 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _built(job: Path) -> tuple[Any, str]:
     from pyflink.datastream import StreamExecutionEnvironment
 
-    from jobs import pipeline, settings
+    from jobs import pipeline, settings, shapes
 
     overrides = json.loads((job / "conf" / "overrides.json").read_text(encoding="utf-8"))
     loaded = settings.load(job / "conf" / "job.yaml", overrides)
     jars = ";".join(jar.absolute().as_uri() for jar in sorted((job / "jars").glob("*.jar")))
     configuration = pipeline.flink_configuration(loaded, {"pipeline.jars": jars})
     env = StreamExecutionEnvironment.get_execution_environment(configuration)
-    pipeline.build(env, loaded)
+    shapes.build(env, loaded)
     _compile(loaded)
     return env, loaded.name
 

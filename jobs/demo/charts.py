@@ -116,7 +116,10 @@ def latency_buckets(latency_ms: FloatArray) -> tuple[IntArray, IntArray]:
 
 
 def latency_chart(
-    latency_ms: FloatArray, marks_ms: Sequence[tuple[str, float]], width_px: int = 440
+    latency_ms: FloatArray,
+    marks_ms: Sequence[tuple[str, float]],
+    width_px: int = 440,
+    what: str = "record created to prediction in Kafka",
 ) -> str:
     """Histogram of latencies over a logarithmic axis.
 
@@ -124,6 +127,7 @@ def latency_chart(
         latency_ms: float64 (p,), p > 0, finite.
         marks_ms: Names and values to mark with a vertical line.
         width_px: The drawing's width.
+        what: From when to when.
     """
     plot = svg.Plot(width_px, _TALL_PX, top=34.0 + 16.0 * len(marks_ms))
     edges, counts = latency_buckets(latency_ms)
@@ -132,9 +136,7 @@ def latency_chart(
     y = plot.y(ticks[-1])
     parts = [
         svg.y_axis(plot, y, ticks, "records per bucket", _whole),
-        svg.x_axis(
-            plot, x, _latency_ticks(edges), "record created to prediction in Kafka (ms, log)"
-        ),
+        svg.x_axis(plot, x, _latency_ticks(edges), f"{what} (ms, log)"),
         *_latency_bars(edges, counts, x, y),
         *_latency_marks(plot, x, marks_ms),
     ]

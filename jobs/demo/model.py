@@ -13,6 +13,7 @@ import pandas as pd
 
 from jobs import training
 from jobs.demo import data as demo_data
+from jobs.model_folders import METRICS_FILE
 from jobs.settings import Settings
 from model_server.errors import RepositoryError
 from model_server.repository import find_version
@@ -56,7 +57,7 @@ def stored(settings: Settings, folder: Path, wanted: Mapping[str, Any]) -> Model
         if known["stamp"] != wanted:
             return None
         found = find_version(settings.model.path, settings.model.name, known["version"])
-        metrics = orjson.loads((found.path / training.METRICS_FILE).read_bytes())
+        metrics = orjson.loads((found.path / METRICS_FILE).read_bytes())
     except (OSError, ValueError, KeyError, RepositoryError):
         return None
     return Model(found.version, metrics)

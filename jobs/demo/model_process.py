@@ -1,4 +1,4 @@
-"""The model server as a child process that can be stopped and started again on its port."""
+"""Servers as child processes that can be stopped and started again on their port."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,24 +21,21 @@ _READY = b"ready port="
 
 
 class ModelServerError(NotReadyError):
-    """The model server did not start."""
+    """A server did not start."""
 
 
-class ModelProcess:
-    """``python -m model_server``; a context manager that starts and stops it.
+class ServerProcess:
+    """A Python module that prints ``ready port=N``; a context manager that starts and stops it.
 
     Args:
-        models_dir: Root of the model repository.
-        name: The model's name.
-        version: Its version.
+        what: Its name in errors.
+        arguments: Of ``python -m``; ``{port}`` stands for the port, 0 takes a free one.
         log: File for what it writes to stderr, appended to.
     """
 
-    def __init__(self, models_dir: Path, name: str, version: int, log: Path) -> None:
-        self._arguments = [
-            *("--models-dir", str(models_dir), "--model-name", name),
-            *("--model-version", str(version), "--host", HOST),
-        ]
+    def __init__(self, what: str, arguments: Sequence[str], log: Path) -> None:
+        self._what = what
+        self._arguments = arguments
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()  # or a stop during a start would leave it running
@@ -76,10 +74,10 @@ class ModelProcess:
 
     def _launch(self) -> subprocess.Popen[bytes]:
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "model_server", *self._arguments]
+        arguments = [text.replace("{port}", str(self.port)) for text in self._arguments]
         with self._log.open("ab") as log:
             process = subprocess.Popen(
-                [*command, "--port", str(self.port)],
+                [sys.executable, "-m", *arguments],
                 bufsize=0,  # or select() misses a line that a read of the one before took along
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -93,6 +91,14 @@ class ModelProcess:
             _end(process, 0.0)
             raise
         return process
+
+    def kill(self) -> None:
+        """End it at once, as a crash would; does nothing if it does not run."""
+        with self._lock:
+            process, self._process = self._process, None
+            if process is not None:
+                process.kill()
+                _end(process, STOP_TIMEOUT_S)
 
     def stop(self) -> None:
         """Stop it: SIGTERM, a bounded wait, then SIGKILL; does nothing if it does not run."""
@@ -111,10 +117,27 @@ class ModelProcess:
             if line.startswith(_READY):
                 return int(line.removeprefix(_READY))
             if not line:
-                raise ModelServerError("the model server ended at its start", f"see {self._log}")
+                raise ModelServerError(f"{self._what} ended at its start", f"see {self._log}")
         raise ModelServerError(
-            f"the model server was not ready within {START_TIMEOUT_S:.0f} s", f"see {self._log}"
+            f"{self._what} was not ready within {START_TIMEOUT_S:.0f} s", f"see {self._log}"
         )
+
+
+class ModelProcess(ServerProcess):
+    """``python -m model_server``.
+
+    Args:
+        models_dir: Root of the model repository.
+        name: The model's name.
+        version: Its version; none serves the newest, whenever it comes.
+        log: See ``ServerProcess``.
+    """
+
+    def __init__(self, models_dir: Path, name: str, version: int | None, log: Path) -> None:
+        arguments = ["model_server", "--models-dir", str(models_dir), "--model-name", name]
+        arguments += ["--host", HOST, "--port", "{port}"]
+        arguments += [] if version is None else ["--model-version", str(version)]
+        super().__init__("the model server", arguments, log)
 
 
 def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:

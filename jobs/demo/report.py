@@ -13,65 +13,12 @@ from typing import Any
 
 import orjson
 
-from jobs.demo import charts
+from jobs.demo import charts, document
 from jobs.demo.outcome import AlertRow, Outcome, numbers
 from jobs.metrics import precision_recall_curve
 
 MAX_ALERTS = 20
 """Most alerts that the page lists."""
-
-_STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --ink: #1b1f24; --muted: #59636e;
-  --grid: #e3e6ea; --model: #2f6fb3; --fallback: #d97b1f; --outage: #80808030;
-  --good: #1a7f45; --bad: #c0322b; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171a; --ink: #e7eaee; --muted: #9ba5b0;
-  --grid: #2b3137; --model: #69a6e6; --fallback: #eda04f; --outage: #a0a0a038;
-  --good: #57c785; --bad: #f2786f; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 24px 16px 48px; max-width: 1000px; background: var(--page);
-  color: var(--ink); font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 24px; margin: 0; }
-h2 { font-size: 16px; margin: 0 0 2px; }
-p { margin: 0; }
-.note { color: var(--muted); font-size: 13px; }
-dl { margin: 0; }
-dt { color: var(--muted); font-size: 13px; }
-dd { margin: 0; overflow-wrap: anywhere; }
-.facts { display: grid; gap: 8px 24px; margin-top: 16px;
-  grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
-.facts dd { font-size: 14px; }
-.numbers { display: grid; gap: 14px 24px; margin-top: 24px; padding-top: 18px;
-  border-top: 1px solid var(--grid); grid-template-columns: repeat(5, 1fr); }
-.numbers dd { font-size: 26px; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.numbers small { font-size: 14px; color: var(--muted); }
-.balance { margin-top: 18px; }
-.good { color: var(--good); }
-.bad { color: var(--bad); }
-section { margin-top: 36px; min-width: 0; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 0 40px; }
-figure { margin: 12px 0 0; }
-.narrow { display: none; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 18px; font-size: 13px; color: var(--muted); }
-.legend i { display: inline-block; width: 12px; height: 12px; margin-right: 6px;
-  vertical-align: -1px; }
-.scroll { overflow-x: auto; margin-top: 10px; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; }
-th { text-align: left; font-weight: 400; color: var(--muted); font-size: 13px; }
-th, td { padding: 6px 20px 6px 0; vertical-align: top; border-bottom: 1px solid var(--grid); }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-td.reasons { font-size: 13px; overflow-wrap: anywhere; }
-@media (max-width: 720px) {
-  .numbers { grid-template-columns: repeat(2, 1fr); }
-  .pair { grid-template-columns: 1fr; }
-  .wide { display: none; }
-  .narrow { display: block; }
-  tr { display: grid; grid-template-columns: 1fr 1fr 6em; border-bottom: 1px solid var(--grid);
-    padding: 6px 0; }
-  th, td { padding: 0 12px 0 0; border: 0; overflow-wrap: anywhere; }
-  .reasons { grid-column: 1 / -1; }
-  th.reasons { display: none; }
-}
-"""
 
 
 def write(outcome: Outcome, folder: Path, alerts: Sequence[AlertRow] = ()) -> tuple[Path, Path]:
@@ -113,12 +60,7 @@ def page(outcome: Outcome, alerts: Sequence[AlertRow] = ()) -> str:
         _throughput(outcome),
         _alerts(alerts),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>streamscore report</title>\n<style>{_STYLE}{charts.STYLE}</style>\n</head>\n"
-        "<body>\n" + "\n".join(sections) + "\n</body>\n</html>\n"
-    )
+    return document.page("streamscore report", sections)
 
 
 def _header(outcome: Outcome) -> str:
@@ -129,12 +71,8 @@ def _header(outcome: Outcome) -> str:
         "alert threshold": f"score above {outcome.threshold:g}",
         **outcome.facts,
     }
-    pairs = (_pair(name, escape(value)) for name, value in facts.items())
+    pairs = (document.pair(name, escape(value)) for name, value in facts.items())
     return f'<header><h1>streamscore report</h1><dl class="facts">{"".join(pairs)}</dl></header>'
-
-
-def _pair(name: str, markup: str) -> str:
-    return f"<div><dt>{escape(name)}</dt><dd>{markup}</dd></div>"
 
 
 def _numbers(found: Mapping[str, Any]) -> str:
@@ -150,14 +88,11 @@ def _numbers(found: Mapping[str, Any]) -> str:
         ("throughput", found["records_per_s"], ",.0f", "records/s"),
         ("fallbacks", found["fallbacks"], ",", ""),
     )
-    pairs = (_pair(name, _quantity(value, form, unit)) for name, value, form, unit in shown)
+    pairs = (
+        document.pair(name, document.quantity(value, form, unit))
+        for name, value, form, unit in shown
+    )
     return f'<dl class="numbers">{"".join(pairs)}</dl>'
-
-
-def _quantity(value: float | None, form: str, unit: str) -> str:
-    if value is None:
-        return "&ndash;"
-    return f"{value:{form}}" + (f" <small>{unit}</small>" if unit else "")
 
 
 def _balance(outcome: Outcome) -> str:
@@ -176,17 +111,12 @@ def _balance(outcome: Outcome) -> str:
     )
 
 
-def _section(title: str, note: str, *content: str) -> str:
-    return (
-        f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
-        f"{''.join(content)}</section>"
-    )
-
-
 def _ranking(outcome: Outcome, found: Mapping[str, Any]) -> str:
     title = "Precision and recall"
     if found["average_precision"] is None:
-        return _section(title, "No fraud among the labelled test records: nothing to measure.")
+        return document.section(
+            title, "No fraud among the labelled test records: nothing to measure."
+        )
     decision = outcome.decision()
     point = (decision.recall, decision.precision) if decision.alerts else None
     curve = precision_recall_curve(outcome.test_labels, outcome.test_scores)
@@ -202,36 +132,38 @@ def _ranking(outcome: Outcome, found: Mapping[str, Any]) -> str:
         f"Average precision {found['average_precision']:.3f} over {found['test_records']:,} test "
         f"records, the last in time, fallbacks left out. {at}"
     )
-    return _section(title, note, _figure(chart))
+    return document.section(title, note, document.figure(chart))
 
 
 def _latency(outcome: Outcome, found: Mapping[str, Any]) -> str:
     title = "Latency"
     if not outcome.predictions:
-        return _section(title, "No predictions: nothing to measure.")
+        return document.section(title, "No predictions: nothing to measure.")
     marks = [("p50", found["p50_ms"]), ("p99", found["p99_ms"])]
     note = (
         f"From a record's creation to its prediction in Kafka, {outcome.predictions:,} "
         f"predictions. The slowest took {found['max_ms']:,.0f} ms."
     )
-    return _section(title, note, _figure(charts.latency_chart(outcome.latency_ms, marks)))
+    return document.section(
+        title, note, document.figure(charts.latency_chart(outcome.latency_ms, marks))
+    )
 
 
 def _throughput(outcome: Outcome) -> str:
     title = "Throughput"
     if not outcome.predictions:
-        return _section(title, "No predictions: nothing to count.")
+        return document.section(title, "No predictions: nothing to count.")
     start_ms = min(outcome.started_ms, int(outcome.scored_time_ms.min()))
     end_ms = max(outcome.ended_ms, int(outcome.scored_time_ms.max()))
     counted = charts.rates(outcome.scored_time_ms, outcome.is_fallback, start_ms, end_ms)
     outages_s = [((a - start_ms) / 1_000, (b - start_ms) / 1_000) for a, b in outcome.outages_ms]
     unit = "second" if counted.bin_s == 1 else f"{counted.bin_s} seconds"
-    return _section(
+    return document.section(
         title,
         f"Scored records per second, one bar per {unit}.",
         _legend(outcome),
-        _figure(charts.throughput_chart(counted, outages_s), "wide"),
-        _figure(charts.throughput_chart(counted, outages_s, width_px=440), "narrow"),
+        document.figure(charts.throughput_chart(counted, outages_s), "wide"),
+        document.figure(charts.throughput_chart(counted, outages_s, width_px=440), "narrow"),
     )
 
 
@@ -245,10 +177,6 @@ def _legend(outcome: Outcome) -> str:
     return f'<div class="legend">{"".join(swatches)}</div>'
 
 
-def _figure(chart: str, cls: str = "") -> str:
-    return f'<figure class="{cls}">{chart}</figure>'
-
-
 def _alerts(alerts: Sequence[AlertRow]) -> str:
     if not alerts:
         return ""
@@ -257,7 +185,7 @@ def _alerts(alerts: Sequence[AlertRow]) -> str:
         '<tr><th>event</th><th>key</th><th class="number">score</th>'
         '<th class="reasons">reasons</th></tr>'
     )
-    return _section(
+    return document.section(
         f"Last {len(last)} alerts" if len(last) > 1 else "Last alert",
         "Newest first. A reason is a feature's value and what it added to the score in log-odds.",
         f'<div class="scroll"><table><thead>{head}</thead>',

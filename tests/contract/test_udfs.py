@@ -33,6 +33,7 @@ from model_server.client import ClientOptions
 from tests.support.flink import END_MS, EVENT_TIME, PROCESSING_TIME, Stored, Subtask
 from tests.support.held import HeldScoring, Switch
 from tests.support.models import write_features
+from tests.support.purchases import small_index
 from tests.support.servers import ModelServerProcess
 from tests.support.waiting import wait_until
 from udfs.alerting.operator import EpisodeOperator
@@ -41,10 +42,14 @@ from udfs.batches.batch import FeatureBatch, LabelBatch
 from udfs.batches.buckets import sql_buckets
 from udfs.batches.categories import code_of
 from udfs.batches.records import RecordWriter
-from udfs.features.histories import StateFormatError
+from udfs.features.layouts import StateFormatError
+from udfs.feedback.join import FeedbackOptions
+from udfs.feedback.operator import FeedbackStage
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.preparation.encoders import OneHot
 from udfs.preparation.preparation import Input, Preparation
+from udfs.ranking.item_stage import ItemStage
+from udfs.ranking.live_popularity import ItemPopularity
 from udfs.scoring.embedded import EmbeddedScoring
 from udfs.scoring.scoring import Output, Scoring, ServedScoring
 from udfs.spec.episode import EpisodeSpec
@@ -427,11 +432,36 @@ class Case:
         return self.run_whole(self.open(), seed)
 
 
+def feedback_stage() -> FeedbackStage:
+    return FeedbackStage(FeedbackOptions(1_000, 200, 5_000), frozenset({"click", "purchase"}))
+
+
+def feedback(seed: int) -> list[Any]:
+    """Impressions, what was shown of them and clicks, of the events and the impressions topic."""
+    rng = random.Random(seed)
+    elements, offset = [], 0
+    for batch in range(12):
+        records = []
+        for _ in range(6):
+            time_ms = KAFKA_MS + 300 * batch + rng.randrange(600)
+            request_id = f"r{rng.randrange(2 * batch + 2)}"
+            kind = rng.choice(["impression", "shown", "click", "purchase", "request"])
+            document = {"kind": kind, "event_time_ms": time_ms, "request_id": request_id}
+            document |= {"user": "u", "item": rng.choice("abc")}
+            if kind == "impression":
+                document["items"] = [{"item": item, "features": [0.5]} for item in "ab"]
+            records.append(json.dumps(document).encode())
+        records.append(b"{")
+        elements.append(micro_batch(rng.choice(BUCKETS), records, offset))
+        offset += len(records)
+    return elements
+
+
 KEYED = ["FirstStage", "NextStage"]
 SCORING = ["EmbeddedScoring", "ServedScoring"]
 
 
-@pytest.fixture(params=[*KEYED, "LabelReader", "EpisodeOperator", *SCORING])
+@pytest.fixture(params=[*KEYED, "LabelReader", "EpisodeOperator", "FeedbackStage", *SCORING])
 def case(
     request: pytest.FixtureRequest, models_dir: Path, output: Output, server_port: int
 ) -> Iterator[Case]:
@@ -440,6 +470,7 @@ def case(
         "FirstStage": Case(first_stage, events),
         "NextStage": Case(next_stage, routed),
         "LabelReader": Case(label_reader, labels),
+        "FeedbackStage": Case(feedback_stage, feedback),
         "EpisodeOperator": Case(episodes, scored),
         "EmbeddedScoring": Case(lambda: next_stage(copy.copy(embedded)), routed),
         "ServedScoring": Case(
@@ -1044,3 +1075,46 @@ def test_records_led_astray_by_their_kafka_key_are_refused() -> None:
     assert sorted(kept) == sorted(c for c, bucket in zip(cards, home, strict=True) if bucket == 3)
     assert len(strays) == home.count(8)
     assert {json.loads(letter)["code"] for _, letter in strays} == {"key_mismatch"}
+
+
+class TestItemStage:
+    @pytest.fixture
+    def stage(self, tmp_path: Path) -> ItemStage:
+        small_index().save(tmp_path)
+        return ItemStage(tmp_path, {"purchase": 1.0, "like": 2.0}, 1_000, BUCKETS)
+
+    def bought(self, item: str, after_ms: int, kind: str = "purchase") -> bytes:
+        document = {"kind": kind, "item": item, "event_time_ms": small_index().as_of_ms + after_ms}
+        return json.dumps(document).encode()
+
+    def published(self, outputs: list[Any]) -> dict[str, ItemPopularity]:
+        """The newest record of each item."""
+        pairs = [pair for row in outputs for pair in row[0]]
+        return {k.decode(): ItemPopularity.of_record(json.loads(v)) for k, v in pairs}
+
+    def test_it_first_publishes_what_the_version_knows(self, stage: ItemStage) -> None:
+        subtask, found = Subtask(stage), dict[str, ItemPopularity]()
+        for bucket in BUCKETS:
+            subtask.run(micro_batch(bucket, [b"{}"], 0))
+        found = self.published(subtask.fire())
+        index = small_index()
+        for row, item in enumerate(index.ids.tolist()):
+            if index.popularity[row, 0] > 0:
+                sums = found[item].sums_at(index.as_of_ms)
+                assert sums == pytest.approx(index.popularity[row], rel=1e-9)
+        assert len(found) == np.count_nonzero(index.popularity[:, 0])
+
+    def test_purchases_add_to_it_also_across_a_restart(self, stage: ItemStage) -> None:
+        item = str(small_index().ids[0])
+        first = [self.bought(item, 10), self.bought("new", 20), b"{", self.bought(item, -10)]
+        second = [self.bought(item, 30, "like"), self.bought("new", 5), self.bought("x", 1, "view")]
+        whole = Subtask(stage)
+        whole.run(micro_batch(3, [*first, *second], 0))
+        expected = self.published(whole.fire())
+        before = Subtask(stage)
+        before.run(micro_batch(3, first, 0))
+        after = Subtask(stage, before.snapshot())
+        got = self.published(after.run(micro_batch(3, second, 4)) + after.end())
+        assert got[item] == expected[item] and got["new"] == expected["new"]
+        assert got["new"].last_ms == small_index().as_of_ms + 20
+        assert "x" not in got

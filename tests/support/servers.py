@@ -93,9 +93,19 @@ class _ServerProcess:
 class ModelServerProcess(_ServerProcess):
     """``python -m model_server``."""
 
-    def __init__(self, models: Path, log: Path, port: int = 0) -> None:
+    def __init__(self, models: Path, log: Path, port: int = 0, name: str = "fraud") -> None:
         command = [sys.executable, "-m", "model_server", "--models-dir", str(models)]
-        super().__init__([*command, "--model-name", "fraud", "--port", str(port)], log)
+        super().__init__([*command, "--model-name", name, "--port", str(port)], log)
+
+
+class GatewayProcess(_ServerProcess):
+    """``streamscore gateway`` with a file and changes to it."""
+
+    def __init__(self, conf: Path, log: Path, changes: dict[str, object]) -> None:
+        command = [sys.executable, "-m", "jobs.cli", "gateway", str(conf)]
+        for name, value in ({"gateway.port": 0} | changes).items():
+            command += ["--set", f"{name}={value}"]
+        super().__init__(command, log)
 
 
 class FaultyServerProcess(_ServerProcess):

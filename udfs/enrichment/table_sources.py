@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from udfs.enrichment.table_files import TableFileError, put_file, state_of
 from udfs.enrichment.tables import TableRecordError, VersionedTable
 
-__all__ = ["POLL_S", "FileSource", "KafkaAccess", "Sink", "Source", "TopicSource"]
+__all__ = ["POLL_S", "FileSource", "KafkaAccess", "Sink", "Source", "TopicSink", "TopicSource"]
 
 POLL_S = 0.5
 _METADATA_S = 5.0
@@ -33,8 +33,32 @@ class KafkaAccess:
     properties: tuple[tuple[str, str], ...] = ()
 
 
+class Rows(Protocol):
+    """What the records of a topic become rows of."""
+
+    def row_of(self, document: Any) -> Any:
+        """A record's row; raises ValueError if it cannot be one."""
+
+    def put(self, key: str, row: Any, time_ms: int) -> object:
+        """Take a row; None is a tombstone."""
+
+
+class TopicSink(Protocol):
+    """What a topic fills."""
+
+    @property
+    def table(self) -> Rows:
+        """Takes the rows."""
+
+    def took(self, records: int) -> None:
+        """Count records that were read."""
+
+    def refuse(self, where: str, why: str) -> None:
+        """Count and log a record that cannot be used."""
+
+
 class Sink(Protocol):
-    """What a source fills."""
+    """What any source fills."""
 
     table: VersionedTable
 
@@ -58,7 +82,7 @@ class Source(Protocol):
 class TopicSource:
     """Reads a topic's partitions from their beginning, and goes on where it was after an error."""
 
-    def __init__(self, topic: str, kafka: KafkaAccess, into: Sink) -> None:
+    def __init__(self, topic: str, kafka: KafkaAccess, into: TopicSink) -> None:
         self._topic = topic
         self._into = into
         self._next: dict[int, int] = {}

@@ -20,7 +20,7 @@ from udfs.enrichment.lookups import Lookups
 from udfs.preparation.encoders import Matrix
 from udfs.scoring.followed import FollowedModel, Loaded
 from udfs.scoring.loop import CLOSE_S, open_lookups, run
-from udfs.scoring.scoring import Output
+from udfs.scoring.scoring import Outputs
 from udfs.spec.enrichment import LookupSpec
 
 __all__ = ["EmbeddedScoring"]
@@ -41,7 +41,7 @@ class EmbeddedScoring:
         self,
         version_dir: Path,
         model_name: str,
-        output: Output,
+        output: Outputs,
         lookups: tuple[LookupSpec, ...] = (),
         follow_ms: int = 0,
     ) -> None:

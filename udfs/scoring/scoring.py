@@ -121,19 +121,19 @@ class Output:
         """
         predictions: list[Pair] = []
         batch = self._as_shown(batch)
-        alerts = _pairs(batch.silences)
+        alerts = pairs(batch.silences)
         if verdict is not None:
             made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
-            predictions = _pairs(zip(batch.keys, made, strict=True))
+            predictions = pairs(zip(batch.keys, made, strict=True))
             if self.episodes is None:
-                alerts += _pairs(self._alerts(batch, verdict, made, contributions))
-        return Row(predictions, alerts, _pairs(batch.dead_letters), _pairs(batch.duplicates), [])
+                alerts += pairs(self._alerts(batch, verdict, made, contributions))
+        return Row(predictions, alerts, pairs(batch.dead_letters), pairs(batch.duplicates), [])
 
     def shadow_rows(self, batch: FeatureBatch, verdict: Verdict) -> Row:
         """What a shadow said, as records of its own sink; key and value."""
         batch = self._as_shown(batch)
         made = self.writer.predictions(batch, verdict, time.time_ns() // 1_000_000)
-        return Row([], [], [], [], _pairs(zip(batch.keys, made, strict=True)))
+        return Row([], [], [], [], pairs(zip(batch.keys, made, strict=True)))
 
     def _as_shown(self, batch: FeatureBatch) -> FeatureBatch:
         if self.privacy is None:
@@ -167,8 +167,36 @@ class Output:
         return {row: self.writer.reasons(batch.features[row], why) for row, why in whys}
 
 
-def _pairs(records: Iterable[tuple[str, bytes]]) -> list[Pair]:
+def pairs(records: Iterable[tuple[str, bytes]]) -> list[Pair]:
+    """Records as a sink's column takes them."""
     return [[key.encode(), value] for key, value in records]
+
+
+class Outputs(Protocol):
+    """How scored batches are written; see ``Output``."""
+
+    @property
+    def preparation(self) -> Preparation:
+        """From features to the model's columns, as in training."""
+
+    def warm_up(self) -> None:
+        """Make the first batch as quick as the others."""
+
+    def fallback(
+        self, batch: FeatureBatch, model_name: str, reason: str, arm: str | None = None
+    ) -> Verdict:
+        """The verdict when the model did not answer."""
+
+    def rows_to_explain(self, batch: FeatureBatch, verdict: Verdict) -> list[int]:
+        """The rows whose score is to be explained."""
+
+    def emit(
+        self, batch: FeatureBatch, verdict: Verdict | None, contributions: FloatArray | None
+    ) -> Iterator[Any]:
+        """What the operator emits for a batch: the records of each sink, and what goes beside."""
+
+    def shadow_rows(self, batch: FeatureBatch, verdict: Verdict) -> Row:
+        """What a shadow said, as records of its own sink."""
 
 
 class Scoring(Protocol):
@@ -254,7 +282,7 @@ class ServedScoring:
     def __init__(
         self,
         options: ClientOptions,
-        output: Output,
+        output: Outputs,
         max_rows: int,
         calls_in_flight: int,
         rollout: Path | None = None,

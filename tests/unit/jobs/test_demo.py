@@ -19,7 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from jobs import cli, settings
-from jobs.demo import demo
+from jobs.demo import demo, steps
 from jobs.demo import model as demo_model
 from jobs.demo import result as demo_result
 from jobs.demo import run as demo_run
@@ -237,19 +237,16 @@ class TestModel:
 
 
 class TestAlone:
-    @pytest.fixture(autouse=True)
-    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(demo, "DEMO", tmp_path)
-
-    def test_a_second_demo_is_refused(self) -> None:
-        with demo._alone(), pytest.raises(NotReadyError, match="another demo runs"), demo._alone():
+    def test_a_second_demo_is_refused(self, tmp_path: Path) -> None:
+        refused = pytest.raises(NotReadyError, match="another demo runs")
+        with steps.alone(tmp_path), refused, steps.alone(tmp_path):
             pass
-        with demo._alone():
+        with steps.alone(tmp_path):
             pass
 
-    def test_sigterm_ends_it_as_ctrl_c_does(self) -> None:
+    def test_sigterm_ends_it_as_ctrl_c_does(self, tmp_path: Path) -> None:
         before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt), demo._alone():
+        with pytest.raises(KeyboardInterrupt), steps.alone(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
         assert signal.getsignal(signal.SIGTERM) is before

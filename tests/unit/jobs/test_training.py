@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from jobs import cli, settings, training
+from jobs import cli, model_folders, settings, training
 from jobs.environment import ROOT
 from jobs.exit_codes import ExitCode
 from jobs.history_files import HistoryFileError
@@ -119,14 +119,14 @@ def test_trainings_at_one_time_take_different_versions(tmp_path: Path) -> None:
     start = threading.Barrier(4)
     taken: list[int] = []
 
-    def publish(number: int) -> None:
-        draft = tmp_path / "fraud" / f".draft-{number}"
-        draft.mkdir(parents=True)
-        (draft / "model.ubj").write_bytes(b"x")
-        start.wait()
-        taken.append(training._publish(draft, tmp_path, "fraud").version)
+    def publish() -> None:
+        def write(draft: Path) -> None:
+            (draft / "model.ubj").write_bytes(b"x")
+            start.wait()
 
-    threads = [threading.Thread(target=publish, args=(n,)) for n in range(4)]
+        taken.append(model_folders.publish(tmp_path, "fraud", write).version)
+
+    threads = [threading.Thread(target=publish) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -140,7 +140,7 @@ def test_a_failed_write_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(training, "_write_json", full)
+    monkeypatch.setattr(training, "write_json", full)
     with pytest.raises(TrainingError, match="no space left"):
         train(job, frame)
     assert list((job.model.path / "fraud").iterdir()) == []

@@ -1,0 +1,1 @@
+"""`streamscore demo-feed`: content ranking end to end on this machine."""

@@ -1,0 +1,1 @@
+"""`streamscore gateway`: HTTP before a ranking job, which is reached over Kafka."""

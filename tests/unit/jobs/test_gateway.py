@@ -1,0 +1,167 @@
+"""The gateway's HTTP before a job that the test plays."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
+
+from jobs.gateway.partitions import partition_of
+from tests.support.gateways import PlayedJob, ranked, served
+
+
+async def post(client: aiohttp.ClientSession, path: str, document: Any) -> tuple[int, Any]:
+    body = {"data": document} if isinstance(document, bytes) else {"json": document}
+    async with client.post(path, **body) as response:
+        return response.status, await response.json()
+
+
+async def text(client: aiohttp.ClientSession, path: str) -> tuple[int, str]:
+    async with client.get(path) as response:
+        return response.status, await response.text()
+
+
+async def test_a_request_gets_the_jobs_ranking() -> None:
+    job = PlayedJob()
+    async with served(job) as (_, client, _):
+        status, answer = await post(client, "/rank", {"user": "u1", "items": 3})
+    assert status == 200
+    assert [one["item"] for one in answer["items"]] == ["i0", "i1", "i2"]
+    assert answer["model"] == {"name": "feed", "version": 3}
+    assert answer["fallback"] is False
+    asked = job.asked[0].document
+    assert asked["kind"] == "request" and asked["gateway"] == job.gateway
+    (told,) = job.written
+    assert told.document["kind"] == "shown" and told.document["request_id"] == asked["event_id"]
+
+
+async def test_without_a_reply_in_time_it_gets_popular_items_marked() -> None:
+    job = PlayedJob(lambda request: None)
+    async with served(job, deadline=30) as (_, client, _):
+        status, answer = await post(client, "/rank", {"user": "u1", "items": 2})
+    assert status == 200
+    assert answer["fallback"] is True and answer["fallback_reason"] == "timeout"
+    assert [one["item"] for one in answer["items"]] == ["p0", "p1"]
+    assert answer["took_ms"] < 1_000
+    assert not job.written, "what was not the job's is not told as shown"
+
+
+async def test_without_kafka_it_gets_popular_items_at_once() -> None:
+    job = PlayedJob(lambda request: None)
+    job.trouble = "no Kafka broker answers"
+    async with served(job, deadline=10_000) as (_, client, _):
+        status, answer = await post(client, "/rank", {"user": "u1"})
+        ready, _ = await text(client, "/ready")
+    assert status == 200 and answer["fallback_reason"] == "unavailable"
+    assert ready == 503 and not job.asked
+
+
+async def test_more_than_in_flight_are_refused_with_when_to_come_back() -> None:
+    released = asyncio.Event()
+    job = PlayedJob()
+    at_work = asyncio.Event()
+
+    async def ask(request: Any, timeout_s: float) -> dict[str, Any]:
+        at_work.set()
+        await released.wait()
+        return ranked(request)
+
+    job.ask = ask  # type: ignore[method-assign]
+    async with served(job, in_flight=1, deadline=10_000, retry_after=2_000) as (_, client, _):
+        first = asyncio.create_task(post(client, "/rank", {"user": "u1"}))
+        await at_work.wait()
+        async with client.post("/rank", json={"user": "u2"}) as refused:
+            assert refused.status == 429 and refused.headers["Retry-After"] == "2"
+        released.set()
+        assert (await first)[0] == 200
+        _, metrics = await text(client, "/metrics")
+    assert 'streamscore_gateway_refused_total{reason="too_many"} 1.0' in metrics
+    assert 'streamscore_gateway_answers_total{by="model"} 1.0' in metrics
+
+
+async def test_a_stop_lets_requests_at_work_end_and_takes_no_more() -> None:
+    released, at_work = asyncio.Event(), asyncio.Event()
+    job = PlayedJob()
+
+    async def ask(request: Any, timeout_s: float) -> dict[str, Any]:
+        at_work.set()
+        await released.wait()
+        return ranked(request)
+
+    job.ask = ask  # type: ignore[method-assign]
+    async with served(job, deadline=10_000) as (gateway, client, server):
+        first = asyncio.create_task(post(client, "/rank", {"user": "u1"}))
+        await at_work.wait()
+        gateway.draining = True
+        async with client.post("/rank", json={"user": "u2"}) as refused:
+            assert refused.status == 503 and "Retry-After" in refused.headers
+        stopping = asyncio.create_task(server.stop())
+        released.set()
+        assert (await first)[0] == 200
+        await stopping
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        {},
+        {"user": ""},
+        {"user": "u\n"},
+        {"user": "u", "items": 0},
+        {"user": "u", "items": 201},
+        {"user": "u", "event_time_ms": -1},
+        {"user": "u", "more": 1},
+        {"user": 7},
+        [],
+    ],
+)
+async def test_a_malformed_request_is_refused(body: Any) -> None:
+    async with served(PlayedJob()) as (_, client, _):
+        status, answer = await post(client, "/rank", body)
+    assert status == 400 and answer["error"]
+
+
+async def test_a_body_that_is_too_large_is_refused() -> None:
+    async with served(PlayedJob(), max_body_bytes=1_024) as (_, client, _):
+        status, _ = await post(client, "/rank", {"user": "u" * 2_000})
+    assert status == 413
+
+
+async def test_events_are_written_before_they_are_confirmed() -> None:
+    job = PlayedJob()
+    click = {"kind": "click", "user": "u1", "item": "i1", "request_id": "r1", "position": 0}
+    bought = {"kind": "purchase", "user": "u1", "item": "i2", "event_id": "e2", "price": 2.5}
+    async with served(job) as (_, client, _):
+        status, answer = await post(client, "/events", [click, bought])
+    assert status == 202 and answer["event_ids"][1] == "e2"
+    assert [event.document["kind"] for event in job.written] == ["click", "purchase"]
+    assert all(event.document["event_time_ms"] > 0 for event in job.written)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [[], {"kind": "shown", "user": "u", "item": "i"}, {"kind": "click", "user": "u"}, [{}] * 501],
+)
+async def test_malformed_events_are_refused_as_a_whole(body: Any) -> None:
+    job = PlayedJob()
+    async with served(job) as (_, client, _):
+        status, _ = await post(client, "/events", body)
+    assert status == 400 and not job.written
+
+
+async def test_health_and_readiness() -> None:
+    async with served(PlayedJob()) as (gateway, client, _):
+        assert (await text(client, "/health"))[0] == 200
+        assert (await text(client, "/ready"))[0] == 200
+        gateway.draining = True
+        assert (await text(client, "/ready"))[0] == 503
+
+
+def test_a_key_leads_to_the_partition_that_java_chooses() -> None:
+    # org.apache.kafka.common.utils.UtilsTest.testMurmur2
+    hashes = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536}
+    for key, value in hashes.items():
+        assert partition_of(key, 1_000_003) == (value & 0x7FFFFFFF) % 1_000_003

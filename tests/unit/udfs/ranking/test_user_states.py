@@ -1,0 +1,49 @@
+"""Users of a batch: one purchase after the other is the same as whole baskets."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.support.purchases import small_log
+from udfs.ranking.arrays import keys_of
+from udfs.ranking.user_states import BatchUsers
+from udfs.ranking.users import UserLimits, UserState
+
+LIMITS = UserLimits(items=20)
+
+
+class Stored(dict[str, bytes]):
+    """What Flink's map state offers of a dict."""
+
+    put = dict.__setitem__
+
+
+def test_purchases_in_batches_of_any_size_make_whole_baskets() -> None:
+    log = small_log()
+    expected: dict[str, UserState] = {}
+    for basket in log.in_baskets():
+        keys = keys_of(log.item_ids[basket.items].tolist())
+        state = expected.setdefault(str(log.user_ids[basket.user]), UserState())
+        state.add(keys, basket.time_ms, basket.prices, LIMITS)
+    stored = Stored()
+    rng = np.random.default_rng(3)
+    starts = np.flatnonzero(np.diff(log.baskets, prepend=-1))  # a batch ends with a basket here
+    bounds = [0, *np.sort(rng.choice(starts[1:], 30, replace=False)).tolist(), len(log)]
+    for start, stop in zip(bounds, bounds[1:], strict=False):  # noqa: RUF007
+        users = BatchUsers(stored, LIMITS)
+        for n in range(start, stop):
+            user, item = str(log.user_ids[log.users[n]]), str(log.item_ids[log.items[n]])
+            users.buy(user, int(log.times_ms[n]), item, float(log.prices[n]))
+        users.write()
+    assert {user: UserState.unpack(packed).pack() for user, packed in stored.items()} == {
+        user: state.pack() for user, state in expected.items()
+    }
+
+
+def test_a_request_sees_what_was_bought_before_it_in_the_batch() -> None:
+    users = BatchUsers(Stored(), LIMITS)
+    assert users.of("u").baskets == 0
+    users.buy("u", 1_000, "a", None)
+    users.buy("u", 1_000, "b", 2.5)
+    assert users.of("u").baskets == 1 and len(users.of("u").entries) == 2
+    assert users.of("v").baskets == 0

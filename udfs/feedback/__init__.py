@@ -1,0 +1,1 @@
+"""The feedback join: what was shown, and what became of it. No engine."""

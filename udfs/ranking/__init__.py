@@ -1,0 +1,1 @@
+"""Content ranking without an engine: items, users' state, candidates, features, offline replay."""
