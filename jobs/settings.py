@@ -237,10 +237,16 @@ class FlinkSettings(Strict):
 class TrainingSettings(Strict):
     """How `streamscore train` makes a model."""
 
+    kind: Literal["xgboost", "isolation_forest"] = Field(
+        "xgboost",
+        description="`xgboost`: from labels of both kinds; `isolation_forest`: from normal rows, "
+        "those of label 0, alone",
+    )
     train_fraction: float = Field(0.7, gt=0, lt=1, description="earliest part of time trained on")
-    trees: int = Field(200, ge=1, description="boosting rounds")
-    depth: int = Field(6, ge=1, description="depth of a tree")
-    learning_rate: float = Field(0.1, gt=0, description="shrinkage of each tree")
+    trees: int = Field(200, ge=1, description="boosting rounds, or trees of an isolation_forest")
+    depth: int = Field(6, ge=1, description="depth of a boosted tree")
+    learning_rate: float = Field(0.1, gt=0, description="shrinkage of each boosted tree")
+    max_samples: int = Field(256, ge=2, description="rows that a tree of an isolation_forest sees")
     seed: int = Field(42, description="random seed")
     label: str | None = Field(
         None,
@@ -325,6 +331,8 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         yield from _no_time_left(sections["lookups"], sections["model"].deadline)
     if "topics" in sections:
         yield from _loops(sections["topics"])
+    if sections.keys() >= {"training", "features"}:
+        yield from _unknown_to_a_forest(sections["training"], sections["features"])
     if sections.keys() >= {"flink", "batch"}:
         parallelism, buckets = sections["flink"].parallelism, sections["batch"].buckets
         if parallelism > buckets:
@@ -363,6 +371,18 @@ def _no_time_left(lookups: tuple[LookupSpec, ...], deadline_ms: int) -> Iterator
         if lookup.deadline >= deadline_ms:
             message = f"must be below model.deadline, {deadline_ms}ms: the model needs the rest"
             yield Mistake(("lookups", n, "deadline"), message)
+
+
+def _unknown_to_a_forest(training: TrainingSettings, features: FeatureSpec) -> Iterator[Mistake]:
+    if training.kind != "isolation_forest":
+        return
+    spec = features.preparation
+    places: dict[tuple[str, ...], Any] = {("default",): spec.default}
+    places |= {("columns", name, "impute"): c.impute for name, c in spec.columns.items()}
+    for place, impute in places.items():
+        if impute == "none":
+            message = "an isolation_forest has no place for a missing value: impute a number"
+            yield Mistake(("features", "preparation", *place), message)
 
 
 def _loops(topics: TopicSettings) -> Iterator[Mistake]:
