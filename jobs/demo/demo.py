@@ -6,20 +6,15 @@ history told again to that job. It works below ``build/demo``; what it starts, i
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TypeVar
 
 import pandas as pd
 
-from jobs import kafka_topics, runner, settings, stack
-from jobs.console import console, facts_table, spinner
+from jobs import settings
+from jobs.console import console, facts_table
 from jobs.demo import data as demo_data
 from jobs.demo import model as demo_model
 from jobs.demo import report
@@ -28,11 +23,19 @@ from jobs.demo.live import LiveView
 from jobs.demo.model import Model
 from jobs.demo.model_process import ModelProcess
 from jobs.demo.outcome import Outcome
-from jobs.demo.replay import Script, script
 from jobs.demo.run import Performance, Plan, Stage
-from jobs.demo.watch import output_kinds
-from jobs.environment import BUILD, QUICK_JVM, ROOT, NotReadyError
-from jobs.runner import JobError, RunningJob
+from jobs.demo.script import Script, script
+from jobs.demo.staging import (
+    Tell,
+    alone,
+    ignore_interrupts,
+    linger,
+    parts,
+    start_broker,
+    start_job,
+    step,
+)
+from jobs.environment import BUILD, ROOT
 from jobs.settings import Settings
 
 CONFIG = ROOT / "conf" / "fraud.yaml"
@@ -40,8 +43,6 @@ DEMO = BUILD / "demo"
 RAMP_S = 3.0
 OUTAGE_S = 5.0
 OUTAGE_AT = 0.4
-START_TIMEOUT_S = 300.0
-"""For a job's tasks to run; 20 to 40 s on an idle machine of 2 cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def run(options: DemoOptions) -> Outcome:
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP.
     """
     begun_s = time.monotonic()
-    with _alone(), ExitStack() as started:
+    with alone(DEMO), ExitStack() as started:
         try:
             frame = _data(options)
             model = _model(options, frame)
@@ -94,63 +95,19 @@ def run(options: DemoOptions) -> Outcome:
             performance = _perform(options, stage, _content(frame))
             outcome = _report(options, model, stage, performance, frame, begun_s)
             if options.keep:
-                _linger(stage)
+                linger(stage)
         finally:
-            _ignore_interrupts()  # or an impatient second Ctrl-C would leave processes behind
+            ignore_interrupts()
             console.print("stopping what was started")
     return outcome
 
 
-@contextmanager
-def _alone() -> Iterator[None]:
-    """One demo per build folder; SIGTERM and SIGHUP end it in order, as Ctrl-C does."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    DEMO.mkdir(parents=True, exist_ok=True)
-    with (DEMO / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise NotReadyError("another demo runs", "wait for its end, or stop it") from exc
-        try:
-            for number in numbers:
-                signal.signal(number, signal.default_int_handler)
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-
-def _ignore_interrupts() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-
-
-T = TypeVar("T")
-Tell = Callable[[str], None]
-
-
-def _step(name: str, work: Callable[[Tell], T], describe: Callable[[T], str]) -> T:
-    """Do one step under a spinner, then print a line: its name, what came of it, its seconds."""
-    begun_s = time.monotonic()
-    with spinner(name) as tell:
-        result = work(tell)
-    took_s = time.monotonic() - begun_s
-    console.print(f"{name:<13} {describe(result)}  [dim]{took_s:.1f} s[/]", soft_wrap=True)
-    return result
-
-
-def _parts(tell: Tell) -> Callable[[str, float], None]:
-    """Progress by step and part as text."""
-    return lambda step, done: tell(f"{step[0].lower()}{step[1:]}, {done:.0%}")
-
-
 def _data(options: DemoOptions) -> pd.DataFrame:
     def load(tell: Tell) -> pd.DataFrame:
-        frame = demo_data.load(options.size, progress=_parts(tell))
+        frame = demo_data.load(options.size, progress=parts(tell))
         return frame.head(options.limit) if options.limit else frame
 
-    return _step("data", load, lambda frame: _data_text(options, frame))
+    return step("data", load, lambda frame: _data_text(options, frame))
 
 
 def _data_text(options: DemoOptions, frame: pd.DataFrame) -> str:
@@ -165,9 +122,9 @@ def _model(options: DemoOptions, frame: pd.DataFrame) -> Model:
 
     def work(tell: Tell) -> Model:
         earlier = demo_model.stored(chosen, DEMO, stamp)
-        return earlier or demo_model.train(chosen, DEMO, stamp, frame, _parts(tell))
+        return earlier or demo_model.train(chosen, DEMO, stamp, frame, parts(tell))
 
-    return _step("model", work, _model_text)
+    return step("model", work, _model_text)
 
 
 def _model_text(model: Model) -> str:
@@ -178,27 +135,17 @@ def _model_text(model: Model) -> str:
 
 def _stage(options: DemoOptions, model: Model, started: ExitStack) -> Stage:
     """Start the broker, the model server and the job; ``started`` will stop them."""
-    bootstrap = _step("Kafka", lambda _: _broker(started), lambda at: f"fresh, at {at}")
+    bootstrap = start_broker(DEMO, started)
     started.callback(shutil.rmtree, DEMO / "checkpoints", ignore_errors=True)
     server = None if options.embedded else _server(model, started)
     chosen = _settings(model, bootstrap, server)
-    _step("topics", lambda _: _topics(chosen), lambda names: ", ".join(names))
-    job = _step("Flink job", lambda tell: _job(chosen, started, tell), _job_text)
-    return Stage(chosen, job, server)
-
-
-def _broker(started: ExitStack) -> str:
-    folder = DEMO / "stack"
-    stack.KafkaBroker(folder).kill()  # of a demo that was killed
-    shutil.rmtree(folder, ignore_errors=True)
-    started.callback(shutil.rmtree, folder, ignore_errors=True)
-    return started.enter_context(stack.KafkaBroker(folder)).bootstrap
+    return Stage(chosen, start_job(chosen, started), server)
 
 
 def _server(model: Model, started: ExitStack) -> ModelProcess:
     log = BUILD / "logs" / "demo-model-server.log"
     server = ModelProcess(DEMO / "models", "fraud", model.version, log)
-    return _step(
+    return step(
         "model server",
         lambda _: started.enter_context(server),
         lambda it: f"at {it.address}",
@@ -225,37 +172,8 @@ def _settings(model: Model, bootstrap: str, server: ModelProcess | None) -> Sett
     )
 
 
-def _topics(chosen: Settings) -> list[str]:
-    names = kafka_topics.partitions_of(chosen.topics)
-    bootstrap = chosen.kafka.bootstrap_servers
-    outputs = {name: names[name] for name in output_kinds(chosen.topics)}
-    # A prediction's time is that of its arrival in Kafka, by the broker's clock.
-    kafka_topics.create_topics(bootstrap, outputs, {"message.timestamp.type": "LogAppendTime"})
-    kafka_topics.create_topics(bootstrap, names)
-    return list(names)
-
-
-def _job(chosen: Settings, started: ExitStack, tell: Tell) -> RunningJob:
-    tell("Flink job, starting a mini-cluster")
-    os.environ.setdefault("JVM_ARGS", QUICK_JVM)
-    job = runner.start(chosen)
-    started.callback(_cancel, job)
-    tell(f"Flink job, waiting for its tasks to run, {job.rest.url}")
-    job.wait_running(START_TIMEOUT_S)
-    return job
-
-
-def _cancel(job: RunningJob) -> None:
-    with suppress(JobError):  # then it has ended with its cluster
-        job.cancel()
-
-
-def _job_text(job: RunningJob) -> str:
-    return f"{job.job_id} runs; web page {job.rest.url}"
-
-
 def _content(frame: pd.DataFrame) -> Script:
-    return _step(
+    return step(
         "input",
         lambda _: script(frame),
         lambda it: (
@@ -289,11 +207,3 @@ def _report(
     console.print(f"the whole demo took {time.monotonic() - begun_s:.0f} s\n")
     console.print(demo_result.NEXT_STEPS, soft_wrap=True, highlight=False)
     return outcome
-
-
-def _linger(stage: Stage) -> None:
-    at = stage.settings.kafka.bootstrap_servers
-    console.print(f"\nKafka at {at} and Flink at {stage.job.rest.url} run on; end with Ctrl-C")
-    with suppress(KeyboardInterrupt):
-        while True:
-            time.sleep(1.0)

@@ -74,13 +74,16 @@ td.reasons { font-size: 13px; overflow-wrap: anywhere; }
 """
 
 
-def write(outcome: Outcome, folder: Path, alerts: Sequence[AlertRow] = ()) -> tuple[Path, Path]:
+def write(
+    outcome: Outcome, folder: Path, alerts: Sequence[AlertRow] = (), more: Sequence[str] = ()
+) -> tuple[Path, Path]:
     """Write both files, over older ones.
 
     Args:
         outcome: The finished run.
         folder: Made if it is not there.
         alerts: In the order they came; the page lists the last of them.
+        more: Further sections of the page, markup; see ``section``.
 
     Returns:
         The paths of ``report.json`` and ``report.html``.
@@ -88,7 +91,7 @@ def write(outcome: Outcome, folder: Path, alerts: Sequence[AlertRow] = ()) -> tu
     folder.mkdir(parents=True, exist_ok=True)
     data, html = folder / "report.json", folder / "report.html"
     data.write_bytes(as_json(outcome))
-    html.write_text(page(outcome, alerts), encoding="utf-8")
+    html.write_text(page(outcome, alerts, more), encoding="utf-8")
     return data, html
 
 
@@ -97,12 +100,13 @@ def as_json(outcome: Outcome) -> bytes:
     return orjson.dumps(numbers(outcome), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def page(outcome: Outcome, alerts: Sequence[AlertRow] = ()) -> str:
+def page(outcome: Outcome, alerts: Sequence[AlertRow] = (), more: Sequence[str] = ()) -> str:
     """The whole HTML page.
 
     Args:
         outcome: The finished run.
         alerts: In the order they came; the last ``MAX_ALERTS`` are listed, newest first.
+        more: Further sections, markup; they stand before the alerts.
     """
     found = numbers(outcome)
     sections = [
@@ -111,6 +115,7 @@ def page(outcome: Outcome, alerts: Sequence[AlertRow] = ()) -> str:
         _balance(outcome),
         f'<div class="pair">{_ranking(outcome, found)}{_latency(outcome, found)}</div>',
         _throughput(outcome),
+        *more,
         _alerts(alerts),
     ]
     return (
@@ -171,12 +176,19 @@ def _balance(outcome: Outcome) -> str:
     return (
         f'<p class="balance"><strong class="{"bad" if rest else "good"}">{verdict}:</strong> '
         f"{outcome.input:,} input {sign} "
-        f"{outcome.predictions:,} predictions + {outcome.dead_letters:,} dead letters + "
+        f"{_scored(outcome)} + {outcome.dead_letters:,} dead letters + "
         f"{outcome.duplicates:,} duplicates.</p>"
     )
 
 
-def _section(title: str, note: str, *content: str) -> str:
+def _scored(outcome: Outcome) -> str:
+    if outcome.scored_inputs is None:
+        return f"{outcome.predictions:,} predictions"
+    return f"{outcome.scored:,} in {outcome.predictions:,} scored windows"
+
+
+def section(title: str, note: str, *content: str) -> str:
+    """A section of the page; the content is markup."""
     return (
         f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
         f"{''.join(content)}</section>"
@@ -186,7 +198,7 @@ def _section(title: str, note: str, *content: str) -> str:
 def _ranking(outcome: Outcome, found: Mapping[str, Any]) -> str:
     title = "Precision and recall"
     if found["average_precision"] is None:
-        return _section(title, "No fraud among the labelled test records: nothing to measure.")
+        return section(title, "No positive among the labelled test records: nothing to measure.")
     decision = outcome.decision()
     point = (decision.recall, decision.precision) if decision.alerts else None
     curve = precision_recall_curve(outcome.test_labels, outcome.test_scores)
@@ -202,36 +214,36 @@ def _ranking(outcome: Outcome, found: Mapping[str, Any]) -> str:
         f"Average precision {found['average_precision']:.3f} over {found['test_records']:,} test "
         f"records, the last in time, fallbacks left out. {at}"
     )
-    return _section(title, note, _figure(chart))
+    return section(title, note, figure(chart))
 
 
 def _latency(outcome: Outcome, found: Mapping[str, Any]) -> str:
     title = "Latency"
     if not outcome.predictions:
-        return _section(title, "No predictions: nothing to measure.")
+        return section(title, "No predictions: nothing to measure.")
     marks = [("p50", found["p50_ms"]), ("p99", found["p99_ms"])]
     note = (
         f"From a record's creation to its prediction in Kafka, {outcome.predictions:,} "
         f"predictions. The slowest took {found['max_ms']:,.0f} ms."
     )
-    return _section(title, note, _figure(charts.latency_chart(outcome.latency_ms, marks)))
+    return section(title, note, figure(charts.latency_chart(outcome.latency_ms, marks)))
 
 
 def _throughput(outcome: Outcome) -> str:
     title = "Throughput"
     if not outcome.predictions:
-        return _section(title, "No predictions: nothing to count.")
+        return section(title, "No predictions: nothing to count.")
     start_ms = min(outcome.started_ms, int(outcome.scored_time_ms.min()))
     end_ms = max(outcome.ended_ms, int(outcome.scored_time_ms.max()))
     counted = charts.rates(outcome.scored_time_ms, outcome.is_fallback, start_ms, end_ms)
     outages_s = [((a - start_ms) / 1_000, (b - start_ms) / 1_000) for a, b in outcome.outages_ms]
     unit = "second" if counted.bin_s == 1 else f"{counted.bin_s} seconds"
-    return _section(
+    return section(
         title,
         f"Scored records per second, one bar per {unit}.",
         _legend(outcome),
-        _figure(charts.throughput_chart(counted, outages_s), "wide"),
-        _figure(charts.throughput_chart(counted, outages_s, width_px=440), "narrow"),
+        figure(charts.throughput_chart(counted, outages_s), "wide"),
+        figure(charts.throughput_chart(counted, outages_s, width_px=440), "narrow"),
     )
 
 
@@ -245,7 +257,8 @@ def _legend(outcome: Outcome) -> str:
     return f'<div class="legend">{"".join(swatches)}</div>'
 
 
-def _figure(chart: str, cls: str = "") -> str:
+def figure(chart: str, cls: str = "") -> str:
+    """A chart on the page."""
     return f'<figure class="{cls}">{chart}</figure>'
 
 
@@ -257,7 +270,7 @@ def _alerts(alerts: Sequence[AlertRow]) -> str:
         '<tr><th>event</th><th>key</th><th class="number">score</th>'
         '<th class="reasons">reasons</th></tr>'
     )
-    return _section(
+    return section(
         f"Last {len(last)} alerts" if len(last) > 1 else "Last alert",
         "Newest first. A reason is a feature's value and what it added to the score in log-odds.",
         f'<div class="scroll"><table><thead>{head}</thead>',

@@ -26,8 +26,9 @@ from jobs.demo import run as demo_run
 from jobs.demo.demo import DemoOptions
 from jobs.demo.live import LiveView
 from jobs.demo.model import Model
-from jobs.demo.replay import Script
 from jobs.demo.run import Performance, Plan, Stage
+from jobs.demo.script import Script
+from jobs.demo.staging import alone
 from jobs.demo.watch import Tally
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
@@ -100,7 +101,7 @@ def performance(server: FakeServer | None = None, outage_s: float = 0.01) -> Per
     chosen: Any = SimpleNamespace(
         name="fraud",
         topics=topics,
-        alerts=SimpleNamespace(threshold=0.85),
+        alerts=SimpleNamespace(threshold=0.85, episodes=None),
         model=SimpleNamespace(name="fraud"),
     )
     content = Script([], np.zeros(0), Counter({"empty": 2}), 0)
@@ -237,19 +238,16 @@ class TestModel:
 
 
 class TestAlone:
-    @pytest.fixture(autouse=True)
-    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(demo, "DEMO", tmp_path)
-
-    def test_a_second_demo_is_refused(self) -> None:
-        with demo._alone(), pytest.raises(NotReadyError, match="another demo runs"), demo._alone():
+    def test_a_second_demo_is_refused(self, tmp_path: Path) -> None:
+        again = pytest.raises(NotReadyError, match="another demo runs")
+        with alone(tmp_path), again, alone(tmp_path):
             pass
-        with demo._alone():
+        with alone(tmp_path):
             pass
 
-    def test_sigterm_ends_it_as_ctrl_c_does(self) -> None:
+    def test_sigterm_ends_it_as_ctrl_c_does(self, tmp_path: Path) -> None:
         before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt), demo._alone():
+        with pytest.raises(KeyboardInterrupt), alone(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
         assert signal.getsignal(signal.SIGTERM) is before
