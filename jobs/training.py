@@ -26,6 +26,7 @@ from jobs.enrichment import tables_of
 from jobs.history_files import HistoryFileError, labels_in
 from jobs.metrics import average_precision, decide, roc_auc
 from jobs.settings import Settings, TrainingSettings
+from jobs.training_autoencoder import Autoencoder
 from jobs.training_forest import IsolationTrees
 from jobs.training_xgboost import BoostedTrees
 from model_server.errors import RepositoryError
@@ -93,7 +94,11 @@ class Trainable(Protocol):
         """Write the model's file; returns what ``features.json`` has to say of it."""
 
 
-_KINDS: dict[str, type[Trainable]] = {"xgboost": BoostedTrees, "isolation_forest": IsolationTrees}
+_KINDS: dict[str, type[Trainable]] = {
+    "xgboost": BoostedTrees,
+    "isolation_forest": IsolationTrees,
+    "autoencoder": Autoencoder,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +327,8 @@ def summary(trained: Trained) -> dict[str, str]:
 def _of_kind(metrics: dict[str, Any]) -> dict[str, str]:
     if "gain" in metrics:
         return {"largest gains": ", ".join(list(metrics["gain"])[:5])}
+    if "usual_error" in metrics:
+        return {"error of one normal row in 100": _text(metrics["usual_error"])}
     quantiles = metrics["normal_scores"].items()
     return {"scores of normal rows": ", ".join(f"{q} below {v:.3f}" for q, v in quantiles)}
 

@@ -24,7 +24,7 @@ SCORE = "score"
 """Name of the graph's output, as ``features.json`` says it."""
 
 OPSET = {"": 17, "ai.onnx.ml": 3}
-QUANTILES = (0.5, 0.9, 0.99, 0.999)
+QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
 
 class IsolationTrees:
