@@ -76,8 +76,9 @@ def last_scores_chart(last: Sequence[tuple[int, float]], threshold: float) -> st
     """
     plot = svg.Plot(*_SMALL_PX, left=1.0, top=2.0, margin_right=1.0, margin_bottom=2.0)
     times = np.array([time_ms for time_ms, _ in last], np.float64)
-    x, y = plot.x(times[0] - 1, times[-1] + 1), plot.y(1.0)
     scores = np.array([score for _, score in last])
+    x = plot.x(times[0] - 1, times[-1] + 1)
+    y = svg.Scale(min(0.3, scores.min()), max(0.8, scores.max()), plot.bottom, plot.top)
     parts = [
         svg.line("threshold", plot.left, y(threshold), plot.right, y(threshold)),
         _curve(times, scores, x, y),
