@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from udfs.alerting.hysteresis import Hysteresis, Rules, Score
 
 from jobs.demo.iot.fleet import TYPES
 from jobs.demo.iot.runs import SENSORS, WARM_UP_ROWS, BoolArray, Run, Runs
 from jobs.metrics import roc_auc
 from jobs.settings import Settings
 from model_server.backends.onnx import OnnxTable
+from udfs.alerting.hysteresis import Hysteresis, Rules, Score
 from udfs.batches.events import FloatArray, IntArray
 from udfs.offline.offline import features_of, history_of
 from udfs.preparation.preparation import Preparation

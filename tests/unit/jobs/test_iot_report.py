@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from udfs.alerting.hysteresis import Rules
 
 from jobs import settings
 from jobs.demo import report, score_charts
@@ -16,6 +15,7 @@ from jobs.demo.iot.evaluation import Measured, Rates, Scored
 from jobs.demo.iot.fleet import NO_FAULTS, Fleet, Truth
 from jobs.demo.watch import Tally
 from jobs.environment import ROOT
+from udfs.alerting.hysteresis import Rules
 
 START_MS = 1_767_225_600_000
 RATES = Rates(0.8, 0.1, 0.2)
