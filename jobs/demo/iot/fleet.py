@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from jobs.demo.iot.runs import SENSORS, BoolArray, Run, Runs
+from jobs.demo.iot.grids import Grids
+from jobs.demo.iot.runs import SENSORS, BoolArray, Runs
+from jobs.demo.iot.spoiling import SPOIL, spoilt
 from jobs.demo.replay import Chunk, Item
 from udfs.batches.events import FloatArray, IntArray
 
@@ -127,7 +129,7 @@ class Fleet:
         self._keys = [name.encode() for name in self.names]
         self._runs = (runs.normal, *runs.labelled)
         self._table = np.concatenate([run.values for run in self._runs])
-        self._grids = _Grids(self._runs)
+        self._grids = Grids(self._runs)
         self._run_of = _choose_runs(machines, len(runs.labelled), disturbed, chance)
         self._from_s = _first_seconds(self._run_of, self._grids, seconds, chance)
         self.phase_ms: IntArray = np.sort(chance.integers(0, 1_000, machines))
@@ -233,7 +235,7 @@ class Fleet:
                 continue
             copies = [item] * (1 + int(drawn.twice[n]))
             if drawn.bad[n] >= 0:
-                copies.append(item._replace(value=_spoilt(value, int(drawn.bad[n]))))
+                copies.append(item._replace(value=spoilt(value, int(drawn.bad[n]))))
             items += copies
             places += [place] * len(copies)
 
@@ -283,7 +285,7 @@ class Fleet:
         delay[draws[0] > 1 - f.late] = LATE_S
         delay[~sent] = 0
         missing = np.where(draws[2] < f.missing, chance.integers(0, 8, self.machines), -1)
-        bad = np.where(draws[3] < f.bad, chance.integers(0, len(_SPOIL), self.machines), -1)
+        bad = np.where(draws[3] < f.bad, chance.integers(0, len(SPOIL), self.machines), -1)
         return _Second(
             rows=rows,
             twice=sent & (delay == 0) & (draws[1] < f.duplicate),
@@ -303,26 +305,6 @@ class Fleet:
         }
 
 
-class _Grids:
-    """Each run's rows by the second of the run; a run begins again when it ends."""
-
-    def __init__(self, runs: tuple[Run, ...]) -> None:
-        lengths = [int(run.times_s[-1] - run.times_s[0]) + 1 for run in runs]
-        rows = [len(run) for run in runs]
-        self.first: IntArray = np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(np.int64)
-        self.lengths: IntArray = np.array(lengths, np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        self._grid: IntArray = np.full(sum(lengths), -1, np.int64)
-        for n, run in enumerate(runs):
-            at = self._starts[n] + run.times_s - run.times_s[0]
-            self._grid[at] = self.first[n] + np.arange(len(run))
-
-    def rows(self, runs: IntArray, seconds: IntArray) -> IntArray:
-        """Rows among all runs' rows, -1 where a run has no reading in that second."""
-        found: IntArray = self._grid[self._starts[runs] + seconds % self.lengths[runs]]
-        return found
-
-
 def _choose_runs(
     machines: int, labelled: int, disturbed: float, chance: np.random.Generator
 ) -> IntArray:
@@ -333,33 +315,10 @@ def _choose_runs(
 
 
 def _first_seconds(
-    run_of: IntArray, grids: _Grids, seconds: int, chance: np.random.Generator
+    run_of: IntArray, grids: Grids, seconds: int, chance: np.random.Generator
 ) -> IntArray:
     """Where in its run each machine begins."""
     normal_room = max(int(grids.lengths[0]) - seconds, 1)
     latest = np.where(run_of == 0, normal_room, 60)
     begun: IntArray = (chance.random(len(run_of)) * latest).astype(np.int64)
     return begun
-
-
-def _without(name: str, value: bytes) -> bytes:
-    return orjson.dumps({k: v for k, v in orjson.loads(value).items() if k != name})
-
-
-def _with_nan(value: bytes) -> bytes:
-    head, _, tail = value.partition(b'"Temperature":')
-    return head + b'"Temperature":NaN' + tail[min(tail.find(b","), tail.find(b"}")) :]
-
-
-_SPOIL: dict[str, Any] = {
-    "NaN": _with_nan,
-    "not JSON": lambda _: b"ping",
-    "cut off": lambda value: value[: len(value) // 2],
-    "no time": lambda value: _without("at_ms", value),
-    "a text for a number": lambda value: orjson.dumps(orjson.loads(value) | {"Current": "high"}),
-}
-
-
-def _spoilt(value: bytes, kind: int) -> bytes:
-    spoilt: bytes = list(_SPOIL.values())[kind](value)
-    return spoilt
