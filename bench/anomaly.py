@@ -31,7 +31,7 @@ import json
 import sys
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,14 +170,13 @@ def _bench(options: argparse.Namespace) -> int:
     results: list[Result] = []
     details: list[dict[str, Any]] = []
     with place("anomaly", options.config, overrides, keep=options.keep) as at:
-        if "live" in options.parts:
-            phase = _measured(at, options, options.machines, options.seconds)
-            results += _live_results(chosen, options, phase, at.failures)
-            details.append(phase.about())
-        if "rates" in options.parts:
-            results.append(_rates(at, options, details))
-        if "backlog" in options.parts:
-            results += _backlog(at, options, model_dir)
+        parts: dict[str, Callable[[], list[Result]]] = {
+            "live": lambda: _live(at, chosen, options, details),
+            "rates": lambda: _rates(at, options, details),
+            "backlog": lambda: _backlog(at, options, model_dir),
+        }
+        for part in options.parts:
+            results += _attempted(at, parts[part])
         failures = at.failures
     document = {
         "machine": about,
@@ -201,12 +200,29 @@ def _bench(options: argparse.Namespace) -> int:
     )
 
 
+def _attempted(at: Place, part: Callable[[], list[Result]]) -> list[Result]:
+    """A part's results; a failure is kept, so that the other parts take place."""
+    try:
+        return part()
+    except BenchError as exc:
+        at.failures.append(str(exc))
+        return []
+
+
 def _model(chosen: Settings) -> Path:
     say("training a model")
     return training.train(chosen, evaluation.training_frame(runs.load())).version.path
 
 
 # -- live ---------------------------------------------------------------------------------------
+
+
+def _live(
+    at: Place, chosen: Settings, options: argparse.Namespace, details: list[dict[str, Any]]
+) -> list[Result]:
+    phase = _measured(at, options, options.machines, options.seconds)
+    details.append(phase.about())
+    return _live_results(chosen, options, phase, at.failures)
 
 
 def _measured(at: Place, options: argparse.Namespace, machines: int, seconds: int) -> Phase:
@@ -320,7 +336,7 @@ def _live_results(
     return results
 
 
-def _rates(at: Place, options: argparse.Namespace, details: list[dict[str, Any]]) -> Result:
+def _rates(at: Place, options: argparse.Namespace, details: list[dict[str, Any]]) -> list[Result]:
     held = 0
     for rate in options.rates:
         phase = _measured(at, options, rate, options.rate_seconds)
@@ -329,7 +345,7 @@ def _rates(at: Place, options: argparse.Namespace, details: list[dict[str, Any]]
             break
         held = rate
     tried = ", ".join(f"{rate:,}" for rate in options.rates)
-    return Result("rate_held", float(held) or None, "readings/s", note=f"tried: {tried}")
+    return [Result("rate_held", float(held) or None, "readings/s", note=f"tried: {tried}")]
 
 
 # -- backlog ------------------------------------------------------------------------------------
@@ -353,20 +369,23 @@ def _backlog(at: Place, options: argparse.Namespace, model_dir: Path) -> list[Re
     common_arguments = ["--bootstrap", at.bootstrap, "--events", events]
     common_arguments += ["--model", str(model_dir / "model.onnx")]
     plain = _rate_of(at, options, "plain", common_arguments, per_window)
-    results = [compared("backlog", _ours(at, options, events, per_window), "readings/s", plain)]
-    results.append(Result("plain_loop", plain, "readings/s", note="the limit: no state survives"))
+    results = [Result("plain_loop", plain, "readings/s", note="the limit: no state survives")]
     if PEER_PYTHONS["bytewax"].exists():
         rate = _rate_of(at, options, "bytewax", common_arguments, per_window)
         results.append(compared("bytewax", rate, "readings/s", plain))
     else:
         results.append(Result("bytewax", None, "readings/s", note="missing: make bench-peers"))
-    return results
+    ours = _attempted(at, lambda: [_ours(at, options, events, per_window, plain)])
+    return ours + results
 
 
-def _ours(at: Place, options: argparse.Namespace, events: str, per_window: float) -> float | None:
+def _ours(
+    at: Place, options: argparse.Namespace, events: str, per_window: float, plain: float | None
+) -> Result:
     topics = {**at.create_outputs("backlog", 1), "events": events}
     with at.start_ours("backlog", at.job_overrides("backlog", topics)) as job:
-        return _growth(at, options, job, topics["predictions"], per_window)
+        rate = _growth(at, options, job, topics["predictions"], per_window)
+    return compared("backlog", rate, "readings/s", plain)
 
 
 def _rate_of(
