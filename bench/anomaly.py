@@ -84,7 +84,7 @@ class Phase:
     Attributes:
         machines: Machines, and readings a second.
         start_ms: Event time of the first.
-        alert_ms: Of each alert of scores, from its window's end to Kafka.
+        alert_ms: Of each alert that such a window opened, from its end to Kafka.
         window_ms: The same of each window closed by a reading.
         memory: Bytes of the job's processes, over time.
         windows: Those of the machines that are checked.
@@ -300,6 +300,7 @@ def _wait(at: Place, job: Child, phase: Phase, topics: dict[str, str]) -> None:
 
 
 def _read(at: Place, phase: Phase, topics: dict[str, str]) -> None:
+    by_time: set[tuple[str, int]] = set()
     checked = {f"m{n:05d}" for n in range(min(_CHECKED_MACHINES, phase.machines))}
     for message in at.topics.read(topics["predictions"]):
         value = orjson.loads(message.value() or b"{}")
@@ -308,13 +309,15 @@ def _read(at: Place, phase: Phase, topics: dict[str, str]) -> None:
         window = value["window"]
         phase.accounted += window["readings"]
         if window["closed_by"] == "time":
+            by_time.add((value["key"], window["window_end_ms"]))
             phase.window_ms.append(message.timestamp()[1] - window["window_end_ms"])
         if value["key"] in checked:
             phase.windows.append(window)
     for message in at.topics.read(topics["alerts"]):
         value = orjson.loads(message.value() or b"{}")
         if value.get("kind") == "scores" and value["state"] == "open":
-            if value["entity"]["value"] == _WARM:
+            # One of a silent machine waits for rollup.idle.
+            if (value["entity"]["value"], value["opened_ms"]) not in by_time:
                 continue
             phase.alert_ms.append(message.timestamp()[1] - value["opened_ms"])
     for name in ("dead_letters", "duplicates"):
