@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: setup jars dev peers bench-peers peer-torch protos lint test test-cluster demo demo-feed bench sbom audit clean lock help
+.PHONY: setup jars dev peers bench-peers peer-torch protos lint test test-cluster demo demo-iot demo-feed bench sbom audit clean lock help
 
 # Override on the command line: make setup PYTHON=/opt/python3.11/bin/python3
 PYTHON ?= python3.11
@@ -63,6 +63,11 @@ $(DONE)/extra-onnx: $(DONE)/packages conf/requirements-onnx.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-onnx.lock
 	@touch $@
 
+$(DONE)/extra-forest: $(DONE)/packages conf/requirements-forest.lock
+	@echo "installing scikit-learn, skl2onnx and ONNX Runtime"
+	@$(INSTALL) --require-hashes -r conf/requirements-forest.lock
+	@touch $@
+
 $(DONE)/extra-tracing: $(DONE)/packages conf/requirements-tracing.lock
 	@echo "installing OpenTelemetry"
 	@$(INSTALL) --require-hashes -r conf/requirements-tracing.lock
@@ -104,7 +109,7 @@ $(DONE)/extra-feast: $(DONE)/packages conf/requirements-feast.lock
 	@$(INSTALL) --require-hashes -r conf/requirements-feast.lock
 	@touch $@
 
-$(DONE)/extra-%: ; @echo "no extra named $*: there are feast, mlflow, onnx, postgres," \
+$(DONE)/extra-%: ; @echo "no extra named $*: there are feast, forest, mlflow, onnx, postgres," \
 	"redis, s3, sns, tensorflow, torch, tracing" >&2; exit 2
 
 $(DONE)/dev: $(DONE)/project $(DONE)/extra-redis $(DONE)/extra-postgres conf/requirements-dev.lock
@@ -158,6 +163,9 @@ test-cluster: jars ## Kill and change jobs on a standalone cluster with a real K
 demo: jars ## Score card transactions end to end on this machine (DEMO_ARGS="--help")
 	@$(BIN)/streamscore demo $(DEMO_ARGS)
 
+demo-iot: jars $(DONE)/extra-forest ## Find anomalies of 10,000 machines on this machine (DEMO_ARGS="--help")
+	@$(BIN)/streamscore demo-iot $(DEMO_ARGS)
+
 demo-feed: jars ## Rank a feed end to end on this machine (DEMO_ARGS="--help")
 	@$(BIN)/streamscore demo-feed $(DEMO_ARGS)
 
@@ -181,6 +189,8 @@ lock: setup
 	@$(COMPILE) conf/requirements-tensorflow.in -c conf/requirements.lock \
 		-o conf/requirements-tensorflow.lock
 	@$(COMPILE) conf/requirements-onnx.in -c conf/requirements.lock -o conf/requirements-onnx.lock
+	@$(COMPILE) conf/requirements-forest.in -c conf/requirements-dev.lock \
+		-o conf/requirements-forest.lock
 	@$(COMPILE) conf/requirements-tracing.in -c conf/requirements.lock \
 		-o conf/requirements-tracing.lock
 	@$(COMPILE) conf/requirements-s3.in -c conf/requirements.lock -o conf/requirements-s3.lock

@@ -25,6 +25,7 @@ from jobs.outlets import cli as outlets_cli
 from jobs.versions import cli as versions_cli
 
 if TYPE_CHECKING:
+    from jobs.demo.outcome import Outcome
     from jobs.settings import Settings
     from udfs.scoring.rollout import Rollout
 
@@ -301,19 +302,51 @@ def demo(
     Example: streamscore demo --no-live
     """
     from jobs.demo import demo as show
+
+    options = show.DemoOptions(size, seconds, not no_live, embedded, keep, limit)
+    _accounted(lambda: show.run(options))
+
+
+def _accounted(show: Callable[[], Outcome]) -> None:
+    """Run a demo; it fails if a record is unaccounted for."""
     from jobs.demo.replay import ReplayError
     from jobs.demo.watch import WatchError
     from jobs.runner import JobError
 
-    options = show.DemoOptions(size, seconds, not no_live, embedded, keep, limit)
     try:
-        outcome = show.run(options)
+        outcome = show()
     except (JobError, ReplayError, WatchError) as exc:
         typer.echo(f"the demo failed: {exc}", err=True)
         raise typer.Exit(ExitCode.FAILED) from exc
     if outcome.unaccounted:
         typer.echo(f"{outcome.unaccounted:,} records are unaccounted for", err=True)
         raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command("demo-iot")
+def demo_iot(
+    machines: Annotated[int, typer.Option(min=10, help="How many machines.")] = 2_000,
+    event_seconds: Annotated[
+        int, typer.Option(min=60, help="Seconds of their time, a reading a second each.")
+    ] = 1_000,
+    seconds: Annotated[
+        float, typer.Option(min=5, help="How long the replay takes, in seconds.")
+    ] = 180,
+    no_live: Annotated[
+        bool, typer.Option("--no-live", help="Print lines instead of a live panel.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave everything running after the report, to Ctrl-C.")
+    ] = False,
+) -> None:
+    """Find anomalies of machines on this machine: data, model, Kafka, Flink, report.
+
+    Example: streamscore demo-iot --machines 500 --no-live
+    """
+    from jobs.demo.iot import demo as show
+
+    options = show.IotOptions(machines, event_seconds, seconds, not no_live, keep)
+    _accounted(lambda: show.run(options))
 
 
 @app.command("demo-feed")

@@ -314,6 +314,7 @@ def _output(settings: Settings, model: ModelVersion) -> Output:
             schema.stages,
             settings.alerts.threshold,
             bool(schema.lookups),
+            schema.rollup is not None,
         ),
         preparation=Preparation.load(model.path),
         fallback_score=settings.model.fallback_score,

@@ -252,10 +252,20 @@ class FlinkSettings(Strict):
 class TrainingSettings(Strict):
     """How `streamscore train` makes a model."""
 
+    kind: Literal["xgboost", "isolation_forest", "autoencoder"] = Field(
+        "xgboost",
+        description="`xgboost`: from labels of both kinds; `isolation_forest` and `autoencoder`: "
+        "from normal rows, those of label 0, alone",
+    )
     train_fraction: float = Field(0.7, gt=0, lt=1, description="earliest part of time trained on")
-    trees: int = Field(200, ge=1, description="boosting rounds")
-    depth: int = Field(6, ge=1, description="depth of a tree")
-    learning_rate: float = Field(0.1, gt=0, description="shrinkage of each tree")
+    trees: int = Field(200, ge=1, description="boosting rounds, or trees of an isolation_forest")
+    depth: int = Field(6, ge=1, description="depth of a boosted tree")
+    learning_rate: float = Field(0.1, gt=0, description="shrinkage of each boosted tree")
+    max_samples: int = Field(256, ge=2, description="rows that a tree of an isolation_forest sees")
+    epochs: int = Field(60, ge=1, description="passes of an autoencoder's training over the rows")
+    torch_python: Path | None = Field(
+        None, description="interpreter that trains an autoencoder; none: this one, with PyTorch"
+    )
     seed: int = Field(42, description="random seed")
     label: str | None = Field(
         None,
@@ -356,6 +366,8 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         yield from _loops(sections["topics"])
         if sections.get("ranking"):
             yield from _unfit_for_ranking(sections)
+    if sections.keys() >= {"training", "features"}:
+        yield from _unknown_to_a_model(sections["training"], sections["features"])
     if sections.keys() >= {"flink", "batch"}:
         parallelism, buckets = sections["flink"].parallelism, sections["batch"].buckets
         if parallelism > buckets:
@@ -418,6 +430,18 @@ def _unfit_for_ranking(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     if "batch" in sections and sections["batch"].max_rows < sections["ranking"].candidates:
         message = "must hold the candidates of a request, which are one call"
         yield Mistake(("batch", "max_rows"), message)
+
+
+def _unknown_to_a_model(training: TrainingSettings, features: FeatureSpec) -> Iterator[Mistake]:
+    if training.kind == "xgboost":
+        return
+    spec = features.preparation
+    places: dict[tuple[str, ...], Any] = {("default",): spec.default}
+    places |= {("columns", name, "impute"): c.impute for name, c in spec.columns.items()}
+    for place, impute in places.items():
+        if impute == "none":
+            message = f"an {training.kind} has no place for a missing value: impute a number"
+            yield Mistake(("features", "preparation", *place), message)
 
 
 def _loops(topics: TopicSettings) -> Iterator[Mistake]:

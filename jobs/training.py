@@ -9,19 +9,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import pandas as pd
-import xgboost
 
 from jobs.enrichment import tables_of
 from jobs.history_files import HistoryFileError, labels_in
 from jobs.metrics import average_precision, decide, roc_auc
 from jobs.model_folders import METRICS_FILE, publish, write_json
-from jobs.settings import Settings
+from jobs.settings import Settings, TrainingSettings
+from jobs.training_autoencoder import Autoencoder
+from jobs.training_forest import IsolationTrees
+from jobs.training_xgboost import BoostedTrees
 from model_server.errors import RepositoryError
-from model_server.repository import FEATURES_FILE, MODEL_FILES, ModelVersion
+from model_server.repository import FEATURES_FILE, ModelVersion
 from udfs.batches.categories import texts_of
 from udfs.batches.events import Events, FloatArray
 from udfs.enrichment.table_readers import TableError
@@ -38,12 +40,56 @@ from udfs.preparation.fitting import Rows, fit, training_matrix
 from udfs.preparation.preparation import Preparation
 from udfs.spec.schema import Schema
 
-SHOWN_FEATURES = 15
 _PART = "{rows:,} rows, {positives:,} positive, {from} to {to}"
 
 
 class TrainingError(HistoryFileError):
     """No model can be trained on this history with these settings."""
+
+
+class Trainable(Protocol):
+    """A kind of model that is trained here.
+
+    Attributes:
+        skips_blank: Whether rows of which every feature is missing are left out.
+    """
+
+    skips_blank: ClassVar[bool]
+
+    @classmethod
+    def fit(
+        cls,
+        training: TrainingSettings,
+        columns: tuple[str, ...],
+        matrix: Matrix,
+        labels: FloatArray,
+        progress: Progress,
+    ) -> Self:
+        """Train a model.
+
+        Args:
+            training: Its kind's options.
+            columns: Names of the matrix's columns.
+            matrix: float32 (n, columns).
+            labels: 0 or 1, float64 (n,).
+            progress: Shown while it goes on.
+        """
+
+    def scores(self, matrix: Matrix) -> FloatArray:
+        """Score rows, float64 (n,), each in 0 to 1."""
+
+    def about(self) -> dict[str, Any]:
+        """What ``metrics.json`` says of this kind of model."""
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the model's file; returns what ``features.json`` has to say of it."""
+
+
+_KINDS: dict[str, type[Trainable]] = {
+    "xgboost": BoostedTrees,
+    "isolation_forest": IsolationTrees,
+    "autoencoder": Autoencoder,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +138,26 @@ def train(settings: Settings, frame: pd.DataFrame, progress: Progress = silent) 
 
     Raises:
         HistoryFileError: a column is missing or wrong.
-        TrainingError: a part of the history has only one label, or the model cannot be written.
+        TrainingError: there are not the labels that the kind of model needs, or the model cannot
+            be written.
     """
     clock = _Clock()
     labels = labels_in(settings, frame)
     with clock.of("features"):
         prepared = _prepare(settings, frame, labels, progress)
-    part, rest = _split(prepared.rows, settings.training.train_fraction)
+    part, rest = _split(prepared.rows, settings.training)
     schema = settings.schema_
     with clock.of("preparation"):
         preparation = fit(schema, part, prepared.texts)
         matrix = training_matrix(schema, preparation, part)
     with clock.of("fit"):
-        booster = _fit(settings, preparation, matrix, part.labels, progress)
+        kind = _KINDS[settings.training.kind]
+        model = kind.fit(settings.training, preparation.columns, matrix, part.labels, progress)
     with clock.of("evaluation"):
-        rest_matrix = preparation.transform(rest.features)
-        scores = booster.inplace_predict(rest_matrix, validate_features=False)
-        metrics = _report(settings, part, rest, np.asarray(scores, np.float64))
-    metrics |= {"rows": prepared.counts, "gain": _gain(booster), "seconds": clock.seconds}
-    return Trained(_store(settings, booster, preparation, metrics), metrics)
+        scores = model.scores(preparation.transform(rest.features))
+        metrics = _report(settings, part, rest, scores)
+    metrics |= {"rows": prepared.counts, "seconds": clock.seconds} | model.about()
+    return Trained(_store(settings, model, preparation, metrics), metrics)
 
 
 def _prepare(
@@ -127,15 +174,19 @@ def _prepare(
     except TableError as exc:
         raise TrainingError(str(exc), "make the table's topic or file, then train again") from exc
     labelled = ~np.isnan(known[computed.rows])
-    at = computed.rows[labelled]
-    rows = Rows(computed.features[labelled], known[at], events.times[at])
+    # Imputed rows of a machine that is still warming up would teach a forest one point.
+    blank = np.isnan(computed.features).all(axis=1) & _KINDS[settings.training.kind].skips_blank
+    used = labelled & ~blank
+    at = computed.rows[used]
+    rows = Rows(computed.features[used], known[at], events.times[at])
     _refuse_too_large(schema, rows.features)
     counts = {
         "history": len(frame),
         "refused": len(history.rejects),
         "duplicates": computed.duplicates + history.duplicates,
         "conflicts": computed.conflicts,
-        "unlabelled": len(labelled) - len(rows),
+        "unlabelled": int((~labelled).sum()),
+        "blank": int((labelled & blank).sum()),
     }
     return _Prepared(rows, _texts(schema, events), counts)
 
@@ -156,40 +207,16 @@ def _refuse_too_large(schema: Schema, features: FloatArray) -> None:
         )
 
 
-def _split(rows: Rows, train_fraction: float) -> tuple[Rows, Rows]:
-    part, rest = rows.split(int(len(rows) * train_fraction))
-    if len(np.unique(part.labels)) < 2:
+def _split(rows: Rows, training: TrainingSettings) -> tuple[Rows, Rows]:
+    part, rest = rows.split(int(len(rows) * training.train_fraction))
+    needed = {0.0, 1.0} if training.kind == "xgboost" else {0.0}
+    if not needed <= set(np.unique(part.labels).tolist()):
+        what = "both labels" if len(needed) > 1 else "a normal row, of label 0"
         raise TrainingError(
-            f"the first {len(part):,} of {len(rows):,} labelled rows do not hold both labels",
+            f"the first {len(part):,} of {len(rows):,} labelled rows do not hold {what}",
             "train on a longer history, or raise training.train_fraction",
         )
     return part, rest
-
-
-def _fit(
-    settings: Settings,
-    preparation: Preparation,
-    features: Matrix,
-    labels: FloatArray,
-    progress: Progress,
-) -> xgboost.Booster:
-    training = settings.training
-    parameters = {
-        "objective": "binary:logistic",
-        "tree_method": "hist",
-        "max_depth": training.depth,
-        "learning_rate": training.learning_rate,
-        "seed": training.seed,
-        "nthread": 0,  # all cores
-    }
-    matrix = xgboost.QuantileDMatrix(
-        features, labels, feature_names=list(preparation.columns), nthread=0
-    )
-    booster = xgboost.Booster(parameters, [matrix])
-    for tree in range(training.trees):
-        booster.update(matrix, tree)
-        progress("Training", (tree + 1) / training.trees)
-    return booster
 
 
 def _report(settings: Settings, part: Rows, rest: Rows, scores: FloatArray) -> dict[str, Any]:
@@ -228,28 +255,21 @@ def _iso(time_ms: np.int64) -> str:
     return datetime.fromtimestamp(int(time_ms) / 1_000, UTC).isoformat(timespec="milliseconds")
 
 
-def _gain(booster: xgboost.Booster) -> dict[str, float]:
-    """Average loss reduction of the splits on a feature, the largest first."""
-    gain: dict[str, Any] = booster.get_score(importance_type="gain")
-    largest = sorted(gain.items(), key=lambda item: -item[1])
-    return {name: round(value, 4) for name, value in largest[:SHOWN_FEATURES]}
-
-
 def _store(
     settings: Settings,
-    booster: xgboost.Booster,
+    model: Trainable,
     preparation: Preparation,
     metrics: dict[str, Any],
 ) -> ModelVersion:
     def write(draft: Path) -> None:
-        booster.save_model(draft / MODEL_FILES[0])
-        document = preparation.document() | {"config_hash": settings.features_hash}
+        document = preparation.document() | model.save(draft)
+        document |= {"config_hash": settings.features_hash}
         write_json(draft / FEATURES_FILE, document)
         write_json(draft / METRICS_FILE, metrics)
 
-    model = settings.model
+    place = settings.model
     try:
-        return publish(model.path, model.name, write)
+        return publish(place.path, place.name, write)
     except (OSError, RepositoryError) as exc:
         raise TrainingError(f"cannot write the model: {exc}", "check model.path and .name") from exc
 
@@ -267,10 +287,19 @@ def summary(trained: Trained) -> dict[str, str]:
         "ROC AUC": _text(metrics["roc_auc"]),
         f"alerts above {metrics['threshold']:g}": f"{at['alerts']:,}: precision "
         f"{_text(at['precision'])}, recall {_text(at['recall'])}, F1 {_text(at['f1'])}",
-        "largest gains": ", ".join(list(metrics["gain"])[:5]),
+        **_of_kind(metrics),
         "seconds": ", ".join(f"{step} {took:.1f}" for step, took in seconds.items()),
         "model": str(trained.version.path),
     }
+
+
+def _of_kind(metrics: dict[str, Any]) -> dict[str, str]:
+    if "gain" in metrics:
+        return {"largest gains": ", ".join(list(metrics["gain"])[:5])}
+    if "usual_error" in metrics:
+        return {"error of one normal row in 100": _text(metrics["usual_error"])}
+    quantiles = metrics["normal_scores"].items()
+    return {"scores of normal rows": ", ".join(f"{q} below {v:.3f}" for q, v in quantiles)}
 
 
 def _text(value: float | None) -> str:

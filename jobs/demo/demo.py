@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pandas as pd
 
-from jobs import kafka_topics, settings
+from jobs import settings
 from jobs.console import console, facts_table
 from jobs.demo import data as demo_data
 from jobs.demo import model as demo_model
-from jobs.demo import report, steps
+from jobs.demo import report
 from jobs.demo import result as demo_result
 from jobs.demo.live import LiveView
 from jobs.demo.model import Model
 from jobs.demo.model_process import ModelProcess
 from jobs.demo.outcome import Outcome
-from jobs.demo.replay import Script, script
 from jobs.demo.run import Performance, Plan, Stage
-from jobs.demo.watch import output_kinds
+from jobs.demo.script import Script, script
+from jobs.demo.staging import linger, start_broker, start_job
+from jobs.demo.steps import Tell, alone, ignore_interrupts, parts, step
 from jobs.environment import BUILD, ROOT
 from jobs.settings import Settings
 
@@ -78,7 +79,7 @@ def run(options: DemoOptions) -> Outcome:
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP.
     """
     begun_s = time.monotonic()
-    with steps.alone(DEMO), ExitStack() as started:
+    with alone(DEMO), ExitStack() as started:
         try:
             frame = _data(options)
             model = _model(options, frame)
@@ -86,19 +87,19 @@ def run(options: DemoOptions) -> Outcome:
             performance = _perform(options, stage, _content(frame))
             outcome = _report(options, model, stage, performance, frame, begun_s)
             if options.keep:
-                _linger(stage)
+                linger(stage)
         finally:
-            steps.ignore_interrupts()  # or an impatient second Ctrl-C would leave processes behind
+            ignore_interrupts()
             console.print("stopping what was started")
     return outcome
 
 
 def _data(options: DemoOptions) -> pd.DataFrame:
-    def load(tell: steps.Tell) -> pd.DataFrame:
-        frame = demo_data.load(options.size, progress=steps.parts(tell))
+    def load(tell: Tell) -> pd.DataFrame:
+        frame = demo_data.load(options.size, progress=parts(tell))
         return frame.head(options.limit) if options.limit else frame
 
-    return steps.step("data", load, lambda frame: _data_text(options, frame))
+    return step("data", load, lambda frame: _data_text(options, frame))
 
 
 def _data_text(options: DemoOptions, frame: pd.DataFrame) -> str:
@@ -111,11 +112,11 @@ def _model(options: DemoOptions, frame: pd.DataFrame) -> Model:
     chosen = settings.load(CONFIG, {"model.path": str(DEMO / "models")})
     stamp = demo_model.stamp(chosen, options.size, options.limit)
 
-    def work(tell: steps.Tell) -> Model:
+    def work(tell: Tell) -> Model:
         earlier = demo_model.stored(chosen, DEMO, stamp)
-        return earlier or demo_model.train(chosen, DEMO, stamp, frame, steps.parts(tell))
+        return earlier or demo_model.train(chosen, DEMO, stamp, frame, parts(tell))
 
-    return steps.step("model", work, _model_text)
+    return step("model", work, _model_text)
 
 
 def _model_text(model: Model) -> str:
@@ -126,21 +127,17 @@ def _model_text(model: Model) -> str:
 
 def _stage(options: DemoOptions, model: Model, started: ExitStack) -> Stage:
     """Start the broker, the model server and the job; ``started`` will stop them."""
-    bootstrap = steps.step(
-        "Kafka", lambda _: steps.broker(DEMO / "stack", started), lambda at: f"fresh, at {at}"
-    )
+    bootstrap = start_broker(DEMO, started)
     started.callback(shutil.rmtree, DEMO / "checkpoints", ignore_errors=True)
     server = None if options.embedded else _server(model, started)
     chosen = _settings(model, bootstrap, server)
-    steps.step("topics", lambda _: _topics(chosen), lambda names: ", ".join(names))
-    job = steps.step("Flink job", lambda tell: steps.job(chosen, started, tell), steps.job_text)
-    return Stage(chosen, job, server)
+    return Stage(chosen, start_job(chosen, started), server)
 
 
 def _server(model: Model, started: ExitStack) -> ModelProcess:
     log = BUILD / "logs" / "demo-model-server.log"
     server = ModelProcess(DEMO / "models", "fraud", model.version, log)
-    return steps.step(
+    return step(
         "model server",
         lambda _: started.enter_context(server),
         lambda it: f"at {it.address}",
@@ -167,18 +164,8 @@ def _settings(model: Model, bootstrap: str, server: ModelProcess | None) -> Sett
     )
 
 
-def _topics(chosen: Settings) -> list[str]:
-    names = kafka_topics.partitions_of(chosen.topics)
-    bootstrap = chosen.kafka.bootstrap_servers
-    outputs = {name: names[name] for name in output_kinds(chosen.topics)}
-    # A prediction's time is that of its arrival in Kafka, by the broker's clock.
-    kafka_topics.create_topics(bootstrap, outputs, {"message.timestamp.type": "LogAppendTime"})
-    kafka_topics.create_topics(bootstrap, names)
-    return list(names)
-
-
 def _content(frame: pd.DataFrame) -> Script:
-    return steps.step(
+    return step(
         "input",
         lambda _: script(frame),
         lambda it: (
@@ -212,11 +199,3 @@ def _report(
     console.print(f"the whole demo took {time.monotonic() - begun_s:.0f} s\n")
     console.print(demo_result.NEXT_STEPS, soft_wrap=True, highlight=False)
     return outcome
-
-
-def _linger(stage: Stage) -> None:
-    at = stage.settings.kafka.bootstrap_servers
-    console.print(f"\nKafka at {at} and Flink at {stage.job.rest.url} run on; end with Ctrl-C")
-    with suppress(KeyboardInterrupt):
-        while True:
-            time.sleep(1.0)

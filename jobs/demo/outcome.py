@@ -28,9 +28,22 @@ class AlertRow(NamedTuple):
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> AlertRow:
         """Take it from a record of the alerts topic, parsed."""
+        if "prediction" not in record:
+            return cls._of_episode(record)
         prediction = record["prediction"]
         reasons = tuple(_reason(reason) for reason in record["reasons"])
         return cls(prediction["event_id"], prediction["key"], prediction["score"], reasons)
+
+    @classmethod
+    def _of_episode(cls, record: Mapping[str, Any]) -> AlertRow:
+        """Of an episode, or of a key that has gone silent."""
+        if "entity" not in record:
+            return cls(record["event_id"], record["key"], 0.0, ("silent",))
+        peak, moved = record.get("peak"), record.get("moved_most")
+        said = [f"{record['kind']} {record['state']}"]
+        said += [f"{moved['feature']} = {moved['value']:.3g}"] if moved else []
+        score = peak["score"] if peak else 0.0
+        return cls(record["episode_id"], record["entity"]["value"], score, tuple(said))
 
 
 def _reason(reason: Mapping[str, Any]) -> str:
@@ -60,6 +73,7 @@ class Outcome:
         threshold: A score above it is an alert.
         outages_ms: When the model server was stopped: from and to, epoch.
         facts: What else a reader needs to judge the run: model version, machine, versions.
+        scored_inputs: Records that ended in predictions, if a prediction is of several.
 
     Raises:
         ValueError: arrays that belong together differ in length.
@@ -81,6 +95,7 @@ class Outcome:
     threshold: float
     outages_ms: tuple[tuple[int, int], ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    scored_inputs: int | None = None
 
     def __post_init__(self) -> None:
         if self.test_scores.shape != self.test_labels.shape:
@@ -90,9 +105,14 @@ class Outcome:
                 raise ValueError(f"{name} must have one entry per prediction: {self.predictions}")
 
     @property
+    def scored(self) -> int:
+        """Input records that ended in a prediction."""
+        return self.predictions if self.scored_inputs is None else self.scored_inputs
+
+    @property
     def unaccounted(self) -> int:
         """Input records that ended nowhere; negative if some ended twice, 0 when all is well."""
-        return self.input - self.predictions - self.dead_letters - self.duplicates
+        return self.input - self.scored - self.dead_letters - self.duplicates
 
     @property
     def duration_s(self) -> float:

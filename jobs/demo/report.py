@@ -21,13 +21,16 @@ MAX_ALERTS = 20
 """Most alerts that the page lists."""
 
 
-def write(outcome: Outcome, folder: Path, alerts: Sequence[AlertRow] = ()) -> tuple[Path, Path]:
+def write(
+    outcome: Outcome, folder: Path, alerts: Sequence[AlertRow] = (), more: Sequence[str] = ()
+) -> tuple[Path, Path]:
     """Write both files, over older ones.
 
     Args:
         outcome: The finished run.
         folder: Made if it is not there.
         alerts: In the order they came; the page lists the last of them.
+        more: Further sections of the page, markup; see ``document.section``.
 
     Returns:
         The paths of ``report.json`` and ``report.html``.
@@ -35,7 +38,7 @@ def write(outcome: Outcome, folder: Path, alerts: Sequence[AlertRow] = ()) -> tu
     folder.mkdir(parents=True, exist_ok=True)
     data, html = folder / "report.json", folder / "report.html"
     data.write_bytes(as_json(outcome))
-    html.write_text(page(outcome, alerts), encoding="utf-8")
+    html.write_text(page(outcome, alerts, more), encoding="utf-8")
     return data, html
 
 
@@ -44,12 +47,13 @@ def as_json(outcome: Outcome) -> bytes:
     return orjson.dumps(numbers(outcome), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def page(outcome: Outcome, alerts: Sequence[AlertRow] = ()) -> str:
+def page(outcome: Outcome, alerts: Sequence[AlertRow] = (), more: Sequence[str] = ()) -> str:
     """The whole HTML page.
 
     Args:
         outcome: The finished run.
         alerts: In the order they came; the last ``MAX_ALERTS`` are listed, newest first.
+        more: Further sections, markup; they stand before the alerts.
     """
     found = numbers(outcome)
     sections = [
@@ -58,6 +62,7 @@ def page(outcome: Outcome, alerts: Sequence[AlertRow] = ()) -> str:
         _balance(outcome),
         f'<div class="pair">{_ranking(outcome, found)}{_latency(outcome, found)}</div>',
         _throughput(outcome),
+        *more,
         _alerts(alerts),
     ]
     return document.page("streamscore report", sections)
@@ -106,16 +111,22 @@ def _balance(outcome: Outcome) -> str:
     return (
         f'<p class="balance"><strong class="{"bad" if rest else "good"}">{verdict}:</strong> '
         f"{outcome.input:,} input {sign} "
-        f"{outcome.predictions:,} predictions + {outcome.dead_letters:,} dead letters + "
+        f"{_scored(outcome)} + {outcome.dead_letters:,} dead letters + "
         f"{outcome.duplicates:,} duplicates.</p>"
     )
+
+
+def _scored(outcome: Outcome) -> str:
+    if outcome.scored_inputs is None:
+        return f"{outcome.predictions:,} predictions"
+    return f"{outcome.scored:,} in {outcome.predictions:,} scored windows"
 
 
 def _ranking(outcome: Outcome, found: Mapping[str, Any]) -> str:
     title = "Precision and recall"
     if found["average_precision"] is None:
         return document.section(
-            title, "No fraud among the labelled test records: nothing to measure."
+            title, "No positive among the labelled test records: nothing to measure."
         )
     decision = outcome.decision()
     point = (decision.recall, decision.precision) if decision.alerts else None

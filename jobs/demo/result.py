@@ -84,8 +84,7 @@ def facts(
     days = (times_ms.iloc[-1] - times_ms.iloc[0]) / DAY_MS
     return {
         "data": f"{len(frame):,} card transactions of {days:.0f} days",
-        "added": f"{plan.content.duplicates:,} exact duplicates, "
-        f"{plan.content.bad.total():,} bad records",
+        "added": plan.content.added,
         "replay": f"{days * 86_400 / plan.seconds:,.0f} times faster than life; the rate rises "
         f"for the first {plan.ramp_s:g} s, which count in the latency",
         "model": _model_fact(model, stage),

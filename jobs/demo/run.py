@@ -13,7 +13,7 @@ from confluent_kafka import Producer
 
 from jobs.demo.live import LiveView, Snapshot
 from jobs.demo.model_process import ModelProcess
-from jobs.demo.replay import Replay, Script
+from jobs.demo.replay import Content, Replay
 from jobs.demo.watch import Recent, Tally, open_reader, output_kinds, watch
 from jobs.runner import TERMINAL_STATES, JobError, RunningJob
 from jobs.settings import Settings
@@ -52,7 +52,7 @@ class Plan:
         outage_s: How long it stays stopped.
     """
 
-    content: Script
+    content: Content
     seconds: float
     ramp_s: float
     outage_at: float
@@ -95,7 +95,9 @@ class Performance:
         topics = {"events": chosen.topics.events, "labels": chosen.topics.labels or ""}
         self._replay = Replay(plan.content, topics, plan.seconds, plan.ramp_s)
         self._expected = plan.content.events
-        self.tally = Tally(chosen.topics.events, chosen.alerts.threshold)
+        # An alert of an episode is not of one score.
+        threshold = None if chosen.alerts.episodes else chosen.alerts.threshold
+        self.tally = Tally(chosen.topics.events, threshold)
         self.result = Result()
 
     def run(self, view: LiveView) -> None:

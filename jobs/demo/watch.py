@@ -32,20 +32,24 @@ class Tally:
 
     Args:
         events_topic: A dead letter of another topic (a label) is no event's end.
-        threshold: A model's score above it must have an alert.
+        threshold: A model's score above it must have an alert; none where an alert is an episode's.
     """
 
-    def __init__(self, events_topic: str, threshold: float) -> None:
+    def __init__(self, events_topic: str, threshold: float | None) -> None:
         self._events_topic = events_topic
         self._threshold = threshold
         self._seen: set[tuple[str, str | tuple[int, int]]] = set()
         self.event_ids: list[str] = []
+        self.keys: list[str] = []
         self.event_times_ms: list[int] = []
         self.scores: list[float] = []
         self.latencies_ms: list[int] = []
         self.scored_times_ms: list[int] = []
         self.is_fallback: list[bool] = []
+        self.scored_inputs = 0
         self.alerts: list[AlertRow] = []
+        self.alert_records: list[Mapping[str, Any]] = []
+        self.alert_times_ms: list[int] = []
         self.alerts_due = 0
         self.dead_letters: Counter[str] = Counter()
         self.refused_labels = 0
@@ -60,8 +64,8 @@ class Tally:
 
     @property
     def accounted(self) -> int:
-        """Records of the events topic whose end is known."""
-        return self.predictions + self.dead_letters.total() + self.duplicates
+        """Records of the events topic whose end is known; a window's readings end in its score."""
+        return self.scored_inputs + self.dead_letters.total() + self.duplicates
 
     def add(self, kind: str, value: bytes, kafka_time_ms: int) -> None:
         """Count a record.
@@ -81,6 +85,8 @@ class Tally:
             case "predictions":
                 self._add_prediction(document, kafka_time_ms)
             case "alerts":
+                self.alert_records.append(document)
+                self.alert_times_ms.append(kafka_time_ms)
                 self.alerts.append(AlertRow.of_record(document))
             case "duplicates":
                 self.duplicates += 1
@@ -91,9 +97,11 @@ class Tally:
         reason = document["fallback_reason"]
         if reason is not None:
             self.fallbacks[reason] += 1
-        elif document["score"] > self._threshold:
+        elif self._threshold is not None and document["score"] > self._threshold:
             self.alerts_due += 1
+        self.scored_inputs += document["window"]["readings"] if "window" in document else 1
         self.event_ids.append(document["event_id"])
+        self.keys.append(document.get("key", ""))
         self.event_times_ms.append(document["event_time_ms"])
         self.scores.append(document["score"])
         self.latencies_ms.append(kafka_time_ms - document["ingest_time_ms"])
@@ -112,9 +120,16 @@ def _identity(kind: str, document: Mapping[str, Any]) -> tuple[str, str | tuple[
         case "predictions":
             return kind, document["prediction_id"]
         case "alerts":
-            return kind, document["prediction"]["prediction_id"]
+            return kind, _alert_id(document)
     source = document["source"]
     return f"{kind} of {source['topic']}", (source["partition"], source["offset"])
+
+
+def _alert_id(alert: Mapping[str, Any]) -> str:
+    """Of an alert of one prediction, of an episode, or of a silent key."""
+    if "prediction" in alert:
+        return str(alert["prediction"]["prediction_id"])
+    return str(alert.get("alert_id") or alert["event_id"])
 
 
 class Message(Protocol):

@@ -55,7 +55,7 @@ def make(bootstrap: str, iot_models: Path, tmp_path: Path) -> MakeIot:
 def window_counts(traffic: Traffic) -> dict[str, int]:
     """How many readings each window says it has, by the window's id."""
     return {
-        out.document["event_id"]: int(out.document["features"]["readings"])
+        out.document["event_id"]: out.document["window"]["readings"]
         for out in traffic.outputs["predictions"]
     }
 

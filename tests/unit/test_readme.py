@@ -162,11 +162,11 @@ def test_make_has_the_target_and_its_variables(words: list[str]) -> None:
 
 
 def test_demo_arguments_are_the_demo_s() -> None:
-    arguments = re.findall(r'DEMO_ARGS="([^"]*)"', README)
-    assert arguments
-    for text in arguments:
-        command, rest = resolve(["demo", *shlex.split(text)])
-        command.make_context("demo", rest)
+    arguments = re.findall(r'make (demo[a-z-]*) DEMO_ARGS="([^"]*)"', README)
+    assert {name for name, _ in arguments} == {"demo", "demo-iot"}
+    for name, text in arguments:
+        command, rest = resolve([name, *shlex.split(text)])
+        command.make_context(name, rest)
 
 
 def test_bench_arguments_are_those_of_both_benchmarks() -> None:

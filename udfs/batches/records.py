@@ -108,6 +108,7 @@ class RecordWriter:
         stages: The key fields of the stages, in order.
         threshold: A score above it is an alert.
         has_lookups: Whether predictions say which look-ups fell back.
+        has_windows: Whether events are a roll-up's windows: a prediction has its window.
     """
 
     def __init__(
@@ -117,12 +118,14 @@ class RecordWriter:
         stages: Sequence[str],
         threshold: float,
         has_lookups: bool = False,
+        has_windows: bool = False,
     ) -> None:
         self._topic = topic
         self._columns = tuple(columns)
         self.stages = tuple(stages)
         self._threshold = threshold
         self._has_lookups = has_lookups
+        self._has_windows = has_windows
         self._templates: dict[tuple[Any, ...], Template] = {}
 
     def alert_rows(self, verdict: Verdict) -> list[int]:
@@ -144,6 +147,8 @@ class RecordWriter:
         columns = [between_quotes(batch.ids), between_quotes(batch.keys)]
         if self._has_lookups:
             columns.append(batch.lookup_fallbacks)
+        if self._has_windows:
+            columns.append([raw.decode() for raw in batch.raw])
         texts = [""] * (len(columns) * len(batch))
         for n, column in enumerate(columns):
             texts[n :: len(columns)] = column
@@ -170,6 +175,7 @@ class RecordWriter:
             *(WHOLE, "-", WHOLE, '","event_id":"', TEXT, '","key":"', TEXT, '","score":', FLOAT),
             f',"model":{model},"fallback_reason":{_json(fallback_reason)},',
             *(('"lookup_fallbacks":[', TEXT, "],") if self._has_lookups else ()),
+            *(('"window":', TEXT, ",") if self._has_windows else ()),
             '"event_time_ms":',
             *(WHOLE, ',"ingest_time_ms":', WHOLE, ',"scored_time_ms":', WHOLE, ',"features":{'),
             *_members(self._columns, FLOAT),

@@ -19,15 +19,16 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from jobs import cli, settings
-from jobs.demo import demo, steps
+from jobs.demo import demo
 from jobs.demo import model as demo_model
 from jobs.demo import result as demo_result
 from jobs.demo import run as demo_run
 from jobs.demo.demo import DemoOptions
 from jobs.demo.live import LiveView
 from jobs.demo.model import Model
-from jobs.demo.replay import Script
 from jobs.demo.run import Performance, Plan, Stage
+from jobs.demo.script import Script
+from jobs.demo.steps import alone
 from jobs.demo.watch import Tally
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
@@ -100,7 +101,7 @@ def performance(server: FakeServer | None = None, outage_s: float = 0.01) -> Per
     chosen: Any = SimpleNamespace(
         name="fraud",
         topics=topics,
-        alerts=SimpleNamespace(threshold=0.85),
+        alerts=SimpleNamespace(threshold=0.85, episodes=None),
         model=SimpleNamespace(name="fraud"),
     )
     content = Script([], np.zeros(0), Counter({"empty": 2}), 0)
@@ -238,15 +239,15 @@ class TestModel:
 
 class TestAlone:
     def test_a_second_demo_is_refused(self, tmp_path: Path) -> None:
-        refused = pytest.raises(NotReadyError, match="another demo runs")
-        with steps.alone(tmp_path), refused, steps.alone(tmp_path):
+        again = pytest.raises(NotReadyError, match="another demo runs")
+        with alone(tmp_path), again, alone(tmp_path):
             pass
-        with steps.alone(tmp_path):
+        with alone(tmp_path):
             pass
 
     def test_sigterm_ends_it_as_ctrl_c_does(self, tmp_path: Path) -> None:
         before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt), steps.alone(tmp_path):
+        with pytest.raises(KeyboardInterrupt), alone(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
         assert signal.getsignal(signal.SIGTERM) is before

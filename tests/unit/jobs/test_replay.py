@@ -14,7 +14,8 @@ import pytest
 
 from jobs import settings
 from jobs.demo.data import DAY_MS, LABEL_DELAY_MS
-from jobs.demo.replay import LABEL_LEAD_MS, MAX_DISTANCE, Replay, ReplayError, Script, due_s, script
+from jobs.demo.replay import Replay, ReplayError, due_s
+from jobs.demo.script import LABEL_LEAD_MS, MAX_DISTANCE, Script, script
 from jobs.environment import ROOT
 from udfs.batches.events import Decoder
 

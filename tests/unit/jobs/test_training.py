@@ -18,6 +18,8 @@ from jobs.exit_codes import ExitCode
 from jobs.history_files import HistoryFileError
 from jobs.settings import Settings
 from jobs.training import TrainingError, train
+from model_server.backends.base import TabularModel
+from model_server.backends.onnx import OnnxTable
 from model_server.backends.xgboost import XGBoostModel
 from model_server.repository import find_version, list_versions, load_features
 from udfs.offline.offline import features_of, history_of, labels_of
@@ -57,13 +59,15 @@ def frame() -> pd.DataFrame:
     )
 
 
-def scores_of(job: Settings, frame: pd.DataFrame, version_dir: Path) -> np.ndarray:
+def scores_of(
+    job: Settings, frame: pd.DataFrame, version_dir: Path, kind: type[TabularModel] = XGBoostModel
+) -> np.ndarray:
     """The stored model's scores of the last part, by the way of the live job."""
     events = history_of(job.schema_, frame).events
     labels = labels_of(job.schema_, events, frame["is_fraud"].to_numpy(np.float64))
     features = features_of(job.schema_, events, labels).features
     matrix = Preparation.load(version_dir).transform(features)
-    return XGBoostModel.load(version_dir).predict(matrix[int(0.7 * ROWS) :])
+    return kind.load(version_dir).predict(matrix[int(0.7 * ROWS) :])
 
 
 def test_the_stored_model_scores_as_reported(job: Settings, frame: pd.DataFrame) -> None:
@@ -115,6 +119,23 @@ def test_a_shuffled_history_gives_the_same_model(job: Settings, frame: pd.DataFr
     np.testing.assert_allclose(one, two, rtol=1e-6)
 
 
+def test_a_forest_is_trained_on_normal_rows_and_stored_as_onnx(
+    tmp_path: Path, frame: pd.DataFrame
+) -> None:
+    job = load(tmp_path, kind="isolation_forest")
+    trained = train(job, frame)
+    known = trained.metrics
+    assert known["normal_rows"] == known["train"]["rows"] - known["train"]["positives"]
+    assert "scores of normal rows" in training.summary(trained)
+    labels = frame["is_fraud"].to_numpy()[int(0.7 * ROWS) :]
+    scores = scores_of(job, frame, trained.version.path, OnnxTable)
+    assert known["roc_auc"] == pytest.approx(training.roc_auc(labels, scores), abs=1e-6)
+    normal = train(job, frame.assign(is_fraud=0)).metrics
+    assert normal["roc_auc"] is None
+    with pytest.raises(TrainingError, match="normal row"):
+        train(job, frame.assign(is_fraud=1))
+
+
 def test_trainings_at_one_time_take_different_versions(tmp_path: Path) -> None:
     start = threading.Barrier(4)
     taken: list[int] = []
@@ -158,6 +179,7 @@ def test_rows_are_accounted_for(job: Settings, frame: pd.DataFrame) -> None:
         "duplicates": 1,
         "conflicts": 1,
         "unlabelled": 1,
+        "blank": 0,
     }
     assert trained.metrics["train"]["rows"] + trained.metrics["test"]["rows"] == ROWS
 

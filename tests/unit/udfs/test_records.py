@@ -119,6 +119,19 @@ def test_a_prediction_says_which_features_are_warming(writer: RecordWriter) -> N
     }
 
 
+def test_a_prediction_of_a_window_has_the_window() -> None:
+    writer = RecordWriter("readings", COLUMNS, STAGES, 0.85, has_windows=True)
+    windows = [
+        {"window": f'm"{n}@20000', "window_start_ms": 10_000, "window_end_ms": 20_000}
+        | {"readings": n + 1, "closed_by": "time", "current_mean": None}
+        for n in range(2)
+    ]
+    batch = make_batch([json.dumps(window).encode() for window in windows])
+    made = writer.predictions(batch, answered(0.9, 0.2), 1_700_000_001_000)
+    found = [check("prediction", as_bytes(record)) for record in made]
+    assert [d["window"] for d in found] == windows
+
+
 def reasons(writer: RecordWriter, *contributions: float) -> list[dict[str, Any]]:
     """Why the first event of a batch scored as it did."""
     return writer.reasons(make_batch([b"{}"]).features[0], np.array(contributions))
@@ -129,7 +142,7 @@ def test_the_schema_is_one_and_says_what_everything_means(name: str) -> None:
     document = DOCUMENTS[name]
     Draft202012Validator.check_schema(document)
     assert document["$id"] == f"urn:streamscore:{name}:1"
-    open_objects = {"features", "order", "event", "warming"}
+    open_objects = {"features", "order", "event", "warming", "window"}
     for at, node in objects_of(document, name):
         assert node.get("additionalProperties") is False or at in open_objects, at
         assert all("description" in p for p in node.get("properties", {}).values()), at

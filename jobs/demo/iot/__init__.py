@@ -1,0 +1,1 @@
+"""The demo of machine anomalies: its data, its replay and its report."""
