@@ -146,6 +146,7 @@ def _parsed(name: str, content: bytes) -> Run:
 
 _LEVELS = np.array([0.03, 0.04, 1.2, 0.2, 72.0, 25.5, 228.0, 32.0])
 _NOISE = np.array([0.0004, 0.0006, 0.25, 0.2, 0.4, 0.03, 9.0, 0.6])
+_START_S = 1_583_020_800  # the spring in which SKAB was recorded
 _NORMAL_S, _RUN_S, _ANOMALY_S = 9_400, 1_150, (570, 970)
 _MEMORY = 0.9
 """Of one second's deviation, what is left of it in the next."""
@@ -182,4 +183,4 @@ def _synthetic(name: str, seconds: int, chance: np.random.Generator, is_disturbe
         rise = np.clip((clock - begun) / 60, 0, 1) * anomaly
         deviations += np.outer(rise, moved)
     values: FloatArray = np.add(_LEVELS, _NOISE * deviations)
-    return Run(name, clock[sent], values[sent], anomaly[sent])
+    return Run(name, _START_S + clock[sent], values[sent], anomaly[sent])

@@ -155,6 +155,7 @@ def test_without_an_archive_the_runs_are_synthetic(
     assert found.source == "synthetic"
     assert len(found.labelled) == runs.SYNTHETIC_RUNS
     assert not found.normal.anomaly.any()
+    assert found.normal.times_s[0] > 1_500_000_000  # a job refuses what is of 1970
 
 
 @pytest.mark.skipif(
