@@ -26,6 +26,8 @@ FEATURES, PANES, PREPARATION, ENRICHMENT = [
 ]
 """Another one needs a test here; ``test_readme`` has that of the enrichment."""
 COMMANDS = re.findall(r"^(?:\.venv/bin/)?(streamscore features .*?)\s*(?:#.*)?$", CHAPTER, re.M)
+WITH_KAFKA = {"bootstrap", "parity", "explain"}
+"""Run by ``tests/minicluster/test_bootstrap`` and ``test_features_parity``."""
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 NOON_MS = 20_000 * DAY_MS + 12 * HOUR_MS
@@ -58,9 +60,9 @@ def computed(changes: dict[str, Any], data: Path) -> pd.DataFrame:
 
 def test_every_example_and_command_is_known() -> None:
     assert {"tables", "lookups"} == set(ENRICHMENT)
-    assert len(re.findall("^```(?:yaml|sh|bash)$", CHAPTER, re.M)) == 6
+    assert len(re.findall("^```(?:yaml|sh|bash)$", CHAPTER, re.M)) == 8
     named = " ".join(c.split()[2] for c in COMMANDS)
-    assert named == "backfill list docs size parity explain"
+    assert named == "backfill bootstrap check-change list docs size parity explain"
 
 
 def test_declared_features(tmp_path: Path) -> None:
@@ -121,13 +123,11 @@ def test_preparation(tmp_path: Path) -> None:
     assert made["merchant_km"].isna().all() and (made["visits"] == 0).all()
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if c.split()[2] not in ("parity", "explain")]
-)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[2] not in WITH_KAFKA])
 def test_a_command_does_its_work(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it is written, beside a history; ``test_features_parity`` runs the two that need Kafka."""
+    """As it is written, beside a history."""
     history(tmp_path, [0.0, 1.0, 2.0], [1.0, 2.0, 3.0])
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command.replace("conf/fraud.yaml", str(FRAUD)))[1:]
@@ -135,5 +135,5 @@ def test_a_command_does_its_work(
     assert done.exit_code == 0, done.output
     if "--out" in words:
         assert (tmp_path / words[words.index("--out") + 1]).stat().st_size > 1_000
-    else:
+    elif "check-change" not in words:
         assert "card_id" in done.output or "card_" in done.output

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from jobs import settings
-from jobs.demo import report, score_charts
+from jobs.demo import document, score_charts
 from jobs.demo.iot import evaluation, pictures, result, runs
 from jobs.demo.iot.evaluation import Measured, Rates, Scored
 from jobs.demo.iot.fleet import NO_FAULTS, Fleet, Truth
@@ -121,7 +121,7 @@ def test_a_chart_marks_anomaly_episode_and_threshold() -> None:
     for cls in ("anomaly", "episode", "threshold", "scores"):
         assert f'class="{cls}"' in chart
     assert "100 to 200 s" in chart and "120 to 150 s" in chart
-    assert report.figure(chart).startswith("<figure")
+    assert document.figure(chart).startswith("<figure")
 
 
 def scored(anomaly: tuple[int, int], above: tuple[int, int], rows: int = 800) -> Scored:

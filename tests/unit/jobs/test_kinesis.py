@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs import pipeline, runner, sources
+from jobs import inputs, runner, sources
 from jobs.environment import ROOT, NotReadyError
 from jobs.settings import Settings, load, masked
 from jobs.settings_file import MASK, SettingsError
@@ -25,7 +25,7 @@ def settings_with(**changes: Any) -> Settings:
 
 
 def test_the_source_is_the_stream_s_table() -> None:
-    options = pipeline._events_options(settings_with(**{"kinesis.start": "latest"}))
+    options = inputs._events_options(settings_with(**{"kinesis.start": "latest"}), None)
     sql = sources.source_table("events", options)
     for part in (
         "'connector' = 'kinesis'",
@@ -44,7 +44,7 @@ def test_the_source_is_the_stream_s_table() -> None:
 
 
 def test_without_it_the_source_is_the_topic() -> None:
-    options = pipeline._events_options(load(ROOT / "conf" / "iot.yaml"))
+    options = inputs._events_options(load(ROOT / "conf" / "iot.yaml"), None)
     assert options["connector"] == "kafka"
     assert "`record_key` BYTES" in sources.source_table("events", options)
 

@@ -16,7 +16,7 @@ from jobs.demo.model_process import ModelProcess, ModelServerError
 SERVES = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-port = int(sys.argv[-1]) or 4711
+port = int(sys.argv[sys.argv.index("--port") + 1]) or 4711
 print("warming up", flush=True)
 print(f"ready port={port}", flush=True)
 time.sleep(60)

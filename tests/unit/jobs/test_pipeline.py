@@ -161,7 +161,7 @@ def test_client_properties_reach_sources_and_sinks_and_win(tmp_path: Path) -> No
     chosen = job(tmp_path, kafka__properties=properties)
     for options in (
         source_options(chosen, "t"),
-        pipeline._sink_options(chosen, "alerts"),
+        pipeline.sink_options(chosen, "alerts"),
     ):
         assert options["properties.security.protocol"] == "SSL"
         assert options["properties.linger.ms"] == "50"
@@ -170,7 +170,7 @@ def test_client_properties_reach_sources_and_sinks_and_win(tmp_path: Path) -> No
 def test_each_sink_has_its_topic_and_only_exactly_once_has_transactions(tmp_path: Path) -> None:
     columns = pipeline.sinks.COLUMNS
     settings_ = job(tmp_path, topics__shadow="fraud-shadow")
-    at_least = [pipeline._sink_options(settings_, column) for column in columns]
+    at_least = [pipeline.sink_options(settings_, column) for column in columns]
     assert [o["topic"] for o in at_least] == [
         "fraud-predictions",
         "fraud-alerts",
@@ -182,15 +182,14 @@ def test_each_sink_has_its_topic_and_only_exactly_once_has_transactions(tmp_path
     assert not any("sink.transactional-id-prefix" in o for o in at_least)
     exactly = job(tmp_path, flink__delivery="exactly_once")
     prefixes = {
-        pipeline._sink_options(exactly, column)["sink.transactional-id-prefix"]
-        for column in columns
+        pipeline.sink_options(exactly, column)["sink.transactional-id-prefix"] for column in columns
     }
     assert len(prefixes) == len(columns)
 
 
 def test_the_client_gets_the_models_settings(tmp_path: Path) -> None:
     chosen = job(tmp_path, model__deadline="50ms", model__version=3, model__max_attempts=2)
-    options = pipeline._client_options(chosen)
+    options = pipeline.client_options(chosen)
     assert (options.deadline_ms, options.model_version, options.max_attempts) == (50, 3, 2)
     assert (options.target, options.model_name) == (chosen.model.server, "fraud")
     assert options.breaker.open_ms == chosen.model.breaker.open_for

@@ -6,7 +6,7 @@ import math
 import struct
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from udfs.features.histories import Entries, Histories
 from udfs.features.layouts import Layouts, StateFormatError
-from udfs.features.log_kernels import CONFLICT, DUPLICATE, LONG, NEW
+from udfs.features.log_kernels import ANY_CONTENT, CONFLICT, DUPLICATE, LONG, NEW
 from udfs.features.series import Series
 from udfs.features.window_plan import WindowPlan
 from udfs.spec.feature import WindowFeature
@@ -156,6 +156,8 @@ class Pair:
             naive = self.of(entity)
             since_ms = entry.time_ms - self.dedupe_ms
             seen = naive.find(entry.id, since_ms) if self.dedupe_ms else None
+            if seen is not None and seen.check == ANY_CONTENT:
+                seen = replace(seen, check=entry.check)
             assert verdict == verdict_of(seen, entry)
             if seen is None:
                 naive.add(entry)
