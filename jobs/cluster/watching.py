@@ -75,16 +75,18 @@ class PredictionWatch:
 
     def __enter__(self) -> Self:
         kafka, topic = self._settings.kafka, self._settings.topics.predictions
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": kafka.bootstrap_servers,
-                "group.id": f"{kafka.group_id}-watch",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "log_level": 0,
-                **kafka.python_properties(),
-            }
-        )
+        options: dict[str, Any] = {
+            "bootstrap.servers": kafka.bootstrap_servers,
+            "group.id": f"{kafka.group_id}-watch",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "log_level": 0,
+            **kafka.python_properties(),
+        }
+        self._consumer = Consumer(options)
+        # Asked of a consumer that another thread consumes with, for a topic that it is not assigned,
+        # watermarks once never came, whatever the timeout.
+        self._ends = Consumer(options)
         count = self._partitions(topic)
         ends = [TopicPartition(topic, n, self._end(topic, n)) for n in range(count)]
         self._consumer.assign(ends)
@@ -101,6 +103,7 @@ class PredictionWatch:
         self._ended.set()
         self._thread.join()
         self._consumer.close()
+        self._ends.close()
 
     def seen(self, since_ms: int = 0, until_ms: int | None = None) -> list[Seen]:
         """The predictions that were made in a time, epoch milliseconds."""
@@ -128,7 +131,7 @@ class PredictionWatch:
 
     def _end(self, topic: str, partition: int) -> int:
         place = TopicPartition(topic, partition)
-        return int(self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)[1])
+        return int(self._ends.get_watermark_offsets(place, timeout=_TIMEOUT_S)[1])
 
     def _partitions(self, topic: str) -> int:
         kafka = self._settings.kafka
