@@ -153,8 +153,8 @@ $(DONE)/peer-torch: $(DONE)/venv conf/requirements-torch.lock
 $(DONE)/peer-%: $(DONE)/venv conf/requirements-peer-%.lock
 	$(INSTALL_PEER)
 
-test: lint jars peers ## Run lint, then all the tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) \
+test: lint jars peers ## Run lint, then all the tests but those of minutes
+	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS) \
 		tests/unit tests/contract tests/peers tests/minicluster tests/cluster
 
 test-cluster: jars ## Kill and change jobs on a standalone cluster with a real Kafka

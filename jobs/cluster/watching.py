@@ -84,8 +84,8 @@ class PredictionWatch:
             **kafka.python_properties(),
         }
         self._consumer = Consumer(options)
-        # Asked of a consumer that another thread consumes with, for a topic that it is not assigned,
-        # watermarks once never came, whatever the timeout.
+        # Asked of the consumer that a thread consumes with, watermarks once never came, whatever the
+        # timeout.
         self._ends = Consumer(options)
         count = self._partitions(topic)
         ends = [TopicPartition(topic, n, self._end(topic, n)) for n in range(count)]

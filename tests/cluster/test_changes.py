@@ -165,6 +165,7 @@ def versions_of(settings: Settings) -> list[int]:
     return [document["schema_version"] for document in documents]
 
 
+@pytest.mark.long
 def test_changes_under_load(
     cluster: StandaloneCluster,
     bootstrap: str,
