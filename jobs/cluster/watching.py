@@ -84,7 +84,7 @@ class PredictionWatch:
             **kafka.python_properties(),
         }
         self._consumer = Consumer(options)
-        # Asked of the consumer that a thread consumes with, watermarks once never came, whatever the
+        # Asked of a consumer that a thread consumes with, watermarks once never came, whatever the
         # timeout.
         self._ends = Consumer(options)
         count = self._partitions(topic)
