@@ -20,7 +20,7 @@ from jobs.cluster.client import FlinkRunClient
 from jobs.cluster.package import Package
 from jobs.cluster.standalone import StandaloneCluster
 from jobs.cluster.submission import JobRecord
-from jobs.cluster.verification import Limits, verify
+from jobs.cluster.verification import Limits, verify, wait_flowing
 from jobs.cluster.watching import PredictionWatch, gap_of, now_ms
 from jobs.environment import ROOT, NotReadyError
 from jobs.jars import silent
@@ -142,6 +142,7 @@ class _Change:
                     verify(job, watch, stop_ms, self.limits)
             except (JobError, NotReadyError) as exc:
                 self._roll_back(str(exc), outcome)
+                wait_flowing(watch, self.limits.wait_s)
             gap = gap_of(watch.seen(), stop_ms)
             outcome.gap_s = gap.seconds if gap else None
         return outcome

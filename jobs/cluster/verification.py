@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from jobs.cluster.watching import PredictionWatch, Seen, shift
+from jobs.cluster.watching import PredictionWatch, Seen, now_ms, shift
 from jobs.runner import TERMINAL_STATES, JobError, RunningJob
 
 _POLL_S = 0.5
@@ -59,6 +59,13 @@ def verify(job: RunningJob, watch: PredictionWatch, stop_ms: int, limits: Limits
         if waited_s > limits.wait_s:
             what = f"the lag is {lag:,} and does not fall" if after else "no prediction came"
             raise JobError(f"after {limits.wait_s:.0f} s {what}")
+        time.sleep(_POLL_S)
+
+
+def wait_flowing(watch: PredictionWatch, wait_s: float) -> None:
+    """Wait until there is a prediction that was made after this call, or until time is up."""
+    called_ms, start_s = now_ms(), time.monotonic()
+    while not watch.seen(since_ms=called_ms) and time.monotonic() - start_s < wait_s:
         time.sleep(_POLL_S)
 
 
