@@ -40,7 +40,9 @@ def find(started: Started, mark: str) -> psutil.Process | None:
     with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         process = psutil.Process(started.pid)
         same_start = abs(process.create_time() - started.started_at_s) < _CLOCK_SLACK_S
-        marked = any(mark in argument for argument in process.cmdline())
+        # A process that becomes another program (a script's `exec`) has no arguments for a moment.
+        arguments = process.cmdline()
+        marked = not arguments or any(mark in argument for argument in arguments)
         if same_start and marked and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
