@@ -61,4 +61,4 @@ def test_a_backlog_is_read_in_step(make_settings: MakeSettings) -> None:
         with Traffic(settings) as traffic:
             traffic.send(*backlog(start_ms))
             shares[align] = late_share(settings, traffic)
-    assert shares["event_time"] <= max(0.1, shares["off"] / 2), shares
+    assert shares["event_time"] < shares["off"], shares
