@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -41,8 +42,27 @@ def outcome(
         frame: The transactions with their labels.
         facts: What else a reader needs.
     """
+    part = test_part(performance.tally, frame, model.test_from_ms)
+    outages_ms = tuple(performance.result.outages_ms)
+    return replace(outcome_of(stage, performance, part, facts), outages_ms=outages_ms)
+
+
+def outcome_of(
+    stage: Stage,
+    performance: Performance,
+    part: tuple[FloatArray, FloatArray],
+    facts: Mapping[str, str],
+) -> Outcome:
+    """What a run of any scoring job came to.
+
+    Args:
+        stage: What the demo played on.
+        performance: Has run.
+        part: Scores and labels of the test part, float64 (n,) each.
+        facts: What else a reader needs.
+    """
     tally, result = performance.tally, performance.result
-    scores, labels = test_part(tally, frame, model.test_from_ms)
+    scores, labels = part
     return Outcome(
         input=performance.sent,
         predictions=tally.predictions,
@@ -58,7 +78,6 @@ def outcome(
         started_ms=result.started_ms,
         ended_ms=result.ended_ms,
         threshold=stage.settings.alerts.threshold,
-        outages_ms=tuple(result.outages_ms),
         facts=facts,
     )
 

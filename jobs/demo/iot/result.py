@@ -7,7 +7,7 @@ import platform
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from jobs.demo.iot.evaluation import Measured
 from jobs.demo.iot.fleet import Fleet, Truth
 from jobs.demo.model import Model
 from jobs.demo.outcome import FloatArray, Outcome, numbers
+from jobs.demo.result import outcome_of
 from jobs.demo.run import Performance, Stage
 from jobs.demo.watch import Tally
 
@@ -56,40 +57,13 @@ def report(
     """Write both files of the report; see ``jobs.demo.report.write``."""
     tally, truth = performance.tally, fleet.truth()
     found = found_of(tally.alert_records, truth)
-    outcome = outcome_of(stage, performance, fleet, truth, facts(stage, performance, fleet, model))
+    part = test_part(stage, tally, fleet, truth)
+    known = facts(stage, performance, fleet, model)
+    outcome = outcome_of(stage, performance, part, known)
+    outcome = replace(outcome, scored_inputs=tally.scored_inputs)
     more = pictures.sections(stage.settings, tally, fleet, truth, found, measured)
     demo_report.write(outcome, folder, tally.alerts, more)
     return outcome
-
-
-def outcome_of(
-    stage: Stage,
-    performance: Performance,
-    fleet: Fleet,
-    truth: Sequence[Truth],
-    known: Mapping[str, str],
-) -> Outcome:
-    """The run as the report wants it."""
-    tally, result = performance.tally, performance.result
-    scores, labels = test_part(stage, tally, fleet, truth)
-    return Outcome(
-        input=performance.sent,
-        predictions=tally.predictions,
-        alerts=len(tally.alerts),
-        dead_letters=tally.dead_letters.total(),
-        duplicates=tally.duplicates,
-        fallbacks=tally.fallbacks.total(),
-        test_scores=scores,
-        test_labels=labels,
-        latency_ms=np.array(tally.latencies_ms, np.float64),
-        scored_time_ms=np.array(tally.scored_times_ms, np.int64),
-        is_fallback=np.array(tally.is_fallback, np.bool_),
-        started_ms=result.started_ms,
-        ended_ms=result.ended_ms,
-        threshold=stage.settings.alerts.threshold,
-        facts=known,
-        scored_inputs=tally.scored_inputs,
-    )
 
 
 def test_part(
