@@ -39,7 +39,7 @@ from bench.lab import PARTITIONS, Child, Lab, lab
 from bench.records import repeated
 
 SETTINGS = {"model.embedded": True, "flink.checkpoint_interval": "10s"}
-_WAIT_S, _QUIET_S = 1_800.0, 10.0
+_WAIT_S, _QUIET_S, _STALL_S = 1_800.0, 10.0, 120.0
 _SHOWN = ("predictions", "dead_letters", "duplicates")
 
 Mutation = Callable[[random.Random, bytes], bytes]
@@ -223,10 +223,10 @@ def _run(
 
 
 def _settle(at: Lab, job: Child, topics: Mapping[str, str], count: int) -> None:
-    """Wait until as many records came out as went in, and a while for those that should not."""
+    """Wait until as many records came out as went in and none more, or none for minutes."""
     deadline_s = time.monotonic() + _WAIT_S
     size, since_s = -1, time.monotonic()
-    while time.monotonic() - since_s < _QUIET_S:
+    while time.monotonic() - since_s < (_QUIET_S if size >= count else _STALL_S):
         job.check()
         if time.monotonic() > deadline_s:
             raise BenchError(f"{size:,} of {count:,} records came out within {_WAIT_S:.0f} s")
