@@ -77,6 +77,9 @@ class GatewaySettings(Strict):
     deadline: DurationMs = Field(
         180, ge=1, le=30_000, description="longest wait for the job; then popular items"
     )
+    token: str = Field(
+        "", description="bearer token that callers must show, as `${FEED_TOKEN}`; none if empty"
+    )
     in_flight: int = Field(512, ge=1, description="requests at work at most; then HTTP 429")
     retry_after: DurationMs = Field(1_000, ge=1_000, description="what a refused caller is told")
     max_body_bytes: int = Field(65_536, ge=1_024, description="largest body of a request")

@@ -62,6 +62,7 @@ _WITH_SECRETS = (
     "privacy",
     "delivery",
     "store",
+    "gateway",
 )
 """Sections in which secrets can be, among free properties or as a token."""
 
@@ -511,8 +512,9 @@ def masked(settings: Settings) -> dict[str, Any]:
     if document["kinesis"]:
         options = document["kinesis"]["options"]
         options.update({name: settings_file.MASK for name in options if SECRET.search(name)})
-    if document["model"]["token"]:
-        document["model"]["token"] = settings_file.MASK
+    for section in ("model", "gateway"):
+        if document[section]["token"]:
+            document[section]["token"] = settings_file.MASK
     _mask_outlets(document)
     for lookup in document["lookups"]:
         store = lookup["redis"] or lookup["postgres"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -25,7 +25,6 @@ _OPEN_METHODS = (
     "/inference.GRPCInferenceService/ServerLive",
     "/inference.GRPCInferenceService/ServerReady",
 )
-_OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")
 _SCHEME = "Bearer "
 
 
@@ -109,8 +108,8 @@ async def _refuse(request: Any, context: Any) -> None:
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, "bearer token missing or wrong")
 
 
-def token_middleware(token: str) -> Any:
-    """Return an aiohttp middleware that refuses requests without the token."""
+def token_middleware(token: str, open_paths: Collection[str]) -> Any:
+    """Return an aiohttp middleware that refuses requests without the token, but for some paths."""
     from aiohttp import web
 
     @web.middleware
@@ -118,7 +117,7 @@ def token_middleware(token: str) -> Any:
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         header = request.headers.get("Authorization", "")
-        if request.path in _OPEN_PATHS or _is_right(header, token):
+        if request.path in open_paths or _is_right(header, token):
             return await handler(request)
         return web.json_response(
             {"error": "bearer token missing or wrong"},

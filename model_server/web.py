@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 from typing import Any
 
@@ -205,6 +205,7 @@ class HttpServer:
         grace_s: float,
         timeout_s: float,
         token: str = "",
+        open_paths: Collection[str] = ("/v2/health/live", "/v2/health/ready"),
     ) -> None:
         """Take the routes; nothing is opened yet.
 
@@ -216,11 +217,12 @@ class HttpServer:
             timeout_s: Seconds that a connection may take for a request's head, and for its body,
                 and may be idle.
             token: Bearer token that callers must show; none if empty.
+            open_paths: Where they need none.
         """
         application = web.Application(
             middlewares=[
                 *([_observing(observer)] if observer else []),
-                *([token_middleware(token)] if token else []),
+                *([token_middleware(token, open_paths)] if token else []),
                 _answering,
             ],
             client_max_size=max_message_bytes,

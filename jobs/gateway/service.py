@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from jobs.gateway.app import Gateway
+from jobs.gateway.app import OPEN_PATHS, Gateway
 from jobs.gateway.exchange import Exchange
 from jobs.settings import Settings
 from jobs.settings_file import SettingsError
@@ -52,6 +52,8 @@ async def _serve(settings: Settings, on_ready: Callable[[int], None]) -> None:
         max_message_bytes=chosen.max_body_bytes,
         grace_s=chosen.drain / 1_000,
         timeout_s=_CONNECTION_S,
+        token=chosen.token,
+        open_paths=OPEN_PATHS,
     )
     exchange.start()
     popular.start()

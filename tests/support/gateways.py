@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from jobs.gateway.app import Gateway
+from jobs.gateway.app import OPEN_PATHS, Gateway
 from jobs.gateway.bodies import Event
 from jobs.ranking_settings import GatewaySettings
 from model_server.web import HttpServer
@@ -69,6 +69,8 @@ async def served(
         max_message_bytes=settings.max_body_bytes,
         grace_s=grace_s,
         timeout_s=10.0,
+        token=settings.token,
+        open_paths=OPEN_PATHS,
     )
     port = await server.listen("127.0.0.1", 0)
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:

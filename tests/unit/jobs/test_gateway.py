@@ -152,6 +152,22 @@ async def test_malformed_events_are_refused_as_a_whole(body: Any) -> None:
     assert status == 400 and not job.written
 
 
+@pytest.mark.parametrize("shown", [None, "Bearer wrong", "s3cret", "Bearer s3cret"])
+async def test_with_a_token_only_those_who_show_it_are_answered(shown: str | None) -> None:
+    job, right = PlayedJob(), shown == "Bearer s3cret"
+    headers = {} if shown is None else {"Authorization": shown}
+    click = {"kind": "click", "user": "u1", "item": "i1"}
+    async with served(job, token="s3cret") as (_, client, _):
+        for path, body, taken in (("/rank", {"user": "u1"}, 200), ("/events", click, 202)):
+            async with client.post(path, json=body, headers=headers) as answer:
+                assert answer.status == (taken if right else 401)
+        async with client.get("/metrics", headers=headers) as answer:
+            assert answer.status == (200 if right else 401)
+        for probe in ("/health", "/ready", "/"):
+            assert (await text(client, probe))[0] == 200
+    assert bool(job.asked) == bool(job.written) == right
+
+
 async def test_health_and_readiness() -> None:
     async with served(PlayedJob()) as (gateway, client, _):
         assert (await text(client, "/health"))[0] == 200

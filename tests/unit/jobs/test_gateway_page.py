@@ -29,8 +29,8 @@ def scroll_and_click(window: Browser, url: str) -> None:
 
 async def test_it_ranks_as_one_scrolls_and_sends_clicks() -> None:
     job = PlayedJob()
-    async with served(job) as (_, client, _):
-        url = str(client._base_url)
+    async with served(job, token="s3 cret") as (_, client, _):
+        url = f"{client._base_url}#s3%20cret"
         with browser() as window:
             await asyncio.to_thread(scroll_and_click, window, url)
     bought = [e.document for e in job.written if e.document["kind"] == "purchase"]

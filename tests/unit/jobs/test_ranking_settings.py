@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from jobs.environment import ROOT
-from jobs.settings import load
-from jobs.settings_file import SettingsError
+from jobs.settings import load, masked
+from jobs.settings_file import MASK, SettingsError
 
 CONFIG = ROOT / "conf" / "feed.yaml"
 
@@ -16,6 +16,16 @@ CONFIG = ROOT / "conf" / "feed.yaml"
 def test_the_file_is_right() -> None:
     settings = load(CONFIG)
     assert settings.ranking is not None and settings.gateway.deadline > settings.model.deadline
+
+
+def test_the_gateways_token_is_shown_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="refused"):
+        load(CONFIG, {"gateway.token": "s3cret"})
+    monkeypatch.setenv("FEED_TOKEN", "s3cret")
+    settings = load(CONFIG, {"gateway.token": "${FEED_TOKEN}"})
+    assert settings.gateway.token == "s3cret"
+    assert masked(settings)["gateway"]["token"] == MASK
+    assert masked(load(CONFIG))["gateway"]["token"] == ""
 
 
 @pytest.mark.parametrize(
