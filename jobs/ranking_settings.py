@@ -21,6 +21,12 @@ class RankingSettings(Strict):
     session_gap: DurationMs = Field(
         30 * 60_000, ge=1, description="a longer pause begins a user's next session"
     )
+    user_idle: DurationMs = Field(
+        365 * 86_400_000,
+        ge=1_000,
+        description="event time without a purchase after which a user is as new; after twice that "
+        "their state is freed",
+    )
     filter_seen: bool = Field(False, description="whether what the user has had is left out")
     publish: DurationMs = Field(
         1_000, ge=100, description="how often changed popularities are written to their topic"
@@ -42,7 +48,7 @@ class RankingSettings(Strict):
     @property
     def user_limits(self) -> UserLimits:
         """What is kept of a user, live and in training."""
-        return UserLimits(self.history, self.session_gap)
+        return UserLimits(self.history, self.session_gap, self.user_idle)
 
     def mistakes(self) -> Iterator[Mistake]:
         """See the base class."""

@@ -22,7 +22,7 @@ from model_server.web import json_response, metrics_routes, read_json
 __all__ = ["OPEN_PATHS", "Asker", "Gateway"]
 
 OPEN_PATHS = ("/", "/health", "/ready")
-"""What needs no token: probes, and the page, which asks with the one behind the ``#`` of its URL."""
+"""What needs no token: probes, and the page, which shows what is behind the ``#`` of its URL."""
 
 _PAGE = Path(__file__).with_name("page.html")
 

@@ -54,6 +54,11 @@ class FeedbackOptions:
     lateness_ms: int
     keep_ms: int
 
+    @property
+    def wait_ms(self) -> int:
+        """Event time from a request to its example."""
+        return self.window_ms + self.lateness_ms
+
 
 @dataclass(slots=True)
 class Counts:
@@ -116,6 +121,7 @@ class FeedbackJoin:
         self._due: list[tuple[int, str]] = []
         self._clock = np.array([_NEVER, _NEVER], np.int64)  # impressions, events
         self._heard = [False, False]
+        self._unheard_ms = 0
         self.counts = Counts()
         for key, value in state.items():
             if key == _CLOCK:
@@ -147,15 +153,26 @@ class FeedbackJoin:
     def pass_time(self, elapsed_ms: int) -> Iterator[Written]:
         """Let the time of a topic pass that was silent since the last call.
 
+        A topic that has never said anything while a whole wait passed is as far as the other, so
+        that what is kept for it ends.
+
         Args:
             elapsed_ms: Wall time since then.
         """
         for topic in (0, 1):
-            if not self._heard[topic] and self._clock[topic] > _NEVER:
-                self._clock[topic] += elapsed_ms
+            if not self._heard[topic]:
+                self._pass_silent(topic, elapsed_ms)
             self._heard[topic] = False
         yield from self._close_due()
         self._write()
+
+    def _pass_silent(self, topic: int, elapsed_ms: int) -> None:
+        if self._clock[topic] > _NEVER:
+            self._clock[topic] += elapsed_ms
+        elif self._clock[1 - topic] > _NEVER:
+            self._unheard_ms += elapsed_ms
+            if self._unheard_ms > self._options.wait_ms:
+                self._clock[topic] = self._clock[1 - topic]
 
     def finish(self) -> Iterator[Written]:
         """Nothing comes any more: close all that is open."""
@@ -215,8 +232,9 @@ class FeedbackJoin:
         heappush(self._due, (self._due_ms(self._entries[request_id]), request_id))
 
     def _due_ms(self, entry: Entry) -> int:
-        wait_ms = self._options.window_ms + self._options.lateness_ms
-        return entry.time_ms + wait_ms + (self._options.keep_ms if entry.closed else 0)
+        return (
+            entry.time_ms + self._options.wait_ms + (self._options.keep_ms if entry.closed else 0)
+        )
 
     def _close_due(self) -> Iterator[Written]:
         while self._due and self._due[0][0] < self.now_ms:

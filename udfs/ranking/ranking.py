@@ -29,7 +29,7 @@ from udfs.ranking.features import FEATURES, pair_features
 from udfs.ranking.index import IndexFileError, ItemIndex
 from udfs.ranking.live_items import LiveItems
 from udfs.ranking.popular_feed import PopularFeed
-from udfs.ranking.user_states import BatchUsers
+from udfs.ranking.user_states import BatchUsers, IdleUsers
 from udfs.ranking.users import UserLimits, UserState
 from udfs.ranking.views import view_of
 from udfs.scoring.scoring import Scoring
@@ -112,6 +112,8 @@ class RankingScoring:
         metrics = runtime_context.get_metrics_group()
         self._requests = metrics.counter("requests")
         self._interactions = metrics.counter("interactions")
+        self._forgotten = metrics.counter("users_forgotten")
+        self._idle = IdleUsers(options.limits.idle_ms)
         self._version_metric = metrics.counter("item_version")
         self._popular = PopularFeed(options.popularity, options.kafka)
         self._popular.start()
@@ -151,12 +153,14 @@ class RankingScoring:
             kind, item = document["kind"], document.get("item")
             if kind == "request":
                 self._requests.inc(1)
-                asked = self._candidates(batch, row, document, users.of(user))
+                asked = self._candidates(batch, row, document, users.of(user, times[row]))
                 yield from self._scoring.take(bucket, asked, timers)
             elif kind in self._options.kinds and item:
                 self._interactions.inc(1)
                 users.buy(user, times[row], item, document.get("price"))
         users.write()
+        if times:
+            self._forgotten.inc(self._idle.sweep(bucket, max(times), self._users))
 
     def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
         """What was asked for may have been answered."""

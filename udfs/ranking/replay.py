@@ -68,7 +68,7 @@ class Replay:
 
     def take(self, basket: Basket) -> None:
         """Count a basket in its user's and its items' state."""
-        state = self.users.setdefault(basket.user, UserState())
+        state = self.users[basket.user] = self._state(basket.user, basket.time_ms)
         state.add(self.keys[basket.items], basket.time_ms, basket.prices, self.limits)
         self.counters.add(self.rows[basket.items], basket.time_ms)
 
@@ -79,9 +79,12 @@ class Replay:
 
     def request(self, user: int, time_ms: int) -> Request:
         """Ask for a user now; the state is not changed."""
-        view = view_of(self.index, self.users.get(user, UserState()), time_ms)
+        view = view_of(self.index, self._state(user, time_ms), time_ms)
         found = candidates(self.index, self.counters, view, self.options)
         return Request(view, found, pair_features(self.index, self.counters, view, found))
+
+    def _state(self, user: int, time_ms: int) -> UserState:
+        return self.users.get(user, UserState()).as_of(time_ms, self.limits)
 
     def requests(
         self, log: PurchaseLog, wanted: Iterable[int] | None = None

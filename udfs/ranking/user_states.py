@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,7 +11,9 @@ import numpy as np
 from udfs.ranking.arrays import keys_of
 from udfs.ranking.users import UserLimits, UserState
 
-__all__ = ["BatchUsers"]
+__all__ = ["BatchUsers", "IdleUsers"]
+
+_SWEEPS = 16  # in the time after which a user is idle
 
 
 class State(Protocol):
@@ -21,6 +24,12 @@ class State(Protocol):
 
     def put(self, key: str, value: bytes) -> None:
         """Write one."""
+
+    def items(self) -> Iterable[tuple[str, bytes]]:
+        """All of it."""
+
+    def remove(self, key: str) -> None:
+        """Forget one."""
 
 
 @dataclass(slots=True)
@@ -58,11 +67,11 @@ class BatchUsers:
         basket.items.append(item)
         basket.prices.append(np.nan if price is None else price)
 
-    def of(self, user: str) -> UserState:
-        """A user with all that was bought so far; not to be changed."""
+    def of(self, user: str, time_ms: int) -> UserState:
+        """A user with all that was bought so far, as of an event time; not to be changed."""
         if user in self._baskets:
             self._take(user)
-        return self._read(user)
+        return self._read(user, time_ms)
 
     def write(self) -> None:
         """Store those that have changed, at the end of the batch."""
@@ -75,13 +84,47 @@ class BatchUsers:
     def _take(self, user: str) -> None:
         basket = self._baskets.pop(user)
         prices = np.array(basket.prices, np.float32)
-        self._read(user).add(keys_of(basket.items), basket.time_ms, prices, self._limits)
+        state = self._read(user, basket.time_ms)
+        state.add(keys_of(basket.items), basket.time_ms, prices, self._limits)
         self._changed.add(user)
 
-    def _read(self, user: str) -> UserState:
+    def _read(self, user: str, time_ms: int) -> UserState:
         found = self._users.get(user)
         if found is None:
             packed = self._state.get(user)
             found = UserState() if packed is None else UserState.unpack(packed)
-            self._users[user] = found
+        self._users[user] = found = found.as_of(time_ms, self._limits)
         return found
+
+
+class IdleUsers:
+    """Frees the state of users who are idle for twice ``idle_ms`` by their bucket's newest time.
+
+    Who is idle for ``idle_ms`` by a time of their own is as new in any case. The rest of the time
+    is for users whose events lag behind the others of their bucket.
+
+    Args:
+        idle_ms: See ``UserLimits``.
+    """
+
+    def __init__(self, idle_ms: int) -> None:
+        self._idle_ms = idle_ms
+        self._swept_ms: dict[int, int] = {}
+
+    def sweep(self, bucket: int, newest_ms: int, state: State) -> int:
+        """Look at all users of a bucket, if it is time to; returns how many were freed.
+
+        Args:
+            bucket: Whose state it is.
+            newest_ms: Newest event time of the bucket, epoch.
+            state: Of the bucket.
+        """
+        before_ms = self._swept_ms.get(bucket)
+        if before_ms is not None and newest_ms - before_ms < self._idle_ms / _SWEEPS:
+            return 0
+        self._swept_ms[bucket] = newest_ms
+        oldest_ms = newest_ms - 2 * self._idle_ms
+        idle = [u for u, packed in state.items() if UserState.last_ms_of(packed) < oldest_ms]
+        for user in idle:
+            state.remove(user)
+        return len(idle)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from udfs.ranking.arrays import Keys, Singles
+from udfs.ranking.arrays import DAY_MS, Keys, Singles
 
 __all__ = ["DEFAULT_LIMITS", "ENTRY", "UserLimits", "UserState"]
 
@@ -27,10 +27,12 @@ class UserLimits:
     Attributes:
         items: Distinct items, the last ones.
         session_gap_ms: A pause longer than this begins a new session.
+        idle_ms: A user without a purchase for longer is as new, in event time.
     """
 
     items: int = 256
     session_gap_ms: int = 30 * 60 * 1_000
+    idle_ms: int = 365 * DAY_MS
 
 
 DEFAULT_LIMITS = UserLimits()
@@ -86,6 +88,10 @@ class UserState:
         self._count(len(keys), time_ms, limits.session_gap_ms)
         self._merge(keys, time_ms, limits.items)
 
+    def as_of(self, time_ms: int, limits: UserLimits = DEFAULT_LIMITS) -> UserState:
+        """The state at an event time: itself, or a new one after too long a pause."""
+        return self if time_ms - self.last_ms <= limits.idle_ms else UserState()
+
     def _count(self, items: int, time_ms: int, gap_ms: int) -> None:
         if time_ms > self.last_ms + gap_ms:
             self.session_start_ms, self.session_items = time_ms, 0
@@ -121,6 +127,11 @@ class UserState:
             self.prices,
         )
         return head + self.entries.tobytes()
+
+    @staticmethod
+    def last_ms_of(packed: bytes) -> int:
+        """``last_ms`` of what ``pack`` gave, without the rest."""
+        return int(_HEAD.unpack_from(packed)[1])
 
     @classmethod
     def unpack(cls, packed: bytes) -> UserState:

@@ -207,6 +207,16 @@ def test_state_is_forgotten() -> None:
     assert set(state) == {"#", "rr2"}
 
 
+def test_clicks_on_impressions_that_never_come_are_forgotten() -> None:
+    state = Stored()
+    join = FeedbackJoin(OPTIONS, state)
+    list(join.take([Interaction("r1", "a", "click", 0), Other(1_000)]))
+    for _ in range(41):  # a topic that was never heard of is waited for as long as a request is
+        assert not list(join.pass_time(1))
+        assert any(key.startswith("r") for key in state) == (join.counts.unmatched == 0)
+    assert join.counts.unmatched == 1 and not [key for key in state if key != "#"]
+
+
 @pytest.mark.parametrize("data", [b"", b"\x02[]\n"])
 def test_another_layout_is_refused(data: bytes) -> None:
     with pytest.raises(FeedbackStateError):
