@@ -10,7 +10,7 @@ import scipy.sparse as sparse
 from scipy.sparse.linalg import svds
 
 from udfs.ranking.arrays import DAY_MS, Rows, Singles, halved
-from udfs.ranking.counters import HALF_LIVES_DAYS
+from udfs.ranking.counters import ItemCounters
 from udfs.ranking.index import ItemIndex
 from udfs.ranking.log import PurchaseLog
 
@@ -50,7 +50,7 @@ def build_index(log: PurchaseLog, as_of_ms: int, options: BuildOptions) -> ItemI
     by_basket = _matrix(past.baskets, past.items, weights, len(log.item_ids))
     user_lists, user_weights = _lists(by_user, options.neighbours)
     basket_lists, basket_weights = _lists(by_basket, options.neighbours)
-    first_ms, last_ms = _span(past, len(log.item_ids))
+    counted = ItemCounters.of_log(past, as_of_ms)
     since_ms = as_of_ms - round(options.off_sale_days * DAY_MS)
     return ItemIndex(
         ids=log.item_ids,
@@ -62,10 +62,10 @@ def build_index(log: PurchaseLog, as_of_ms: int, options: BuildOptions) -> ItemI
         basket_weights=basket_weights,
         prices=_prices(past, len(log.item_ids)),
         categories=np.unique(log.categories, return_inverse=True)[1].astype(np.int32),
-        popularity=_popularity(past, as_of_ms, len(log.item_ids)),
-        first_ms=first_ms,
-        last_ms=last_ms,
-        on_sale=(last_ms >= since_ms) | (options.off_sale_days == 0),
+        popularity=counted.sums,
+        first_ms=counted.first_ms,
+        last_ms=counted.last_ms,
+        on_sale=(counted.last_ms >= since_ms) | (options.off_sale_days == 0),
         as_of_ms=as_of_ms,
     )
 
@@ -125,15 +125,6 @@ def embeddings_of(
     return unit.astype(np.float32)
 
 
-def _span(past: PurchaseLog, items: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    limits = np.iinfo(np.int64)
-    first = np.full(items, limits.max, np.int64)
-    last = np.full(items, limits.min, np.int64)
-    np.minimum.at(first, past.items, past.times_ms)
-    np.maximum.at(last, past.items, past.times_ms)
-    return first, last
-
-
 def _prices(past: PurchaseLog, items: int) -> Singles:
     """The mean price of each item's purchases; NaN without one."""
     known = np.isfinite(past.prices)
@@ -141,11 +132,3 @@ def _prices(past: PurchaseLog, items: int) -> Singles:
     counts = np.bincount(past.items[known], minlength=items)
     with np.errstate(invalid="ignore"):
         return (sums / counts).astype(np.float32)
-
-
-def _popularity(past: PurchaseLog, as_of_ms: int, items: int) -> npt.NDArray[np.float64]:
-    ages = as_of_ms - past.times_ms
-    counted = [
-        np.bincount(past.items, halved(ages, days), minlength=items) for days in HALF_LIVES_DAYS
-    ]
-    return np.stack(counted, axis=1)

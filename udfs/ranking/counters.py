@@ -14,10 +14,12 @@ import numpy.typing as npt
 
 from udfs.ranking.arrays import DAY_MS, Floats, Rows, Times
 from udfs.ranking.index import ItemIndex
+from udfs.ranking.log import PurchaseLog
 
-__all__ = ["HALF_LIVES_DAYS", "ItemCounters"]
+__all__ = ["HALF_LIVES_DAYS", "HALF_LIVES_MS", "ItemCounters"]
 
 HALF_LIVES_DAYS = (3.0, 14.0, 60.0)
+HALF_LIVES_MS = np.array(HALF_LIVES_DAYS) * DAY_MS
 _REBASE_HALF_LIVES = 256.0  # 2^256 still leaves 2^767 for the sums
 
 
@@ -32,7 +34,7 @@ class ItemCounters:
     """
 
     def __init__(self, sums: Floats, first_ms: Times, last_ms: Times, origin_ms: int) -> None:
-        """Take the state; see ``of_index`` and ``unpack``."""
+        """Take the state; see ``of_index`` and ``of_log``."""
         self.sums = sums
         self.first_ms = first_ms
         self.last_ms = last_ms
@@ -59,6 +61,17 @@ class ItemCounters:
             origin_ms,
         )
 
+    @classmethod
+    def of_log(cls, log: PurchaseLog, origin_ms: int) -> ItemCounters:
+        """The counts of a log's purchases, by number of the item; none is after the origin."""
+        counted = cls.empty(len(log.item_ids), origin_ms)
+        for place, half_life_ms in enumerate(HALF_LIVES_MS.tolist()):
+            weights = np.exp2((log.times_ms - origin_ms) / half_life_ms)
+            counted.sums[:, place] = np.bincount(log.items, weights, len(log.item_ids))
+        np.minimum.at(counted.first_ms, log.items, log.times_ms)
+        np.maximum.at(counted.last_ms, log.items, log.times_ms)
+        return counted
+
     def add(self, rows: Rows, time_ms: int) -> None:
         """Count a purchase of each row at an event time, which may be an old one.
 
@@ -67,8 +80,7 @@ class ItemCounters:
             time_ms: Event time, epoch.
         """
         rows = rows[rows >= 0]
-        if self._half_lives(time_ms).max() > _REBASE_HALF_LIVES:
-            self._rebase(time_ms)
+        self.reach(time_ms)
         np.add.at(self.sums, rows, np.exp2(self._half_lives(time_ms)))
         np.minimum.at(self.first_ms, rows, time_ms)
         np.maximum.at(self.last_ms, rows, time_ms)
@@ -88,40 +100,12 @@ class ItemCounters:
         total: Floats = self.sums.sum(axis=0) * np.exp2(-self._half_lives(time_ms))
         return total
 
+    def reach(self, time_ms: int) -> None:
+        """Move the origin if sums of that event time would leave the numbers' range."""
+        if self._half_lives(time_ms).max() > _REBASE_HALF_LIVES:
+            self.sums *= np.exp2(-self._half_lives(time_ms))
+            self.origin_ms = time_ms
+
     def _half_lives(self, time_ms: int) -> Floats:
-        days = (time_ms - self.origin_ms) / DAY_MS
-        return days / np.asarray(HALF_LIVES_DAYS)
-
-    def _rebase(self, time_ms: int) -> None:
-        self.sums *= np.exp2(-self._half_lives(time_ms))
-        self.origin_ms = time_ms
-
-    def moved_to(self, old: ItemIndex, new: ItemIndex) -> ItemCounters:
-        """These counts for the rows of another version; items new to it start from its own."""
-        moved = ItemCounters.of_index(new)
-        moved._rebase(self.origin_ms)
-        rows = old.rows_of(new.keys)
-        known = rows >= 0
-        for name in ("sums", "first_ms", "last_ms"):
-            getattr(moved, name)[known] = getattr(self, name)[rows[known]]
-        return moved
-
-    def pack(self) -> bytes:
-        """The state as bytes; ``unpack`` takes them back."""
-        head = np.array([self.origin_ms, len(self.sums)], np.int64)
-        return b"".join(a.tobytes() for a in (head, self.sums, self.first_ms, self.last_ms))
-
-    @classmethod
-    def unpack(cls, packed: bytes) -> ItemCounters:
-        """What ``pack`` gave.
-
-        Raises:
-            ValueError: The bytes are not of that length.
-        """
-        origin_ms, items = np.frombuffer(packed, np.int64, 2).tolist()
-        width = len(HALF_LIVES_DAYS)
-        if len(packed) != 16 + 8 * items * (width + 2):
-            raise ValueError(f"{len(packed)} bytes are not the counters of {items} items")
-        sums = np.frombuffer(packed, np.float64, items * width, 16).reshape(items, width)
-        times = np.frombuffer(packed, np.int64, 2 * items, 16 + 8 * items * width)
-        return cls(sums.copy(), times[:items].copy(), times[items:].copy(), origin_ms)
+        half_lives: Floats = (time_ms - self.origin_ms) / HALF_LIVES_MS
+        return half_lives

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from udfs.ranking.arrays import keys_of
 from udfs.ranking.counters import ItemCounters
 from udfs.ranking.index import ItemIndex
-from udfs.ranking.live_popularity import HALF_LIVES_MS, ItemPopularity, PopularItems
+from udfs.ranking.live_popularity import ItemPopularity, PopularItems
 
 __all__ = ["LiveItems"]
-
-_REBASE_HALF_LIVES = 256.0
 
 
 @dataclass
@@ -44,17 +40,9 @@ class LiveItems:
             return
         rows = self.index.rows_of(keys_of(list(changed)))
         newest_ms = max(one.last_ms for one in changed.values())
-        if (newest_ms - self.counters.origin_ms) / HALF_LIVES_MS.min() > _REBASE_HALF_LIVES:
-            self._rebase(newest_ms)
         counters = self.counters
+        counters.reach(newest_ms)
         for row, one in zip(rows.tolist(), changed.values(), strict=True):
             if row >= 0:
                 counters.sums[row] = one.sums_at(counters.origin_ms)
                 counters.first_ms[row], counters.last_ms[row] = one.first_ms, one.last_ms
-
-    def _rebase(self, origin_ms: int) -> None:
-        counters = self.counters
-        aged = np.exp2((counters.origin_ms - origin_ms) / HALF_LIVES_MS)
-        self.counters = ItemCounters(
-            counters.sums * aged, counters.first_ms, counters.last_ms, origin_ms
-        )

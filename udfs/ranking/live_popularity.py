@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 import orjson
 
-from udfs.ranking.arrays import DAY_MS, Floats
-from udfs.ranking.counters import HALF_LIVES_DAYS
+from udfs.ranking.arrays import Floats
+from udfs.ranking.counters import HALF_LIVES_MS
 
-__all__ = ["HALF_LIVES_MS", "ItemPopularity", "PopularItems", "PopularityError"]
+__all__ = ["ItemPopularity", "PopularItems", "PopularityError"]
 
-HALF_LIVES_MS = np.array(HALF_LIVES_DAYS) * DAY_MS
 NEVER_FIRST, NEVER_LAST = 2**63 - 1, -(2**63)
 _RANKED_BY = 1  # the half-life by which candidates are popular, too
-_LAYOUT = struct.Struct(f"<Bqq{len(HALF_LIVES_DAYS)}d")
+_LAYOUT = struct.Struct(f"<Bqq{len(HALF_LIVES_MS)}d")
 _VERSION = 1
 _SCHEMA_VERSION = 1
 
@@ -46,7 +45,7 @@ class ItemPopularity:
         last_ms: Event time of the newest; the smallest int64 before the first.
     """
 
-    log2: tuple[float, ...] = (-np.inf,) * len(HALF_LIVES_DAYS)
+    log2: tuple[float, ...] = (-np.inf,) * len(HALF_LIVES_MS)
     first_ms: int = NEVER_FIRST
     last_ms: int = NEVER_LAST
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udfs.ranking.live_popularity import (
-    HALF_LIVES_MS,
-    ItemPopularity,
-    PopularItems,
-    PopularityError,
-)
+from udfs.ranking.counters import HALF_LIVES_MS, ItemCounters
+from udfs.ranking.live_popularity import ItemPopularity, PopularItems, PopularityError
 
 DAY_MS = 86_400_000
 START_MS = 1_700_000_000_000
@@ -45,6 +42,16 @@ def test_it_is_the_decayed_sum_in_any_order(found: list[tuple[int, float]], rand
         assert popularity.sums_at(now_ms) == pytest.approx(expected, rel=1e-9)
         assert popularity.first_ms == START_MS + min(t for t, _ in found)
         assert popularity.last_ms == START_MS + max(t for t, _ in found)
+
+
+@given(purchases)
+def test_it_is_what_the_counters_of_training_count(found: list[tuple[int, float]]) -> None:
+    counters = ItemCounters.empty(1, START_MS)
+    for after_ms, _ in found:
+        counters.add(np.zeros(1, np.int32), START_MS + after_ms)
+    popularity = counted([(after_ms, 1.0) for after_ms, _ in found])
+    assert popularity.sums_at(counters.origin_ms) == pytest.approx(counters.sums[0], rel=1e-9)
+    assert (popularity.first_ms, popularity.last_ms) == (counters.first_ms[0], counters.last_ms[0])
 
 
 @given(purchases)

@@ -38,22 +38,13 @@ def test_a_version_starts_from_the_counts_it_was_made_with():
     assert counters.at(np.array([item]), later)[0, 0] == pytest.approx(before)
 
 
-def test_packed_counters_are_the_same():
-    counters = ItemCounters.of_index(small_index())
-    again = ItemCounters.unpack(counters.pack())
-    assert again.pack() == counters.pack()
-    again.add(np.array([0], np.int32), again.origin_ms)  # and may be changed
-
-
-def test_a_cut_pack_is_refused():
-    with pytest.raises(ValueError, match="not the counters"):
-        ItemCounters.unpack(ItemCounters.empty(3, 0).pack()[:-8])
-
-
-def test_counts_move_to_another_versions_rows():
-    old = small_index()
-    counters = ItemCounters.of_index(old)
-    counters.add(np.array([5], np.int32), old.as_of_ms + 400 * DAY_MS)
-    moved = counters.moved_to(old, old)
-    at = old.as_of_ms + 401 * DAY_MS
-    assert np.allclose(moved.at(np.arange(len(old)), at), counters.at(np.arange(len(old)), at))
+def test_the_counts_of_a_log_are_those_of_its_purchases_one_by_one():
+    log = small_log()
+    origin_ms = int(log.times_ms[-1]) + 1
+    counted = ItemCounters.of_log(log, origin_ms)
+    one_by_one = ItemCounters.empty(len(log.item_ids), origin_ms)
+    for item, time_ms in zip(log.items, log.times_ms.tolist(), strict=True):
+        one_by_one.add(item[None], time_ms)
+    assert np.allclose(counted.sums, one_by_one.sums, rtol=1e-9)
+    assert (counted.first_ms == one_by_one.first_ms).all()
+    assert (counted.last_ms == one_by_one.last_ms).all()
