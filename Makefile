@@ -64,7 +64,7 @@ $(DONE)/extra-onnx: $(DONE)/packages conf/requirements-onnx.lock
 	@touch $@
 
 $(DONE)/extra-forest: $(DONE)/packages conf/requirements-forest.lock
-	@echo "installing scikit-learn, skl2onnx and ONNX Runtime"
+	@echo "installing scikit-learn, ONNX and ONNX Runtime"
 	@$(INSTALL) --require-hashes -r conf/requirements-forest.lock
 	@touch $@
 

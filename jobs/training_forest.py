@@ -8,15 +8,18 @@ scikit-learn.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from jobs.environment import NotReadyError
 from jobs.settings import TrainingSettings
-from udfs.batches.events import FloatArray
+from udfs.batches.events import FloatArray, IntArray
 from udfs.offline.offline import Progress
 from udfs.preparation.encoders import Matrix
 
@@ -24,6 +27,7 @@ SCORE = "score"
 """Name of the graph's output, as ``features.json`` says it."""
 
 OPSET = {"": 17, "ai.onnx.ml": 3}
+_IR_VERSION = 8
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
 
@@ -81,22 +85,79 @@ class IsolationTrees:
 def onnx_graph(forest: Any) -> Any:
     """The forest as an ONNX model with one output, ``score``, float32 (n, 1).
 
-    skl2onnx gives the decision function, ``score_samples - offset_``: its sign is turned and the
-    offset taken back.
+    All trees are one node whose leaves hold the path lengths: ONNX Runtime goes through it in a
+    tenth of the time of what skl2onnx makes, which looks each tree's lengths up apart.
     """
-    skl2onnx, helper, numpy_helper = _converters()
-    columns = np.zeros((1, forest.n_features_in_), np.float32)
-    model = skl2onnx.to_onnx(forest, columns, target_opset=OPSET)
-    graph = model.graph
-    decision = next(o.name for o in graph.output if o.name == "scores")
-    offset = numpy_helper.from_array(np.array([-forest.offset_], np.float32), "minus_offset")
-    graph.initializer.append(offset)
-    graph.node.extend(
-        [helper.make_node("Sub", ["minus_offset", decision], [SCORE], "anomaly_score")]
+    helper, numpy_helper = _onnx()
+    mean_length = average_path_length([forest.max_samples_])[0]
+    scale = np.array([-1.0 / (len(forest.estimators_) * mean_length)], np.float32)
+    constants = {"scale": scale, "two": np.array([2.0], np.float32)}
+    trees = helper.make_node(
+        "TreeEnsembleRegressor",
+        ["rows"],
+        ["lengths"],
+        "trees",
+        domain="ai.onnx.ml",
+        n_targets=1,
+        aggregate_function="SUM",
+        **_trees([tree.tree_ for tree in forest.estimators_]),
     )
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(SCORE, 1, [None, 1]))  # 1: float32
-    return model
+    graph = helper.make_graph(
+        [
+            trees,
+            helper.make_node("Mul", ["lengths", "scale"], ["exponents"]),
+            helper.make_node("Pow", ["two", "exponents"], [SCORE]),
+        ],
+        "isolation_forest",
+        [helper.make_tensor_value_info("rows", 1, [None, forest.n_features_in_])],  # 1: float32
+        [helper.make_tensor_value_info(SCORE, 1, [None, 1])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSET.items()]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+
+
+def average_path_length(samples: npt.ArrayLike) -> FloatArray:
+    """The depth of an average row in a tree of so many, ``c(n)`` of Liu, Ting and Zhou (2008)."""
+    n = np.asarray(samples, np.float64)
+    many = np.maximum(n, 3.0)
+    lengths = 2.0 * (np.log(many - 1.0) + np.euler_gamma) - 2.0 * (many - 1.0) / many
+    return np.where(n > 2, lengths, (n == 2).astype(np.float64))
+
+
+def _trees(trees: Sequence[Any]) -> dict[str, list[Any]]:
+    """The attributes of a TreeEnsembleRegressor: a leaf's weight is its rows' path length."""
+    columns: dict[str, list[Any]] = defaultdict(list)
+    for number, tree in enumerate(trees):
+        n, is_leaf = tree.node_count, tree.children_left < 0
+        columns["nodes_treeids"] += [number] * n
+        columns["nodes_nodeids"] += range(n)
+        columns["nodes_modes"] += ["LEAF" if leaf else "BRANCH_LEQ" for leaf in is_leaf.tolist()]
+        columns["nodes_featureids"] += np.where(is_leaf, 0, tree.feature).tolist()
+        columns["nodes_values"] += np.where(is_leaf, 0.0, _below(tree.threshold)).tolist()
+        columns["nodes_truenodeids"] += np.where(is_leaf, 0, tree.children_left).tolist()
+        columns["nodes_falsenodeids"] += np.where(is_leaf, 0, tree.children_right).tolist()
+        leaves = np.flatnonzero(is_leaf)
+        lengths = _depths(tree)[leaves] + average_path_length(tree.n_node_samples[leaves])
+        columns["target_treeids"] += [number] * len(leaves)
+        columns["target_nodeids"] += leaves.tolist()
+        columns["target_ids"] += [0] * len(leaves)
+        columns["target_weights"] += lengths.tolist()
+    return columns
+
+
+def _depths(tree: Any) -> IntArray:
+    """How many branches lie above each node, int64 (nodes,); a child follows its parent."""
+    depths = np.zeros(tree.node_count, np.int64)
+    for node in np.flatnonzero(tree.children_left >= 0).tolist():
+        depths[[tree.children_left[node], tree.children_right[node]]] = depths[node] + 1
+    return depths
+
+
+def _below(thresholds: FloatArray) -> npt.NDArray[np.float32]:
+    """The nearest float32 not above: ``x <= threshold`` stays as it is for each float32 ``x``."""
+    nearest = thresholds.astype(np.float32)
+    return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
 def _sklearn() -> ModuleType:
@@ -108,17 +169,16 @@ def _sklearn() -> ModuleType:
     return module
 
 
-def _converters() -> tuple[ModuleType, ModuleType, ModuleType]:
+def _onnx() -> tuple[ModuleType, ModuleType]:
     try:
-        import skl2onnx
         from onnx import helper, numpy_helper
     except ImportError as exc:
         raise _missing() from exc
-    return skl2onnx, helper, numpy_helper
+    return helper, numpy_helper
 
 
 def _missing() -> NotReadyError:
     return NotReadyError(
-        "training an isolation_forest needs scikit-learn and skl2onnx",
+        "training an isolation_forest needs scikit-learn and onnx",
         "run: make setup EXTRA=forest",
     )
