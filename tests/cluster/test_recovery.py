@@ -23,6 +23,7 @@ from tests.support.flink_cluster import FlinkCluster
 from tests.support.held import Switch
 from tests.support.job_process import JobProcess
 from tests.support.kafka import Out, Place, Record, Traffic
+from tests.support.monitoring import flinks_metrics, reported
 from tests.support.running import learn, restarts, wait_checkpoint
 from tests.support.servers import ModelServerProcess
 from tests.support.waiting import wait_until
@@ -186,6 +187,8 @@ def test_a_killed_task_manager(
             learn(process.job, traffic, cards.label_records(frame, 4))
             hosts = cluster.task_managers_of(process.job.job_id)
             assert hosts == {"tm-0", "tm-1"}
+            ports = cluster.metrics_ports
+            wait_until(lambda: flinks_metrics() <= reported(ports), 30, "what alerts look at")
             switch = Switch(tmp_path)
             strike(traffic, process.job, switch, records, lambda: cluster.kill("tm-0"))
             assert cluster.task_managers_of(process.job.job_id) == {"tm-1"}

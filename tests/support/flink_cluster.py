@@ -7,6 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from jobs.cluster.standalone import StandaloneCluster
+from jobs.stack import free_port
+from tests.support.monitoring import reporter
 
 
 class FlinkCluster(StandaloneCluster):
@@ -16,15 +18,19 @@ class FlinkCluster(StandaloneCluster):
         folder: For its configuration, logs and temporary files.
         task_managers: How many.
         slots: Of each TaskManager.
+
+    Attributes:
+        metrics_ports: Each of its processes shows Prometheus' metrics at one of them.
     """
 
     def __init__(self, folder: Path, *, task_managers: int, slots: int) -> None:
         super().__init__(folder)
         self._task_managers = task_managers
         self._slots = slots
+        self.metrics_ports = [free_port() for _ in range(task_managers + 1)]
 
     def __enter__(self) -> Self:
-        options = {"metrics.fetcher.update-interval": "500 ms"}
+        options = {"metrics.fetcher.update-interval": "500 ms"} | reporter(self.metrics_ports)
         self.up(self._task_managers, self._slots, options=options)
         return self
 
