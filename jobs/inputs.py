@@ -72,7 +72,8 @@ class Inputs:
             ends=settings.kafka.stop_at_end,
             alignment=self._alignment(settings.labels.time, "epoch_ms"),
         )
-        reader = LabelReader(settings.schema_, Routing(self.labels), topic)
+        rate = settings.source.label_rate
+        reader = LabelReader(settings.schema_, Routing(self.labels), topic, rate)
         return batches.flat_map(reader, ROUTED).name("labels").uid("labels")
 
     def _alignment(self, field: str, time_format: str) -> sources.Alignment | None:

@@ -36,7 +36,7 @@ class StackError(NotReadyError):
 def partitions_of(topics: TopicSettings) -> dict[str, int]:
     """Partition count of every topic of a job, by name; the labels only if it has any."""
     names = [topics.events, topics.labels, topics.predictions, topics.alerts]
-    names += [topics.dead_letters, topics.duplicates, topics.shadow]
+    names += [topics.dead_letters, topics.duplicates, topics.shed, topics.shadow]
     names += [topics.impressions, topics.examples]
     return {name: topics.partitions for name in names if name}
 

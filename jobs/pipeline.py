@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pyflink.common import Configuration, Types
@@ -33,6 +34,7 @@ from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM, even_labels
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import RecordWriter
 from udfs.operators import FirstStage, NextStage, Routing
+from udfs.overload.valve import SHED
 from udfs.preparation.preparation import Preparation
 from udfs.rollup.operator import RollupStage
 from udfs.scoring.embedded import EmbeddedScoring
@@ -101,19 +103,31 @@ def build(
     scored = _stages(inputs, _scoring(settings, model), begin.since_ms)
     wanted = [column for column in sinks.COLUMNS if getattr(settings.topics, column)]
     options = {column: sink_options(settings, column) for column in wanted}
-    sinks.write(tables, scored, options, _episodes(settings, scored))
+    sinks.write(tables, scored.stream, options, _episodes(settings, scored.stream))
+    if scored.shed is not None:
+        shed = {"shed": sink_options(settings, "shed")}
+        sinks.write(tables, scored.shed, shed, columns=["shed"], view="shed_batches")
     uids.assign(env)
 
 
-def _stages(inputs: Inputs, scoring: Scoring, begins_ms: int | None) -> DataStream:
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Batches of records, and those of shed events, if any can be."""
+
+    stream: DataStream
+    shed: DataStream | None
+
+
+def _stages(inputs: Inputs, scoring: Scoring, begins_ms: int | None) -> _Scored:
     settings, labels = inputs.settings, inputs.labels
-    schema = settings.schema_
+    schema, overload, shed = settings.schema_, settings.overload, None
     stream = inputs.events()
     if schema.rollup is not None:
         stream = _rolled_up(stream, settings, labels)
     of_first = _of_first_stage(settings) | {"begins_ms": begins_ms}
     for number, key in enumerate(schema.stages):
         last = number == len(schema.stages) - 1
+        sheds = overload is not None and (last if overload.before == "scoring" else not number)
         function = (NextStage if number else FirstStage)(
             schema,
             key,
@@ -123,6 +137,7 @@ def _stages(inputs: Inputs, scoring: Scoring, begins_ms: int | None) -> DataStre
             settings.flink.cached_entries,
             settings.flink.journal_events,
             scoring if last else None,
+            overload=overload if sheds else None,
             **({} if number else of_first),
         )
         if number and settings.labels is not None and key == settings.labels.key:
@@ -133,7 +148,8 @@ def _stages(inputs: Inputs, scoring: Scoring, begins_ms: int | None) -> DataStre
             .name(f"features by {key}{', score' if last else ''}")
             .uid(uid_of(key))
         )
-    return stream
+        shed = keyed.side_output(stream, SHED) if sheds else shed
+    return _Scored(stream, shed)
 
 
 def uid_of(stage: str) -> str:
@@ -145,7 +161,9 @@ def _of_first_stage(settings: Settings) -> dict[str, Any]:
     """Tables, and the fields that episodes read of a scored event; it has the record key anyway."""
     episodes = settings.alerts.episodes
     read = episodes.fields if episodes else ()
-    return {"tables": tables_of(settings), "carried": tuple(f for f in read if f != settings.key)}
+    carried = tuple(field for field in read if field != settings.key)
+    rate = settings.source.rate if settings.rollup is None else None
+    return {"tables": tables_of(settings), "carried": carried, "rate": rate}
 
 
 def _episodes(settings: Settings, scored: DataStream) -> dict[str, DataStream]:
@@ -174,6 +192,7 @@ def _rolled_up(stream: DataStream, settings: Settings, labels: tuple[int, ...]) 
         settings.topics.events,
         _readings_ttl_s(settings),
         settings.flink.journal_events,
+        rate=settings.source.rate,
     )
     return (
         keyed.by_first_field(stream, Types.STRING())

@@ -79,7 +79,7 @@ def _check_topics(settings: Settings, conf: Path) -> list[str]:
             fix = "correct kafka.bootstrap_servers, kafka.tls or kafka.sasl"
         raise NotReadyError(exc.problem, fix) from exc
     names = [topics.events, topics.labels, topics.predictions, topics.alerts]
-    names += [topics.dead_letters, topics.duplicates, topics.shadow]
+    names += [topics.dead_letters, topics.duplicates, topics.shed, topics.shadow]
     names += [topics.impressions, topics.examples, topics.popularity]
     if missing := [name for name in names if name and name not in found]:
         word = "topics are" if len(missing) > 1 else "topic is"

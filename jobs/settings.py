@@ -16,6 +16,7 @@ from jobs import settings_file
 from jobs.kafka_settings import HostPorts, KafkaSettings
 from jobs.outlets.columns import taken_names
 from jobs.outlets.settings import DeliverySettings, StoreSettings
+from jobs.overload_settings import overload_mistakes
 from jobs.profiles import with_profile
 from jobs.ranking_settings import (
     FeedbackSettings,
@@ -30,6 +31,7 @@ from udfs.spec.enrichment import LookupSpec, TableSpec
 from udfs.spec.episode import EpisodeSpec
 from udfs.spec.event import EventSpec, LabelSpec
 from udfs.spec.feature import FeatureSpec
+from udfs.spec.overload import OverloadSpec, SourceSpec
 from udfs.spec.privacy import PrivacySpec
 from udfs.spec.rollup import RollupSpec
 from udfs.spec.schema import Schema
@@ -90,6 +92,7 @@ class TopicSettings(Strict):
     alerts: Topic = Field("alerts", description="predictions above the threshold with their event")
     dead_letters: Topic = Field("dead-letters", description="records that could not be scored")
     duplicates: Topic = Field("duplicates", description="records dropped because their id was seen")
+    shed: Topic | None = Field(None, description="events that `overload` has shed, with the reason")
     shadow: Topic | None = Field(None, description="a rollout's shadow answers; none drops them")
     impressions: Topic | None = Field(
         None, description="a ranking job's: what was ranked for a request, with its features"
@@ -301,6 +304,12 @@ class Settings(Strict):
     model: ModelSettings = Field(default_factory=lambda: ModelSettings(), description="the model")
     alerts: AlertSettings = Field(default_factory=lambda: AlertSettings(), description="alerts")
     batch: BatchSettings = Field(default_factory=lambda: BatchSettings(), description="batches")
+    source: SourceSpec = Field(
+        default_factory=lambda: SourceSpec(), description="how fast sources are read"
+    )
+    overload: OverloadSpec | None = Field(
+        None, description="what is shed when there is too much; none: everything waits"
+    )
     flink: FlinkSettings = Field(default_factory=lambda: FlinkSettings(), description="Flink")
     training: TrainingSettings = Field(
         default_factory=lambda: TrainingSettings(), description="training"
@@ -363,6 +372,8 @@ def _cross_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
         yield from _not_aligned(sections)
     if sections.keys() >= {"lookups", "model"} and not sections["model"].embedded:
         yield from _no_time_left(sections["lookups"], sections["model"].deadline)
+    if sections.get("overload") is not None:
+        yield from overload_mistakes(sections)
     if "topics" in sections:
         yield from _loops(sections["topics"])
         if sections.get("ranking"):
@@ -446,7 +457,15 @@ def _unknown_to_a_model(training: TrainingSettings, features: FeatureSpec) -> It
 
 
 def _loops(topics: TopicSettings) -> Iterator[Mistake]:
-    for name in ("predictions", "alerts", "dead_letters", "duplicates", "shadow", "examples"):
+    for name in (
+        "predictions",
+        "alerts",
+        "dead_letters",
+        "duplicates",
+        "shed",
+        "shadow",
+        "examples",
+    ):
         topic = getattr(topics, name)
         if topic is not None and topic in (topics.events, topics.labels):
             yield Mistake(("topics", name), f"{topic!r} is read by the job: it would feed itself")

@@ -9,11 +9,11 @@ from pyflink.datastream import DataStream
 from pyflink.table import Schema, StreamTableEnvironment
 
 from jobs.sources import with_options
+from udfs.scoring.scoring import PAIRS
 
 COLUMNS = ("predictions", "alerts", "dead_letters", "duplicates", "shadow")
 """The records of a scored batch, one sink each."""
 
-_PAIRS = Types.OBJECT_ARRAY(Types.OBJECT_ARRAY(Types.PRIMITIVE_ARRAY(Types.BYTE())))
 NO_OTHERS: Mapping[str, DataStream] = {}
 
 _SINK = """
@@ -30,7 +30,7 @@ SELECT pair[1], pair[2] FROM `{view}` CROSS JOIN UNNEST(`{column}`) AS records (
 
 def row_type(columns: Sequence[str]) -> TypeInformation:
     """A row of records: for each sink an array of pairs, key and value."""
-    return Types.ROW_NAMED(list(columns), [_PAIRS] * len(columns))
+    return Types.ROW_NAMED(list(columns), [PAIRS] * len(columns))
 
 
 OUTPUT_TYPE = row_type(COLUMNS)

@@ -28,8 +28,11 @@ from udfs.features.fingerprint import fingerprint
 from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
 from udfs.features.series import kinds_of
 from udfs.features.states import BucketStates
+from udfs.overload.pacing import limit_of
+from udfs.overload.valve import Valve
 from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 from udfs.scoring.scoring import Scoring
+from udfs.spec.overload import OverloadSpec
 from udfs.spec.schema import Schema
 from udfs.state_ttl import state_ttl
 
@@ -59,6 +62,7 @@ class _KeyedOperator(KeyedProcessFunction):
         cached_entries: See ``BucketStates``.
         journal_events: See ``BucketStates``.
         scoring: What the last stage does with its batches; none for the others.
+        overload: When events are shed, of the stage that sheds; none of the others.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class _KeyedOperator(KeyedProcessFunction):
         cached_entries: int,
         journal_events: int,
         scoring: Scoring | None = None,
+        overload: OverloadSpec | None = None,
     ) -> None:
         self._schema = schema
         self._key = key
@@ -83,6 +88,8 @@ class _KeyedOperator(KeyedProcessFunction):
         self._next_stage = later[0] if later else None
         assert (scoring is None) == bool(later), "the last stage scores, no other"
         self._scoring = scoring
+        self._overload = overload
+        self._valve: Valve | None = None
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Build the stage and its empty cache; Flink has restored the state by now."""
@@ -100,6 +107,8 @@ class _KeyedOperator(KeyedProcessFunction):
         )
         self._stage.warm_up()
         self._formulas = FormulaColumns(self._schema)
+        if self._overload is not None:
+            self._valve = Valve(self._overload, self._schema, self._topic, runtime_context)
         if self._scoring is not None:
             self._late_counter = runtime_context.get_metrics_group().counter("late")
             self._scoring.open(runtime_context)
@@ -118,17 +127,29 @@ class _KeyedOperator(KeyedProcessFunction):
 
     def _pass_on(
         self, bucket: int, batch: FeatureBatch, ctx: KeyedProcessFunction.Context
-    ) -> Iterable[Row]:
+    ) -> Iterator[Any]:
+        if self._scoring is None:
+            if not batch.is_empty:
+                yield from self._route(batch)
+            return
+        if (valve := self._valve_before("scoring")) is not None:
+            batch, gone = valve.of_batch(batch, self._queue(bucket))
+            yield from gone
         if batch.is_empty:
-            return ()
-        if self._scoring is not None:
-            if len(batch):
-                self._late_counter.inc(int(np.count_nonzero(batch.late)))
-                features = self._formulas.append(batch.features, batch.values)
-                warming = batch.warming and of_formulas(batch.warming, self._formulas.reads)
-                batch = replace(batch, features=features, warming=warming)
-            return self._scoring.take(bucket, batch, ctx.timer_service())
-        return self._route(batch)
+            return
+        if len(batch):
+            self._late_counter.inc(int(np.count_nonzero(batch.late)))
+            features = self._formulas.append(batch.features, batch.values)
+            warming = batch.warming and of_formulas(batch.warming, self._formulas.reads)
+            batch = replace(batch, features=features, warming=warming)
+        yield from self._scoring.take(bucket, batch, ctx.timer_service())
+
+    def _valve_before(self, what: str) -> Valve | None:
+        """What sheds before the features, or before the scoring; none if nothing is shed there."""
+        return self._valve if self._overload is not None and self._overload.before == what else None
+
+    def _queue(self, bucket: int) -> float:
+        return 0.0 if self._scoring is None else self._scoring.queue(bucket)
 
     def _route(self, batch: FeatureBatch) -> Iterator[Routed]:
         """To the buckets of the next stage."""
@@ -153,6 +174,7 @@ class FirstStage(_KeyedOperator):
         tables: The reference tables; no event is read before they are loaded.
         begins_ms: See ``Coverage``.
         carried: String fields that a batch keeps to its end, beside those that stages need.
+        rate: Records per second that are taken at most; none takes what comes.
     """
 
     def __init__(
@@ -161,9 +183,11 @@ class FirstStage(_KeyedOperator):
         tables: Tables = NO_TABLES,
         carried: tuple[str, ...] = (),
         begins_ms: int | None = None,
+        rate: float | None = None,
         **named: Any,
     ) -> None:
         super().__init__(*stage, **named)
+        self._rate = rate
         self._carried = carried
         self._begins_ms = begins_ms
         self._declared_tables = tables
@@ -188,6 +212,7 @@ class FirstStage(_KeyedOperator):
         self._kinds = kinds_of(self._schema.known)
         looked_up = (lookup.key for lookup in self._schema.lookups)
         self._kept = tuple(dict.fromkeys([*looked_up, *self._carried]))
+        self._limit = limit_of(self._rate)
 
     def close(self) -> None:
         """See the base class."""
@@ -195,16 +220,21 @@ class FirstStage(_KeyedOperator):
         if self._tables is not None:
             self._tables.close()
 
-    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Row]:
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         """One micro-batch of raw records, or of windows."""
         bucket = ctx.get_current_key()
         if isinstance(value, ClosedWindows):
-            return self._pass_on(bucket, self._of_windows(bucket, value), ctx)
+            yield from self._pass_on(bucket, self._of_windows(bucket, value), ctx)
+            return
         raw, positions = split_batch(value)
+        if self._limit is not None:
+            self._limit.wait(len(raw))
+        if (valve := self._valve_before("features")) is not None:
+            raw, positions, gone = valve.of_records(raw, positions, self._queue(bucket))
+            yield from gone
         decoded = self._decoder.decode(raw, positions)
-        return self._pass_on(
-            bucket, self._of_events(bucket, decoded.merged(), decoded.rejects), ctx
-        )
+        batch = self._of_events(bucket, decoded.merged(), decoded.rejects)
+        yield from self._pass_on(bucket, batch, ctx)
 
     def _of_windows(self, bucket: int, windows: ClosedWindows) -> FeatureBatch:
         """Windows, with the records that the roll-up has refused and counted."""
@@ -309,14 +339,14 @@ class NextStage(_KeyedOperator):
         self._labels_counter = metrics.counter("labels")
         self._repeats_counter = metrics.counter("label_repeats")
 
-    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterable[Row]:
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         """One micro-batch of events, or of labels."""
         bucket = ctx.get_current_key()
         if isinstance(value, LabelBatch):
             self._learn(bucket, value)
-            return ()
+            return
         batch = self._observe(bucket, value) if len(value) else value
-        return self._pass_on(bucket, batch, ctx)
+        yield from self._pass_on(bucket, batch, ctx)
 
     def _observe(self, bucket: int, batch: FeatureBatch) -> FeatureBatch:
         entities = batch.entities[self._key]
@@ -348,9 +378,18 @@ class LabelReader(FlatMapFunction):
 
     Input: ``(bucket, records)``. Output: ``Row(bucket, LabelBatch)``; a refused label leaves as a
     dead letter in a ``FeatureBatch`` without rows.
+
+    Args:
+        schema: The job's schema.
+        routing: The buckets.
+        topic: The labels topic.
+        rate: Records per second that are taken at most; none takes what comes.
     """
 
-    def __init__(self, schema: Schema, routing: Routing, topic: str) -> None:
+    def __init__(
+        self, schema: Schema, routing: Routing, topic: str, rate: float | None = None
+    ) -> None:
+        self._rate = rate
         self._schema = schema
         self._routing = routing
         self._topic = topic
@@ -362,11 +401,14 @@ class LabelReader(FlatMapFunction):
         privacy = Privacy.of_events(self._schema)
         self._privacy = privacy and privacy.of_labels(self._labels, self._schema.event.id)
         self._decoder = Decoder.for_labels(self._labels, self._schema.event)
+        self._limit = limit_of(self._rate)
         self._dead_letters_counter = runtime_context.get_metrics_group().counter("dead_letters")
 
     def flat_map(self, value: Any) -> Iterator[Routed]:
         """One micro-batch of raw labels."""
         raw, positions = split_batch(value[1])
+        if self._limit is not None:
+            self._limit.wait(len(raw))
         decoded = self._decoder.decode(raw, positions)
         if decoded.rejects:
             self._dead_letters_counter.inc(len(decoded.rejects))

@@ -11,7 +11,7 @@ BASE = "base"
 """The version that writes to the topics as the settings name them."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
-_OUTPUTS = ("predictions", "alerts", "dead_letters", "duplicates", "shadow")
+_OUTPUTS = ("predictions", "alerts", "dead_letters", "duplicates", "shed", "shadow")
 
 
 def topic_of(topic: str, version: str) -> str:

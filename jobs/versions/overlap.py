@@ -34,7 +34,7 @@ class Outcome:
     Attributes:
         scores: By input; of a fallback too.
         fallbacks: Inputs that no model scored.
-        refused: Inputs that became dead letters or duplicates.
+        refused: Inputs that became dead letters or duplicates, or were shed.
         read: Where reading its predictions has come to.
         later: The first of its predictions, by partition, of an input after those looked at.
     """
@@ -293,7 +293,8 @@ class Looker:
 
 def _outputs(settings: Settings) -> list[str]:
     topics = settings.topics
-    return [topics.predictions, topics.dead_letters, topics.duplicates]
+    shed = [topics.shed] if topics.shed else []
+    return [topics.predictions, topics.dead_letters, topics.duplicates, *shed]
 
 
 def _partitions(consumer: Consumer, topic: str) -> list[TopicPartition]:

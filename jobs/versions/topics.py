@@ -26,7 +26,7 @@ def make_topics(base: Settings, own: Settings, options: Mapping[str, str]) -> No
     admin = AdminClient(dict(options))
     known = admin.list_topics(timeout=_TIMEOUT_S).topics
     wanted = {}
-    for name in ("predictions", "alerts", "dead_letters", "duplicates", "shadow"):
+    for name in ("predictions", "alerts", "dead_letters", "duplicates", "shed", "shadow"):
         topic, model = getattr(own.topics, name), getattr(base.topics, name)
         if topic and topic not in known:
             there = known.get(model)

@@ -53,6 +53,7 @@ from udfs.ranking.live_popularity import ItemPopularity
 from udfs.scoring.embedded import EmbeddedScoring
 from udfs.scoring.scoring import Output, Scoring, ServedScoring
 from udfs.spec.episode import EpisodeSpec
+from udfs.spec.overload import OverloadSpec
 from udfs.spec.schema import Schema
 
 BUCKETS = (3, 8)
@@ -138,6 +139,9 @@ class PassOn:
     def on_timer(self, bucket: int, timestamp_ms: int, timers: Any) -> Iterator[Row]:
         raise AssertionError("no timer was set")
 
+    def queue(self, bucket: int) -> float:
+        return 0.0
+
 
 def plain(value: Any) -> Any:
     """Anything that flows between functions as plain values that ``==`` compares; NaN as None."""
@@ -164,10 +168,13 @@ def record_of(pair: list[bytes]) -> tuple[str, Any]:
     return key.decode(), untimed(json.loads(value))
 
 
+TIMED = ("scored_time_ms", "told_time_ms", "shed_time_ms")
+
+
 def untimed(document: dict[str, Any]) -> dict[str, Any]:
     if "prediction" in document:
         return document | {"prediction": untimed(document["prediction"])}
-    return {k: v for k, v in document.items() if k not in ("scored_time_ms", "told_time_ms")}
+    return {k: v for k, v in document.items() if k not in TIMED}
 
 
 # -- streams ------------------------------------------------------------------------------------
@@ -282,6 +289,12 @@ def stage_settings(key: str, **changes: Any) -> dict[str, Any]:
         "cached_entries": 1 << 40,
         "journal_events": 20,
     } | changes
+
+
+def overload(before: str) -> OverloadSpec:
+    """Sheds from the first batch on: the records' Kafka time is years ago."""
+    formula = "amount < 50 and kind == 'CP'"
+    return OverloadSpec(low_priority=formula, keep=0.3, before=before, sustained=0)
 
 
 EPISODES = EpisodeSpec(
@@ -459,9 +472,12 @@ def feedback(seed: int) -> list[Any]:
 
 KEYED = ["FirstStage", "NextStage"]
 SCORING = ["EmbeddedScoring", "ServedScoring"]
+SHEDDING = ["FirstStage that sheds", "NextStage that sheds"]
 
 
-@pytest.fixture(params=[*KEYED, "LabelReader", "EpisodeOperator", "FeedbackStage", *SCORING])
+@pytest.fixture(
+    params=[*KEYED, "LabelReader", "EpisodeOperator", "FeedbackStage", *SCORING, *SHEDDING]
+)
 def case(
     request: pytest.FixtureRequest, models_dir: Path, output: Output, server_port: int
 ) -> Iterator[Case]:
@@ -469,6 +485,8 @@ def case(
     made = {
         "FirstStage": Case(first_stage, events),
         "NextStage": Case(next_stage, routed),
+        SHEDDING[0]: Case(lambda: first_stage(overload=overload("features")), events),
+        SHEDDING[1]: Case(lambda: next_stage(overload=overload("scoring")), routed),
         "LabelReader": Case(label_reader, labels),
         "FeedbackStage": Case(feedback_stage, feedback),
         "EpisodeOperator": Case(episodes, scored),

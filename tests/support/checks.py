@@ -24,6 +24,7 @@ _SCHEMA_OF = {
     "alerts": "alert",
     "dead_letters": "dead_letter",
     "duplicates": "duplicate",
+    "shed": "shed",
     "shadow": "prediction",
     "episodes": "episode",
 }
@@ -50,10 +51,10 @@ def check_schemas(outputs: Mapping[str, Sequence[Out]], every: int = 1) -> None:
 
 
 def check_accounts(traffic: Traffic) -> None:
-    """Each event written is in exactly one of predictions, dead letters and duplicates, once."""
+    """Each event written is in exactly one of predictions, dead letters, duplicates and shed, once."""
     topic = traffic.settings.topics.events
     places: list[Place] = []
-    for name in ("predictions", "dead_letters", "duplicates"):
+    for name in ("predictions", "dead_letters", "duplicates", "shed"):
         outs = traffic.outputs[name]
         places += [out.place for out in outs if out.document["source"]["topic"] == topic]
     assert sorted(places) == sorted(traffic.sent)

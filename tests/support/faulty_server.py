@@ -16,6 +16,7 @@ from model_server.protos import PredictionServiceServicer, PredictResponse, add_
 from model_server.tensors import from_proto, to_proto
 
 SLOW_S = 30.0
+_BUSY_S_PER_ROW = 0.002
 _REFUSALS = {
     "exhausted": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "invalid": grpc.StatusCode.INVALID_ARGUMENT,
@@ -28,6 +29,7 @@ class Faulty(PredictionServiceServicer):
 
     def __init__(self) -> None:
         self.behaviour = "well"
+        self._one = asyncio.Lock()
 
     async def Predict(self, request: Any, context: Any) -> Any:
         how = self.behaviour
@@ -36,6 +38,9 @@ class Faulty(PredictionServiceServicer):
         if how == "slow":
             await asyncio.sleep(SLOW_S)
         rows = from_proto(request.inputs["inputs"])
+        if how == "busy":  # one row after the other, whoever asks
+            async with self._one:
+                await asyncio.sleep(_BUSY_S_PER_ROW * len(rows))
         name = "other" if how == "wrong_model" else "fraud"
         if request.model_spec.signature_name == "explain":
             return _response(name, "contributions", np.zeros_like(rows))

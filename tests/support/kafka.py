@@ -18,7 +18,7 @@ from jobs.stack import MESSAGE_MAX_BYTES
 Place = tuple[int, int]
 """Partition and offset."""
 
-OUTPUTS = ("predictions", "alerts", "dead_letters", "duplicates", "shadow")
+OUTPUTS = ("predictions", "alerts", "dead_letters", "duplicates", "shed", "shadow")
 
 
 class Record(NamedTuple):

@@ -120,7 +120,7 @@ class FeatureBatch:
             return {next(iter(rows), -1): self}
         parts = {group: self.select(indices) for group, indices in rows.items()}
         first = next(iter(parts))
-        parts[first] = self._with_records(parts[first])
+        parts[first] = self.with_records(parts[first])
         return parts
 
     @classmethod
@@ -152,10 +152,10 @@ class FeatureBatch:
             return [self]
         starts = range(0, len(self), rows)
         parts = [self.select(range(s, min(s + rows, len(self)))) for s in starts]
-        parts[0] = self._with_records(parts[0])
+        parts[0] = self.with_records(parts[0])
         return parts
 
-    def _with_records(self, part: FeatureBatch) -> FeatureBatch:
+    def with_records(self, part: FeatureBatch) -> FeatureBatch:
         """A part, with the records that belong to no event."""
         return replace(
             part,

@@ -184,7 +184,7 @@ class RecordWriter:
             f'}},"source":{{"topic":{topic},"partition":',
             *(WHOLE, ',"offset":', WHOLE, "}}"),
         ]
-        return _as_template(parts)
+        return as_template(parts)
 
     def alert(self, prediction: bytes, raw: bytes, reasons: list[dict[str, Any]]) -> bytes:
         """A prediction merged into its original event.
@@ -254,7 +254,7 @@ def _members(names: Sequence[str], source: int) -> list[str | int]:
     ]
 
 
-def _as_template(parts: Sequence[str | int]) -> Template:
+def as_template(parts: Sequence[str | int]) -> Template:
     """Texts and slots as a template; texts side by side are one piece."""
     pieces, sources = [b""], []
     for part in parts:

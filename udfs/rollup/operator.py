@@ -21,6 +21,7 @@ from udfs.batches.records import dead_letter, duplicate, silence
 from udfs.batches.routing import Routing, conflict, refused, stray
 from udfs.compiled import Ints
 from udfs.features.states import BucketStates
+from udfs.overload.pacing import limit_of
 from udfs.rollup.core import Rolled, Rollup
 from udfs.rollup.idleness import Idleness
 from udfs.rollup.kernels import BY_END, BY_IDLENESS, Closed
@@ -75,6 +76,7 @@ class RollupStage(KeyedProcessFunction):
         ttl_s: How long an idle key's readings are kept in Flink's state.
         journal_events: See ``BucketStates``.
         clock: Gives epoch ms.
+        rate: Readings per second that are taken at most; none takes what comes.
     """
 
     def __init__(
@@ -85,11 +87,12 @@ class RollupStage(KeyedProcessFunction):
         ttl_s: int,
         journal_events: int,
         clock: Callable[[], int] = wall_ms,
+        rate: float | None = None,
     ) -> None:
         assert schema.rollup is not None
         self._schema, self._routing, self._topic = schema, routing, topic
         self._spec, self._ttl_s, self._journal_events = schema.rollup, ttl_s, journal_events
-        self._clock = clock
+        self._clock, self._rate = clock, rate
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Build the roll-up and its empty cache; Flink has restored the state by now."""
@@ -104,6 +107,7 @@ class RollupStage(KeyedProcessFunction):
         self._buckets: dict[int, _Bucket] = {}
         self._decoder = Decoder.for_events(self._schema.arriving, self._schema.arriving_keys)
         self._privacy = Privacy.of_arriving(self._schema)
+        self._limit = limit_of(self._rate)
         split_batch("")
         metrics = runtime_context.get_metrics_group()
         self._readings_counter = metrics.counter("readings")
@@ -121,6 +125,8 @@ class RollupStage(KeyedProcessFunction):
         bucket, timers = ctx.get_current_key(), ctx.timer_service()
         mine = self._of(bucket, timers)
         raw, positions = split_batch(value)
+        if self._limit is not None:
+            self._limit.wait(len(raw))
         decoded = self._decoder.decode(raw, positions)
         made = self._observe(
             bucket, mine, *self._of_bucket(bucket, decoded.merged()), decoded.rejects

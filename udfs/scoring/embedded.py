@@ -88,6 +88,10 @@ class EmbeddedScoring:
         """None is set."""
         return iter(())
 
+    def queue(self, bucket: int) -> float:
+        """Nothing waits beside the operator itself."""
+        return 0.0
+
     def _explain(
         self, batch: FeatureBatch, loaded: Loaded, matrix: Matrix, verdict: Verdict
     ) -> FloatArray | None:

@@ -42,6 +42,9 @@ from udfs.spec.enrichment import LookupSpec
 Pair = list[bytes]
 """Key and value of a Kafka record; PyFlink wants a list for an array."""
 
+PAIRS = Types.OBJECT_ARRAY(Types.OBJECT_ARRAY(Types.PRIMITIVE_ARRAY(Types.BYTE())))
+"""Flink's type of a list of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -214,6 +217,9 @@ class Scoring(Protocol):
     def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
         """A timer that ``take`` or ``on_timer`` set; Flink's current key is the bucket."""
 
+    def queue(self, bucket: int) -> float:
+        """How full the calls that a bucket may have open are, 0 to 1: at 1, ``take`` waits."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Part:
@@ -353,6 +359,12 @@ class ServedScoring:
             return
         mine.timer_set = False
         yield from self._proceed(mine, timers)
+
+    def queue(self, bucket: int) -> float:
+        """Open calls, and the part of a next one that waits."""
+        mine = self._of(bucket)
+        used = len(mine.calls) + mine.waiting_rows / self._max_rows
+        return min(1.0, used / (self._calls_in_flight + 1))
 
     def _of(self, bucket: int) -> _Bucket:
         """The bucket's batches; the first time, those that a restart has left without answer."""

@@ -1,0 +1,52 @@
+"""What is wrong between ``overload`` and the rest of a job's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from udfs.spec.overload import OverloadSpec
+from udfs.spec.types import Mistake
+
+
+def overload_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
+    """The mistakes, as far as the sections that are given tell.
+
+    Args:
+        sections: Those that are right by themselves, by name, with ``overload``.
+    """
+    overload: OverloadSpec = sections["overload"]
+    yield from _of_another_job(sections)
+    if "event" in sections:
+        for path, message in overload.unfit(sections["event"]):
+            yield Mistake(("overload", *path), message)
+    if "topics" in sections and sections["topics"].shed is None:
+        yield Mistake(("topics", "shed"), "overload writes there what it sheds: name the topic")
+    if overload.queue is not None:
+        yield from _no_queue(overload, sections)
+
+
+def _of_another_job(sections: Mapping[str, Any]) -> Iterator[Mistake]:
+    if "kafka" in sections and sections["kafka"].stop_at_end:
+        message = "a job that stops at the end reads what is old: remove overload"
+        yield Mistake(("overload",), message)
+    if sections.get("rollup") is not None:
+        message = "the events are windows, and one without some readings is another one: remove it"
+        yield Mistake(("overload",), message)
+    if sections.get("ranking") is not None:
+        message = "each request has somebody who waits: limit gateway.in_flight, and remove it"
+        yield Mistake(("overload",), message)
+
+
+def _no_queue(overload: OverloadSpec, sections: Mapping[str, Any]) -> Iterator[Mistake]:
+    if "model" in sections and sections["model"].embedded:
+        message = "an embedded model has no queue, lag shows all: remove it"
+        yield Mistake(("overload", "queue"), message)
+    elif overload.before == "features" and {"features", "key"} <= sections.keys():
+        others = [stage for stage in sections["features"].stages if stage != sections["key"]]
+        if others:
+            message = (
+                f"features by {', '.join(others)} lie between: the first stage does not see the "
+                "model server's queue; set before to scoring, or remove it"
+            )
+            yield Mistake(("overload", "queue"), message)

@@ -1,0 +1,294 @@
+"""When events are shed, which, and what is written of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from udfs.overload.controller import ALL, MOST_PATIENCE, STEP_MS, Controller
+from udfs.overload.pacing import RateLimit, limit_of
+from udfs.overload.shedding import Shedding, is_kept
+from udfs.spec.overload import OverloadSpec
+from udfs.spec.schema import Schema
+
+NOW_MS = 1_700_000_000_000
+SCHEMA = Schema.model_validate(
+    {
+        "event": {
+            "id": "id",
+            "time": {"field": "t"},
+            "fields": [
+                {"name": "id", "type": "string"},
+                {"name": "card", "type": "string", "sensitive": "hash"},
+                {"name": "t", "type": "int"},
+                {"name": "amount", "type": "float"},
+                {"name": "note", "type": "string", "required": False},
+                {"name": "unread", "type": "int"},
+            ],
+        },
+        "key": "card",
+        "privacy": {"key": "0123456789abcdef"},
+        "features": {
+            "windows": [
+                {"prefix": "card", "key": "card", "windows": ["1h"], "aggregates": ["count"]}
+            ]
+        },
+    }
+)
+
+
+def spec(**changes: Any) -> OverloadSpec:
+    return OverloadSpec.model_validate({"low_priority": "amount < 20"} | changes)
+
+
+# -- the controller -----------------------------------------------------------------------------
+
+
+def driven(controller: Controller, lags: Sequence[tuple[int, float]], start_ms: int = 0) -> int:
+    """Let it see lags, each for so many ms, a batch every 10 ms; when that ends."""
+    for for_ms, lag_ms in lags:
+        for now_ms in range(start_ms, start_ms + for_ms, 10):
+            controller.observe(now_ms, lag_ms)
+        start_ms += for_ms
+    return start_ms
+
+
+def test_it_begins_when_lag_stands_at_its_limit() -> None:
+    controller = Controller(spec())
+    driven(controller, [(240, 600)])
+    assert not controller.sheds  # a burst: not yet for as long as `sustained`
+    driven(controller, [(10, 20), (240, 600)], 240)
+    assert not controller.sheds  # one batch without lag, so no queue stood
+    driven(controller, [(20, 600)], 490)
+    assert (controller.sheds, controller.share, controller.reason) == (True, 0.1, "lag")
+
+
+def test_between_the_limits_nothing_changes() -> None:
+    controller = Controller(spec())
+    driven(controller, [(600_000, 300)])
+    assert not controller.sheds
+    driven(controller, [(300, 600), (600_000, 300)], 600_000)
+    assert controller.share == 0.1
+
+
+def test_it_ends_by_doubling_the_share() -> None:
+    controller = Controller(spec())
+    now_ms = driven(controller, [(300, 600), (5_000, 50)])
+    shares = []
+    for _ in range(5):
+        controller.observe(now_ms, 50)
+        shares.append(controller.share)
+        now_ms = driven(controller, [(STEP_MS, 50)], now_ms)
+    assert shares == [0.2, 0.4, 0.8, 1.0, 1.0]
+
+
+def test_an_attempt_that_fails_makes_the_next_one_wait_twice_as_long() -> None:
+    controller, waits = Controller(spec()), []
+    now_ms = driven(controller, [(300, 600)])
+    for _ in range(5):
+        began_ms = now_ms
+        while controller.share == 0.1:
+            controller.observe(now_ms, 50)
+            now_ms += 10
+        waits.append(round((now_ms - began_ms) / 5_000))
+        now_ms = driven(controller, [(300, 200)], now_ms)  # above leave, below enter
+        assert controller.share == 0.1
+    assert waits == [1, 2, 4, 8, 8] and MOST_PATIENCE == 8
+
+
+def test_one_slow_batch_spoils_no_attempt() -> None:
+    controller = Controller(spec())
+    driven(controller, [(300, 600), (2_000, 50), (10, 5_000), (3_300, 50)])
+    assert controller.share == 0.2
+
+
+def test_an_overload_that_comes_back_soon_had_not_ended() -> None:
+    controller = Controller(spec())
+    now_ms = driven(controller, [(300, 600), (9_000, 50)])
+    assert not controller.sheds
+    now_ms = driven(controller, [(300, 600), (9_500, 50)], now_ms)
+    assert controller.share == 0.1  # waits 10 s now
+    driven(controller, [(5_000, 50)], now_ms)
+    assert not controller.sheds
+
+
+def test_a_pause_without_events_counts_as_calm() -> None:
+    controller = Controller(spec())
+    now_ms = driven(controller, [(300, 600)])
+    assert controller.observe(now_ms + 60_000, 10) == 0.2
+
+
+def test_a_queue_that_is_full_begins_it_too() -> None:
+    controller = Controller(spec(queue={"enter": 0.9, "leave": 0.5}))
+    for now_ms in range(0, 300, 10):
+        controller.observe(now_ms, 10, 1.0)
+    assert (controller.sheds, controller.reason) == (True, "queue")
+    for now_ms in range(300, 30_300, 10):
+        controller.observe(now_ms, 10, 0.7)
+    assert controller.share == 0.1  # lag alone does not end it
+    for now_ms in range(30_300, 40_300, 10):
+        controller.observe(now_ms, 10, 0.2)
+    assert not controller.sheds
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3_000), st.integers(0, 1_500)), max_size=200),
+    st.floats(0, 0.99),
+    st.integers(0, 1_000),
+)
+def test_what_always_holds(steps: list[tuple[int, int]], keep: float, sustained: int) -> None:
+    """Whatever comes: shares are in [keep, 1], it begins only for a reason, and it ends."""
+    controller = Controller(spec(keep=keep, sustained=sustained))
+    now_ms, over_since = 0, None
+    for step_ms, lag_ms in steps:
+        now_ms += step_ms
+        shed = controller.sheds
+        over_since = None if lag_ms < 500 else now_ms if over_since is None else over_since
+        share = controller.observe(now_ms, lag_ms)
+        assert keep <= share <= ALL and controller.sheds == (share < ALL)
+        stood = over_since is not None and now_ms - over_since >= sustained
+        assert shed or controller.sheds == stood
+        assert not (shed and lag_ms >= 500 and stood) or share == keep
+    longest_ms = 5_000 * MOST_PATIENCE + 60 * STEP_MS
+    driven(controller, [(longest_ms, 0)], now_ms)
+    assert not controller.sheds
+
+
+# -- the share ----------------------------------------------------------------------------------
+
+
+def test_the_share_is_of_the_ids_alone_and_a_larger_one_contains_a_smaller() -> None:
+    ids = [f"t{n:010}" for n in range(20_000)]
+    tenth = {i for i in ids if is_kept(i, 0.1)}
+    fifth = {i for i in ids if is_kept(i, 0.2)}
+    assert 0.09 < len(tenth) / len(ids) < 0.11 and tenth < fifth
+    assert tenth == {i for i in reversed(ids) if is_kept(i, 0.1)}
+    assert all(is_kept(i, 1.0) for i in ids) and not any(is_kept(i, 0.0) for i in ids)
+
+
+# -- a batch ------------------------------------------------------------------------------------
+
+
+def record(number: int, amount: Any, **changes: Any) -> bytes:
+    document = {"id": f"e{number}", "card": 'c"1', "t": NOW_MS - 900_000, "amount": amount}
+    return json.dumps(document | {"unread": 1} | changes).encode()
+
+
+def shed_of(raw: list[bytes], lag_ms: int = 1_000, **changes: Any) -> Any:
+    positions = np.array([(3, 100 + n, NOW_MS - lag_ms) for n in range(len(raw))])
+    shedding = Shedding(
+        spec(**{"keep": 0, "sustained": 0} | changes), SCHEMA, "t", lambda: NOW_MS, lambda: 5
+    )
+    return shedding.of_records(raw, positions)
+
+
+def test_low_priority_goes_and_the_rest_stays() -> None:
+    shed = shed_of([record(0, 5), record(1, 50), b"no json", record(2, 19), record(3, "5")])
+    assert shed.kept.tolist() == [1, 2, 4]  # what cannot be read becomes a dead letter
+    first, second = (json.loads(value) for _, value in shed.records)
+    assert [first["event_id"], second["event_id"]] == ["e0", "e2"]
+    assert first["source"] == {"topic": "t", "partition": 3, "offset": 100}
+    assert second["source"]["offset"] == 103
+    assert (first["reason"], first["before"], first["kept"]) == ("lag", "features", 0)
+    times = [first[f"{name}_time_ms"] for name in ("event", "ingest", "shed")]
+    assert times == [NOW_MS - 900_000, NOW_MS - 1_000, NOW_MS]
+
+
+def test_only_what_is_needed_is_checked() -> None:
+    assert shed_of([record(0, 5, unread="text")]).kept.tolist() == []
+
+
+def test_a_sensitive_key_is_hidden() -> None:
+    ((key, value),) = shed_of([record(0, 5)]).records
+    assert key == json.loads(value)["key"] and len(key) == 32
+
+
+def test_nothing_is_shed_without_lag_or_low_priority() -> None:
+    assert shed_of([record(0, 5)], lag_ms=20) is None
+    assert shed_of([record(0, 500)]) is None
+    assert shed_of([]) is None
+    assert shed_of([b"", b"{"]) is None
+
+
+def test_the_share_that_is_kept() -> None:
+    raw = [record(n, 5) for n in range(2_000)]
+    shed = shed_of(raw, keep=0.1)
+    assert shed.kept.tolist() == [n for n in range(2_000) if is_kept(f"e{n}", 0.1)]
+    assert shed_of(raw, keep=0.1).records == shed.records
+
+
+def test_lag_by_the_events_own_time() -> None:
+    event_time = {"clock": "event_time", "enter": "10m"}
+    assert shed_of([record(0, 5)], lag_ms=0, lag=event_time) is not None
+    assert shed_of([record(0, 5, t=NOW_MS)], lag_ms=10**9, lag=event_time) is None
+
+
+def test_one_record_that_was_sent_late_is_no_overload() -> None:
+    raw = [record(n, 5) for n in range(3)]
+    positions = np.array([(0, n, NOW_MS - lag) for n, lag in enumerate((0, 0, 86_400_000))])
+    shedding = Shedding(spec(sustained=0), SCHEMA, "t", lambda: NOW_MS, lambda: 5)
+    assert shedding.of_records(raw, positions) is None
+
+
+# -- the rate limit -----------------------------------------------------------------------------
+
+
+def test_the_rate_limit_waits_for_what_was_taken() -> None:
+    now_s, waited = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        now_s[0] += seconds
+
+    limit = RateLimit(1_000, lambda: now_s[0], sleep)
+    for _ in range(10):
+        limit.wait(500)
+    assert now_s[0] == pytest.approx(4.5)  # the first batch is on credit
+    now_s[0] += 60
+    limit.wait(500)
+    limit.wait(50)
+    assert len(waited) == 10 and now_s[0] == pytest.approx(65.0)
+    assert limit_of(None) is None
+
+
+def test_a_trickle_never_waits() -> None:
+    now_s = [0.0]
+
+    def clock() -> float:
+        now_s[0] += 0.01
+        return now_s[0]
+
+    limit = RateLimit(1_000, clock, lambda _: pytest.fail("it waited"))
+    for _ in range(1_000):
+        limit.wait(10)
+
+
+# -- the settings -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lag": {"enter": "1s", "leave": "1s"}}, "must be below enter, 1s"),
+        ({"queue": {"enter": 0.5, "leave": 0.6}}, "must be below enter, 0.5"),
+        ({"keep": 1}, "less than 1"),
+        ({"before": "sinks"}, "'features' or 'scoring'"),
+    ],
+)
+def test_limits_that_cannot_be_meant_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        spec(**changes)
+
+
+def test_a_formula_that_cannot_be_read_is_refused() -> None:
+    (mistake,) = spec(low_priority="amout < 5").unfit(SCHEMA.event)
+    assert mistake.path == ("low_priority",) and "amout" in mistake.message
+    (mistake,) = spec(low_priority="amount").unfit(SCHEMA.event)
+    assert "not a truth" in mistake.message

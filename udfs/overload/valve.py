@@ -1,0 +1,69 @@
+"""Shedding as a part of a Flink operator: its side output and its metrics."""
+
+from __future__ import annotations
+
+from pyflink.common import Row, Types
+from pyflink.datastream import OutputTag, RuntimeContext
+
+from udfs.batches.batch import FeatureBatch
+from udfs.batches.events import IntArray
+from udfs.overload.shedding import Shed, Shedding
+from udfs.scoring.scoring import PAIRS, pairs
+from udfs.spec.overload import OverloadSpec
+from udfs.spec.schema import Schema
+
+SHED = OutputTag("shed", Types.ROW_NAMED(["shed"], [PAIRS]))
+"""Side output of what sheds: a row of its topic's records."""
+
+ShedRow = tuple[OutputTag, Row]
+
+
+class Valve:
+    """Sheds for one operator, and counts.
+
+    Args:
+        spec: What the user wants.
+        schema: The job's.
+        topic: The events topic.
+        runtime_context: The operator's.
+    """
+
+    def __init__(
+        self, spec: OverloadSpec, schema: Schema, topic: str, runtime_context: RuntimeContext
+    ) -> None:
+        self.shedding = Shedding(spec, schema, topic)
+        metrics = runtime_context.get_metrics_group()
+        self._reasons = {name: metrics.counter(f"shed_{name}") for name in ("lag", "queue")}
+        self._shed = metrics.counter("shed")
+        # Counters that go up and down: a gauge that Python gives makes a TaskManager die.
+        self._gauges = {name: metrics.counter(name) for name in ("shedding", "lag_ms")}
+        self._told = dict.fromkeys(self._gauges, 0)
+
+    def of_records(
+        self, raw: list[bytes], positions: IntArray, queue: float
+    ) -> tuple[list[bytes], IntArray, list[ShedRow]]:
+        """The records that go on, their positions, and what to give away."""
+        shed = self.shedding.of_records(raw, positions, queue)
+        gone = self._told_of(shed)
+        if shed is None:
+            return raw, positions, gone
+        return [raw[row] for row in shed.kept.tolist()], positions[shed.kept], gone
+
+    def of_batch(self, batch: FeatureBatch, queue: float) -> tuple[FeatureBatch, list[ShedRow]]:
+        """What goes on of a batch, and what to give away."""
+        batch, shed = self.shedding.of_batch(batch, queue)
+        return batch, self._told_of(shed)
+
+    def _told_of(self, shed: Shed | None) -> list[ShedRow]:
+        self._tell("shedding", int(self.shedding.controller.sheds))
+        self._tell("lag_ms", self.shedding.lag_ms)
+        if shed is None:
+            return []
+        self._shed.inc(len(shed.records))
+        self._reasons[shed.reason].inc(len(shed.records))
+        return [(SHED, Row(pairs(shed.records)))]
+
+    def _tell(self, name: str, value: int) -> None:
+        if value != self._told[name]:
+            self._gauges[name].inc(value - self._told[name])
+            self._told[name] = value
