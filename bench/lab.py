@@ -366,11 +366,17 @@ class Lab(Place):
     @contextmanager
     def model_server(self) -> Iterator[str]:
         """A model server for a measurement of its own; host:port."""
+        with self.model_server_process() as (_, address):
+            yield address
+
+    @contextmanager
+    def model_server_process(self) -> Iterator[tuple[Child, str]]:
+        """The same with its process."""
         name_dir = self.model_dir.parent
         arguments = ["--models-dir", str(name_dir.parent), "--model-name", name_dir.name]
         arguments += ["--model-version", self.model_dir.name, "--port", "0"]
         with Child("model-server", "model_server", arguments, self.folder) as server:
-            yield f"{stack.HOST}:{server.line('ready port=').partition('=')[2]}"
+            yield server, f"{stack.HOST}:{server.line('ready port=').partition('=')[2]}"
 
 
 def _started(job: Child) -> Child:

@@ -23,6 +23,7 @@ TRIES_AFTER_S = 30.0
 """How long a cluster may not answer before the job is given up."""
 
 _COUNTERS = ("events", "duplicates", "dead_letters")
+_OVERLOAD_COUNTERS = ("shed", "shedding")
 _LAG = "pendingRecords"
 _NAMES = {_LAG: "behind"}
 
@@ -82,7 +83,8 @@ def run(
             tell(f"waiting for the tasks to run, {job.rest.url}")
             job.wait_running(START_TIMEOUT_S)
         console.print(f"job {job.job_id} runs; web page {job.rest.url}", soft_wrap=True)
-        return _follow(job, (*_COUNTERS, *([_LAG] if shows_lag else [])))
+        overload = _OVERLOAD_COUNTERS if settings.overload else ()
+        return _follow(job, (*_COUNTERS, *overload, *([_LAG] if shows_lag else [])))
     except JobError as exc:
         errors.print(f"[red]failed:[/] {escape(str(exc))}", soft_wrap=True)
         return ExitCode.FAILED

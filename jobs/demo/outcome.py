@@ -74,6 +74,7 @@ class Outcome:
         outages_ms: When the model server was stopped: from and to, epoch.
         facts: What else a reader needs to judge the run: model version, machine, versions.
         scored_inputs: Records that ended in predictions, if a prediction is of several.
+        shed: Records of low priority that were not scored as there were too many.
 
     Raises:
         ValueError: arrays that belong together differ in length.
@@ -96,6 +97,7 @@ class Outcome:
     outages_ms: tuple[tuple[int, int], ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     scored_inputs: int | None = None
+    shed: int = 0
 
     def __post_init__(self) -> None:
         if self.test_scores.shape != self.test_labels.shape:
@@ -112,7 +114,7 @@ class Outcome:
     @property
     def unaccounted(self) -> int:
         """Input records that ended nowhere; negative if some ended twice, 0 when all is well."""
-        return self.input - self.scored - self.dead_letters - self.duplicates
+        return self.input - self.scored - self.dead_letters - self.duplicates - self.shed
 
     @property
     def duration_s(self) -> float:
@@ -171,6 +173,7 @@ _COUNTS = (
     "alerts",
     "dead_letters",
     "duplicates",
+    "shed",
     "fallbacks",
     "unaccounted",
 )

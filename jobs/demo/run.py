@@ -193,7 +193,7 @@ class Performance:
             f"nothing moved for {STALLED_S:.0f} s; {self._replay.events_sent:,} of "
             f"{self._expected:,} records sent, {t.predictions:,} predictions, "
             f"{t.dead_letters.total():,} dead letters, {t.duplicates:,} duplicates, "
-            f"{len(t.alerts):,} of {t.alerts_due:,} alerts; {self._job_text()}"
+            f"{t.shed:,} shed, {len(t.alerts):,} of {t.alerts_due:,} alerts; {self._job_text()}"
         )
 
     def _job_text(self) -> str:

@@ -54,6 +54,7 @@ class Tally:
         self.dead_letters: Counter[str] = Counter()
         self.refused_labels = 0
         self.duplicates = 0
+        self.shed = 0
         self.fallbacks: Counter[str] = Counter()
         self.repeats = 0
 
@@ -65,7 +66,7 @@ class Tally:
     @property
     def accounted(self) -> int:
         """Records of the events topic whose end is known; a window's readings end in its score."""
-        return self.scored_inputs + self.dead_letters.total() + self.duplicates
+        return self.scored_inputs + self.dead_letters.total() + self.duplicates + self.shed
 
     def add(self, kind: str, value: bytes, kafka_time_ms: int) -> None:
         """Count a record.
@@ -90,6 +91,8 @@ class Tally:
                 self.alerts.append(AlertRow.of_record(document))
             case "duplicates":
                 self.duplicates += 1
+            case "shed":
+                self.shed += 1
             case _:
                 self._add_dead_letter(document)
 
@@ -176,8 +179,8 @@ def watch(reader: Reader, kinds: Mapping[str, str], tally: Tally, stop: threadin
 
 def output_kinds(topics: TopicSettings) -> dict[str, str]:
     """Kind of record by the name of each topic that a job writes."""
-    kinds = ("predictions", "alerts", "dead_letters", "duplicates")
-    return {getattr(topics, kind): kind for kind in kinds}
+    kinds = ("predictions", "alerts", "dead_letters", "duplicates", "shed")
+    return {topic: kind for kind in kinds if (topic := getattr(topics, kind))}
 
 
 def open_reader(bootstrap: str, topics: Sequence[str]) -> Consumer:

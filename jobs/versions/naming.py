@@ -57,5 +57,6 @@ def versioned(settings: Settings, version: str) -> Settings:
             "topics": settings.topics.model_copy(update=topics),
             "kafka": settings.kafka.model_copy(update={"group_id": group}),
             "flink": settings.flink.model_copy(update={"checkpoint_dir": folder}),
+            "overload": None,  # a version begins with what is old, and old is lag
         }
     )

@@ -26,6 +26,7 @@ import psutil
 import pytest
 import xgboost
 from pyflink.common import Row
+from pyflink.datastream import OutputTag
 from skl2onnx import to_onnx
 from sklearn.linear_model import LogisticRegression
 
@@ -46,6 +47,8 @@ from udfs.features.layouts import StateFormatError
 from udfs.feedback.join import FeedbackOptions
 from udfs.feedback.operator import FeedbackStage
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
+from udfs.overload.shedding import is_kept
+from udfs.overload.valve import SHED
 from udfs.preparation.encoders import OneHot
 from udfs.preparation.preparation import Input, Preparation
 from udfs.ranking.item_stage import ItemStage
@@ -147,6 +150,8 @@ def plain(value: Any) -> Any:
     """Anything that flows between functions as plain values that ``==`` compares; NaN as None."""
     if isinstance(value, FeatureBatch | LabelBatch | ScoredBatch):
         return {name: plain(getattr(value, name)) for name in type(value).__dataclass_fields__}
+    if isinstance(value, OutputTag):
+        return value.tag_id
     if isinstance(value, np.ndarray):
         return [value.shape, str(value.dtype), plain(value.tolist())]
     if isinstance(value, float):
@@ -1136,3 +1141,64 @@ class TestItemStage:
         assert got[item] == expected[item] and got["new"] == expected["new"]
         assert got["new"].last_ms == small_index().as_of_ms + 20
         assert "x" not in got
+
+
+# -- shedding -----------------------------------------------------------------------------------
+
+
+def low(number: int, card: str = "c3-0") -> bytes:
+    """An event of low priority, of the ones that are not kept."""
+    return json.dumps(
+        {"id": f"low{number}", "t": KAFKA_MS, "card": card, "kind": "CP", "amount": 1}
+        | {"terminal": "t"}
+    ).encode()
+
+
+def ends(outputs: list[Any]) -> dict[str, list[str]]:
+    """The ids of events that went on, are duplicates, or were shed."""
+    found: dict[str, list[str]] = {"kept": [], "duplicates": [], "shed": []}
+    for output in outputs:
+        if isinstance(output, tuple):
+            tag, row = output
+            assert tag is SHED
+            found["shed"] += [json.loads(value)["event_id"] for _, value in row[0]]
+        else:
+            found["kept"] += output[1].ids
+            found["duplicates"] += [json.loads(v)["event_id"] for _, v in output[1].duplicates]
+    return found
+
+
+@pytest.mark.parametrize("before", ["features", "scoring"])
+def test_an_event_that_was_shed_and_comes_again(before: str) -> None:
+    """Shed before the features it is forgotten, before the scoring it is known."""
+    gone = next(n for n in range(40) if not is_kept(f"low{n}", 0.3))
+    one = micro_batch(BUCKETS[0], [low(gone)], 1)
+    again = micro_batch(BUCKETS[0], [low(gone)], 2)
+
+    def run(stored: Stored | None, sheds: bool, element: Any) -> tuple[Any, Stored]:
+        chosen = {"overload": overload(before)} if sheds else {}
+        one_key = stage_settings("card", schema=ONE_KEY, scoring=PassOn(), **chosen)
+        subtask = Subtask(FirstStage(**one_key), stored)
+        return ends(subtask.run(element)), subtask.snapshot()
+
+    found, stored = run(None, True, one)
+    assert found == {"kept": [], "duplicates": [], "shed": [f"low{gone}"]}
+    found, _ = run(stored, False, again)
+    assert found["kept" if before == "features" else "duplicates"] == [f"low{gone}"]
+
+
+def test_features_stay_right_if_events_are_shed_before_the_scoring() -> None:
+    """Whatever is shed, what is scored has the features that it has when nothing is."""
+    stream = routed()
+    whole = Subtask(next_stage()).run_all(stream)
+    sheds = Subtask(next_stage(overload=overload("scoring"))).run_all(stream)
+    expected = {tuple(p): f for _, b in whole for p, f in zip(b.positions, b.features, strict=True)}
+    kept = [o[1] for o in sheds if not isinstance(o, tuple)]
+    rows = [(tuple(p), f) for b in kept for p, f in zip(b.positions, b.features, strict=True)]
+    assert 0 < len(rows) < len(expected)
+    for place, features in rows:
+        np.testing.assert_array_equal(features, expected[place])
+    gone = {i for o in sheds if isinstance(o, tuple) for i in ends([o])["shed"]}
+    assert gone | {i for b in kept for i in b.ids} == {i for _, b in whole for i in b.ids}
+    refused = [r for _, b in whole for r in (*b.dead_letters, *b.duplicates)]
+    assert [r for b in kept for r in (*b.dead_letters, *b.duplicates)] == refused

@@ -51,7 +51,7 @@ def check_schemas(outputs: Mapping[str, Sequence[Out]], every: int = 1) -> None:
 
 
 def check_accounts(traffic: Traffic) -> None:
-    """Each event written is in exactly one of predictions, dead letters, duplicates and shed, once."""
+    """Each event written ends once: as prediction, dead letter, duplicate or shed event."""
     topic = traffic.settings.topics.events
     places: list[Place] = []
     for name in ("predictions", "dead_letters", "duplicates", "shed"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyflink.common import Row, Types
 from pyflink.datastream import OutputTag, RuntimeContext
+from pyflink.metrics import Counter
 
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import IntArray
@@ -33,11 +34,11 @@ class Valve:
     ) -> None:
         self.shedding = Shedding(spec, schema, topic)
         metrics = runtime_context.get_metrics_group()
-        self._reasons = {name: metrics.counter(f"shed_{name}") for name in ("lag", "queue")}
         self._shed = metrics.counter("shed")
+        self._reasons = {"lag": metrics.counter("shed_lag"), "queue": metrics.counter("shed_queue")}
         # Counters that go up and down: a gauge that Python gives makes a TaskManager die.
-        self._gauges = {name: metrics.counter(name) for name in ("shedding", "lag_ms")}
-        self._told = dict.fromkeys(self._gauges, 0)
+        self._shedding, self._lag = metrics.counter("shedding"), metrics.counter("lag_ms")
+        self._told = {self._shedding: 0, self._lag: 0}
 
     def of_records(
         self, raw: list[bytes], positions: IntArray, queue: float
@@ -55,15 +56,15 @@ class Valve:
         return batch, self._told_of(shed)
 
     def _told_of(self, shed: Shed | None) -> list[ShedRow]:
-        self._tell("shedding", int(self.shedding.controller.sheds))
-        self._tell("lag_ms", self.shedding.lag_ms)
+        self._tell(self._shedding, int(self.shedding.controller.sheds))
+        self._tell(self._lag, self.shedding.lag_ms)
         if shed is None:
             return []
         self._shed.inc(len(shed.records))
         self._reasons[shed.reason].inc(len(shed.records))
         return [(SHED, Row(pairs(shed.records)))]
 
-    def _tell(self, name: str, value: int) -> None:
-        if value != self._told[name]:
-            self._gauges[name].inc(value - self._told[name])
-            self._told[name] = value
+    def _tell(self, gauge: Counter, value: int) -> None:
+        if value != self._told[gauge]:
+            gauge.inc(value - self._told[gauge])
+            self._told[gauge] = value
