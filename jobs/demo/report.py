@@ -102,6 +102,7 @@ def _numbers(found: Mapping[str, Any]) -> str:
 
 def _balance(outcome: Outcome) -> str:
     rest = outcome.unaccounted
+    shed = f" + {outcome.shed:,} shed" if outcome.shed else ""
     sign = "=" if rest == 0 else "&ne;"
     verdict = {
         0: "Every record is accounted for",
@@ -112,7 +113,7 @@ def _balance(outcome: Outcome) -> str:
         f'<p class="balance"><strong class="{"bad" if rest else "good"}">{verdict}:</strong> '
         f"{outcome.input:,} input {sign} "
         f"{_scored(outcome)} + {outcome.dead_letters:,} dead letters + "
-        f"{outcome.duplicates:,} duplicates.</p>"
+        f"{outcome.duplicates:,} duplicates{shed}.</p>"
     )
 
 

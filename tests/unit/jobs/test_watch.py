@@ -51,11 +51,12 @@ class TestTally:
             ("alerts", alert(1)),
             ("dead_letters", refused(2)),
             ("duplicates", refused(3)),
+            ("shed", refused(4)),
         )
-        assert tally.predictions == 2
+        assert (tally.predictions, tally.shed) == (2, 1)
         assert tally.dead_letters == {"not_json": 1}
         assert tally.duplicates == 1
-        assert tally.accounted == 4
+        assert tally.accounted == 5
         assert [row.event_id for row in tally.alerts] == ["t1"]
 
     @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ class TestTally:
             ("alerts", alert(0)),
             ("dead_letters", refused(0)),
             ("duplicates", refused(0)),
+            ("shed", refused(0)),
         ],
     )
     def test_a_repeat_is_dropped(self, kind: str, document: dict[str, Any]) -> None:
