@@ -40,7 +40,6 @@ from bench.common import (
     add_common_options,
     command_line,
     compared,
-    console,
     finish,
     growth_rate,
     guarded,
