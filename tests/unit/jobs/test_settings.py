@@ -162,7 +162,7 @@ CROSS_REFERENCES = [
     ("topics.labels", None, "topics.labels: features read labels"),
     ("topics.alerts", "transactions", "topics.alerts: 'transactions' is read by the job"),
     ("topics.duplicates", "fraud-labels", "topics.duplicates: 'fraud-labels' is read"),
-    ("overload", {}, "overload.low_priority: Field required"),
+    ("overload", {}, "overload.low_priority: required"),
     ("overload", {"low_priority": "amount < 20"}, "topics.shed: overload writes there"),
     ("overload", {"low_priority": "amout < 20"}, "overload.low_priority: "),
     ("overload", {"low_priority": "amount < 20", "queue": {}}, "overload.queue: features by term"),
