@@ -45,6 +45,11 @@ from udfs.scoring.scoring import Scoring, ServedScoring
 
 __all__ = ["build", "main"]
 
+_AWAITED = ("predictions",)
+# What nobody waits for goes and comes in batches: a record by itself costs the broker as much.
+_PATIENT_SINK = {"properties.linger.ms": "50"}
+_PATIENT_SOURCE = {"properties.fetch.min.bytes": "1048576"}
+
 
 def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     """Wire a ranking job into an environment; ``env.execute()`` runs it.
@@ -66,6 +71,9 @@ def _write(
     tables: StreamTableEnvironment, settings: Settings, stream: DataStream, columns: Sequence[str]
 ) -> None:
     options = {column: pipeline.sink_options(settings, column) for column in columns}
+    for column in columns:
+        if column not in _AWAITED:
+            options[column] |= _PATIENT_SINK
     sinks.write(tables, stream, options, columns=columns, view=f"{columns[0]}_batches")
 
 
@@ -133,7 +141,8 @@ def _examples(
 def _batches(
     tables: StreamTableEnvironment, settings: Settings, name: str, topic: str, bucket: str
 ) -> DataStream:
-    options = source_options(settings, topic)
+    options = source_options(settings, topic) | _PATIENT_SOURCE
+    options["properties.fetch.max.wait.ms"] = str(settings.batch.label_window)
     window, ends = settings.batch.label_window, settings.kafka.stop_at_end
     return sources.micro_batches(tables, name, options, bucket, window, ends=ends)
 
@@ -170,6 +179,8 @@ def _options(settings: Settings, version: ModelVersion) -> RankingOptions:
         kinds=frozenset(ranking.weights),
         request_columns=settings.schema_.columns,
         columns=Preparation.load(version.path).names,
+        topic=settings.topics.events,
+        max_rows=settings.batch.max_rows,
         follows=settings.model.embedded,
     )
 

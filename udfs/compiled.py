@@ -32,6 +32,7 @@ _SOURCES = (
     "features/parallel_kernels.py",
     "features/sketch_kernels.py",
     "features/slot_kernels.py",
+    "ranking/kernels.py",
     "rollup/kernels.py",
 )
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+from jobs.gateway.admission import Admission
 from jobs.gateway.bodies import Event, parse_events, parse_rank, shown
 from jobs.gateway.exchange import NotDelivered
 from jobs.gateway.metrics import GatewayMetrics
@@ -69,8 +70,11 @@ class Gateway:
         self._popular = popular
         self._clock = clock
         self._at_work = 0
+        self._admission = Admission(settings.deadline / 1_000, settings.in_flight, clock)
         self.draining = False
-        self.metrics = GatewayMetrics(lambda: self._at_work, lambda: asker.late)
+        self.metrics = GatewayMetrics(
+            lambda: self._at_work, lambda: asker.late, lambda: self._admission.limit
+        )
 
     def routes(self) -> list[web.AbstractRouteDef]:
         """What is served."""
@@ -118,7 +122,8 @@ class Gateway:
         begun_s = self._clock()
         self._at_work += 1
         try:
-            request, items = parse_rank(await self._document(http), self._asker.gateway)
+            document, wait_ms = await self._document(http), self._settings.deadline
+            request, items = parse_rank(document, self._asker.gateway, wait_ms)
             answer = await self._answer(request, items, begun_s)
         finally:
             self._at_work -= 1
@@ -127,15 +132,21 @@ class Gateway:
         return json_response(answer | {"took_ms": round(took_s * 1_000, 1)})
 
     async def _answer(self, request: Event, items: int, begun_s: float) -> dict[str, Any]:
-        left_s = self._settings.deadline / 1_000 - (self._clock() - begun_s)
         if self._asker.trouble:
             return self._popular_answer(request, items, "unavailable")
+        if not self._admission.enter():
+            return self._popular_answer(request, items, "overloaded")
+        left_s = self._settings.deadline / 1_000 - (self._clock() - begun_s)
         try:
             reply = await self._asker.ask(request, max(0.001, left_s))
         except TimeoutError:
             return self._popular_answer(request, items, "timeout")
         except NotDelivered:
             return self._popular_answer(request, items, "unavailable")
+        finally:
+            self._admission.leave(self._clock() - begun_s)
+        if reply["fallback_reason"] == "expired":
+            return self._popular_answer(request, items, "timeout")
         fell_back = reply["fallback_reason"] is not None
         self.metrics.answers.labels("job_fallback" if fell_back else "model").inc()
         with suppress(NotDelivered):  # else the request counts as not shown

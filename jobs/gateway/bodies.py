@@ -57,24 +57,27 @@ class Event:
     document: dict[str, Any]
 
 
-def parse_rank(document: Any, gateway: str) -> tuple[Event, int]:
+def parse_rank(document: Any, gateway: str, deadline_ms: int) -> tuple[Event, int]:
     """A request for a ranking as an event, and how many items are wanted.
 
     Args:
         document: The body.
         gateway: Who gets the reply.
+        deadline_ms: How long it is waited for; after that the job leaves the request alone.
 
     Raises:
         InvalidRequest: it is not as it must be.
     """
     body = _checked(RankBody, document)
+    now_ms = _now_ms()
     event = {
         "event_id": uuid.uuid4().hex,
-        "event_time_ms": _now_ms() if body.event_time_ms is None else body.event_time_ms,
+        "event_time_ms": now_ms if body.event_time_ms is None else body.event_time_ms,
         "kind": "request",
         "user": body.user,
         "items": body.items,
         "gateway": gateway,
+        "deadline_ms": now_ms + deadline_ms,
     }
     return Event(body.user, event), body.items
 

@@ -17,9 +17,15 @@ class GatewayMetrics:
     Args:
         in_flight: Gives the requests at work.
         late: Gives the replies that came too late.
+        limit: Gives how many requests may wait for the job.
     """
 
-    def __init__(self, in_flight: Callable[[], float], late: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        in_flight: Callable[[], float],
+        late: Callable[[], float],
+        limit: Callable[[], float],
+    ) -> None:
         registry = self._registry = CollectorRegistry()
         prefix = "streamscore_gateway_"
         self.answers = Counter(
@@ -38,7 +44,9 @@ class GatewayMetrics:
         gauge.set_function(in_flight)
         gauge = Gauge(f"{prefix}late_replies", "Replies nobody waited for", registry=registry)
         gauge.set_function(late)
-        for by in ("model", "job_fallback", "timeout", "unavailable"):
+        gauge = Gauge(f"{prefix}limit", "Requests that may wait for the job", registry=registry)
+        gauge.set_function(limit)
+        for by in ("model", "job_fallback", "timeout", "unavailable", "overloaded"):
             self.answers.labels(by)
         for reason in ("too_many", "draining", "malformed"):
             self.refused.labels(reason)

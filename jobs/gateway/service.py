@@ -15,6 +15,7 @@ from jobs.settings_file import SettingsError
 from model_server.web import HttpServer
 from udfs.enrichment.table_sources import KafkaAccess
 from udfs.ranking.popular_feed import PopularFeed
+from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 
 __all__ = ["serve"]
 
@@ -59,6 +60,9 @@ async def _serve(settings: Settings, on_ready: Callable[[int], None]) -> None:
     popular.start()
     await asyncio.to_thread(popular.wait_loaded, _LOAD_S)
     try:
+        # Replies are read in a thread beside the loop.
+        share_interpreter_fairly()
+        calm_garbage_collector()
         port = await server.listen(chosen.host, chosen.port)
         on_ready(port)
         await _until_told(exchange)

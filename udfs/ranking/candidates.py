@@ -8,6 +8,7 @@ from enum import IntFlag
 import numpy as np
 import numpy.typing as npt
 
+from udfs.ranking import kernels
 from udfs.ranking.arrays import DAY_MS, Flags, Floats, Rows, largest
 from udfs.ranking.counters import ItemCounters
 from udfs.ranking.index import ItemIndex
@@ -16,18 +17,18 @@ from udfs.ranking.views import UserView
 __all__ = ["CandidateOptions", "Candidates", "Source", "candidates", "reason"]
 
 
-_LEAST = float(np.finfo(np.float64).tiny)
-
-
 class Source(IntFlag):
     """Why an item is a candidate; an item may have several reasons."""
 
-    COVISIT = 1
-    SESSION = 2
-    NEIGHBOUR = 4
-    REPEAT = 8
-    POPULAR = 16
-    FRESH = 32
+    COVISIT = kernels.COVISIT
+    SESSION = kernels.SESSION
+    NEIGHBOUR = kernels.NEIGHBOUR
+    REPEAT = kernels.REPEAT
+    POPULAR = kernels.POPULAR
+    FRESH = kernels.FRESH
+
+
+_KNOWN = (Source.COVISIT, Source.SESSION, Source.NEIGHBOUR, Source.REPEAT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,75 +92,27 @@ def candidates(
     if options.filter_seen:
         allowed = allowed.copy()
         allowed[view.rows] = False
-    marks = np.zeros(len(index), np.uint8)
-    popularity = np.where(allowed, counters.sums[:, 1], -1.0)
-    _mark(marks, Source.POPULAR, popularity, options.popular, least=0.0)
-    _mark(marks, Source.FRESH, _fresh(counters, view, popularity, options), options.fresh)
-    if len(view.rows):
-        _mark_known(marks, index, view, allowed, options)
-    missing = options.count - int(np.count_nonzero(marks))
-    _mark_more(marks, Source.POPULAR, popularity, missing, least=0.0)
-    return _cut(marks, options.count, popularity)
-
-
-def _mark_known(
-    marks: npt.NDArray[np.uint8],
-    index: ItemIndex,
-    view: UserView,
-    allowed: Flags,
-    options: CandidateOptions,
-) -> None:
-    """Mark what the user's history leads to."""
-    bought = np.zeros(len(index))
-    if not options.filter_seen:
-        bought[view.rows] = view.weights * view.counts
-    near = (index.embeddings @ view.vector).astype(np.float64)
-    found = (
-        (Source.COVISIT, view.by_users),
-        (Source.SESSION, view.by_baskets),
-        (Source.NEIGHBOUR, near),
-        (Source.REPEAT, bought),
-    )
-    present = [(source, np.where(allowed, scores, 0.0)) for source, scores in found]
-    present = [(source, scores) for source, scores in present if scores.any()]
-    for place, (source, scores) in enumerate(present):
-        left = options.count - int(np.count_nonzero(marks))
-        share = -(-left // (len(present) - place))
-        _mark_more(marks, source, scores, share)
-
-
-def _mark(
-    marks: npt.NDArray[np.uint8],
-    source: Source,
-    scores: Floats,
-    count: int,
-    least: float = _LEAST,
-) -> None:
-    found = largest(scores, count)
-    marks[found[scores[found] >= least]] |= source
-
-
-def _mark_more(
-    marks: npt.NDArray[np.uint8],
-    source: Source,
-    scores: Floats,
-    count: int,
-    least: float = _LEAST,
-) -> None:
-    """Mark the best that are not marked yet, and those marked before them for this reason, too."""
-    if count <= 0:
-        return
-    found = largest(scores, count + int(np.count_nonzero(marks)))
-    found = found[scores[found] >= least]
-    new = np.flatnonzero(marks[found] == 0)[:count]
-    marks[found[: new[-1] + 1 if len(new) else None]] |= source
-
-
-def _fresh(
-    counters: ItemCounters, view: UserView, popularity: Floats, options: CandidateOptions
-) -> Floats:
+    popularity = np.ascontiguousarray(counters.sums[:, 1])
     since_ms = view.time_ms - round(options.fresh_days * DAY_MS)
-    return np.where(counters.first_ms >= since_ms, popularity, 0.0)
+    marks = kernels.choose(
+        allowed,
+        popularity,
+        counters.first_ms >= since_ms,
+        _known(index, view, options),
+        (options.count, options.popular, options.fresh),
+    )
+    return _cut(marks, options.count, np.where(allowed, popularity, -1.0))
+
+
+def _known(index: ItemIndex, view: UserView, options: CandidateOptions) -> Floats:
+    """Scores of all items by what the user's history leads to, float64 (4, I); (0, I) without."""
+    if not len(view.rows):
+        return np.empty((0, len(index)))
+    scores = np.zeros((len(_KNOWN), len(index)))
+    scores[0], scores[1], scores[2] = view.by_users, view.by_baskets, view.near
+    if not options.filter_seen:
+        scores[3, view.rows] = view.weights * view.counts
+    return scores
 
 
 def _cut(marks: npt.NDArray[np.uint8], count: int, popularity: Floats) -> Candidates:
@@ -182,6 +135,13 @@ _REASONS = {
 }
 
 
+def _reason(sources: int) -> str:
+    return next((text for source, text in _REASONS.items() if sources & source), "")
+
+
+_REASON_OF = tuple(_reason(sources) for sources in range(1 << len(Source)))
+
+
 def reason(sources: int) -> str:
     """The most telling reason of a candidate, for a person to read."""
-    return next(text for source, text in _REASONS.items() if sources & source)
+    return _REASON_OF[sources]

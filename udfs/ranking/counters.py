@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from udfs.ranking.arrays import DAY_MS, Floats, Rows, Times
 from udfs.ranking.index import ItemIndex
+from udfs.ranking.kernels import column_sums
 from udfs.ranking.log import PurchaseLog
 
 __all__ = ["HALF_LIVES_DAYS", "HALF_LIVES_MS", "ItemCounters"]
@@ -99,6 +100,12 @@ class ItemCounters:
         """The decayed counts of all items together, float64 (H,)."""
         total: Floats = self.sums.sum(axis=0) * np.exp2(-self._half_lives(time_ms))
         return total
+
+    def shares(self) -> Floats:
+        """What a sum of 1 is of all items' sums, at any time, float64 (H,); 0 without purchases."""
+        total = column_sums(self.sums)
+        shares: Floats = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
+        return shares
 
     def reach(self, time_ms: int) -> None:
         """Move the origin if sums of that event time would leave the numbers' range."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from udfs.ranking.arrays import DAY_MS, Floats, Rows, Singles
+from udfs.ranking import kernels
+from udfs.ranking.arrays import DAY_MS, Singles
 from udfs.ranking.candidates import Candidates
 from udfs.ranking.counters import HALF_LIVES_DAYS, ItemCounters
 from udfs.ranking.index import ItemIndex
@@ -45,7 +46,7 @@ _PAIR = (
 FEATURES: tuple[str, ...] = (*_USER, *_ITEM, *_PAIR)
 """The model's columns, in order. Missing is NaN: no history, no price, never bought."""
 
-_LONGEST_DAYS = 3_650.0
+_ITEM_FROM, _PAIR_FROM = len(_USER), len(_USER) + len(_ITEM)
 
 
 def pair_features(
@@ -63,10 +64,25 @@ def pair_features(
         float32 (C, F), columns as in ``FEATURES``.
     """
     matrix = np.empty((len(found), len(FEATURES)), np.float32)
-    columns = [*_user(view), *_item(index, counters, view.time_ms, found.rows)]
-    columns += _pair(index, view, found.rows)
-    for place, column in enumerate(columns):
-        matrix[:, place] = column
+    rows, time_ms = found.rows, view.time_ms
+    matrix[:, : len(_USER)] = _user(view)
+    items = counters.first_ms, counters.last_ms, index.log_prices
+    kernels.fill_item(
+        matrix[:, _ITEM_FROM:_PAIR_FROM],
+        rows,
+        time_ms,
+        items,
+        counters.sums,
+        counters.shares(),
+    )
+    log_price = np.float32(_log_price(view))
+    own = (index.log_prices[rows] - log_price, view.by_users[rows], view.by_baskets[rows])
+    for place, column in enumerate((*own, view.near[rows], view.session_near[rows])):
+        matrix[:, _PAIR_FROM + place] = column
+    history = view.rows, view.last_ms, view.counts, view.weights
+    by_category = np.zeros(index.category_count)
+    bought = matrix[:, _PAIR_FROM + len(own) + 2 :]
+    kernels.fill_bought(bought, rows, time_ms, history, index.categories, by_category)
     return matrix
 
 
@@ -90,59 +106,5 @@ def _log_price(view: UserView) -> float:
     return float(np.log(state.price_sum / state.prices)) if state.price_sum > 0 else np.nan
 
 
-def _item(
-    index: ItemIndex, counters: ItemCounters, time_ms: int, rows: Rows
-) -> list[Floats | Singles]:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = counters.at(rows, time_ms) / counters.totals(time_ms)
-    logs = np.log(np.nan_to_num(shares) * len(index) + 1e-3)
-    age = time_ms - counters.first_ms[rows].astype(np.float64)
-    idle = time_ms - counters.last_ms[rows].astype(np.float64)
-    return [
-        *logs.T,
-        logs[:, 0] - logs[:, -1],
-        np.where(age < 0, 0.0, _days(age)),
-        np.minimum(_days(idle), _LONGEST_DAYS),
-        np.log(index.prices[rows]),
-    ]
-
-
-def _pair(index: ItemIndex, view: UserView, rows: Rows) -> list[Floats | Singles]:
-    total = view.weights.sum()
-    embeddings = index.embeddings[rows]
-    prices = np.log(index.prices[rows])
-    return [
-        prices - np.float32(_log_price(view)),
-        view.by_users[rows],
-        view.by_baskets[rows],
-        embeddings @ view.vector,
-        embeddings @ view.session_vector,
-        _category_shares(index, view, rows) / total if total > 0 else np.full(len(rows), np.nan),
-        *_bought(index, view, rows),
-    ]
-
-
-def _category_shares(index: ItemIndex, view: UserView, rows: Rows) -> Floats:
-    size = int(index.categories.max(initial=0)) + 1
-    by_category = np.bincount(index.categories[view.rows], view.weights, minlength=size)
-    shares: Floats = by_category[index.categories[rows]]
-    return shares
-
-
-def _bought(index: ItemIndex, view: UserView, rows: Rows) -> list[Floats]:
-    """How often, with what weight and how many days ago the user bought each."""
-    place = np.full(len(index), -1, np.int64)
-    place[view.rows] = np.arange(len(view.rows))
-    at = place[rows]
-    none = at < 0
-    if not len(view.rows):
-        return [np.zeros(len(rows)), np.zeros(len(rows)), np.full(len(rows), np.nan)]
-    return [
-        np.where(none, 0.0, view.counts[at]),
-        np.where(none, 0.0, view.weights[at]),
-        np.where(none, np.nan, _days(view.time_ms - view.last_ms[at])),
-    ]
-
-
-def _days(span_ms: int | Floats) -> float | Floats:
+def _days(span_ms: int) -> float:
     return span_ms / DAY_MS

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,22 @@ class ItemIndex:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def columns(self) -> Singles:
+        """The embeddings as a request reads them, float32 (D, I)."""
+        return np.ascontiguousarray(self.embeddings.T)
+
+    @cached_property
+    def log_prices(self) -> Singles:
+        """float32 (I,); NaN where the price is unknown."""
+        logs: Singles = np.log(self.prices)
+        return logs
+
+    @cached_property
+    def category_count(self) -> int:
+        """How many categories there are."""
+        return int(self.categories.max(initial=0)) + 1
 
     def rows_of(self, keys: Keys) -> Rows:
         """The row of each key, int32 (n,); -1 for an item that this version does not know."""

@@ -19,7 +19,7 @@ from udfs.ranking.arrays import largest
 from udfs.ranking.candidates import Source, reason
 from udfs.scoring.scoring import pairs
 
-__all__ = ["COLUMNS", "RankingOutput"]
+__all__ = ["COLUMNS", "RankingOutput", "expired_reply"]
 
 COLUMNS = ("predictions", "impressions", "dead_letters", "duplicates")
 """The records of a batch, one sink each; the first are the replies."""
@@ -117,7 +117,7 @@ class RankingOutput:
 
     def _impression(self, document: dict[str, Any], batch: FeatureBatch, kept: list[int]) -> bytes:
         """The reply again, with the features that the model was given; NaN is null."""
-        features = batch.features[kept]
+        features = batch.features[kept].astype(np.float32)  # as the model gets them
         items = [
             {**one, "features": row} for one, row in zip(document["items"], features, strict=True)
         ]
@@ -125,6 +125,28 @@ class RankingOutput:
             {**document, "kind": "impression", "columns": self.preparation.names, "items": items},
             option=orjson.OPT_SERIALIZE_NUMPY,
         )
+
+
+def expired_reply(
+    gateway: str, batch: FeatureBatch, row: int, topic: str, model_name: str, item_version: int
+) -> tuple[str, bytes]:
+    """What a request gets whose caller waits no longer: no items, so that it is accounted for."""
+    partition, offset, kafka_time_ms = batch.positions[row].tolist()
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "request_id": batch.ids[row],
+        "user": batch.keys[row],
+        "item_version": item_version,
+        "event_time_ms": int(batch.times[row]),
+        "ingest_time_ms": kafka_time_ms,
+        "ranked_time_ms": time.time_ns() // 1_000_000,
+        "model": {"name": model_name, "version": None},
+        "fallback_reason": "expired",
+        "candidates": 0,
+        "items": [],
+        "source": source_of(topic, partition, offset),
+    }
+    return gateway, orjson.dumps(document)
 
 
 def _requests(batch: FeatureBatch) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ rows: the candidates of a request are a batch.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +25,17 @@ from model_server.errors import ModelError, RepositoryError
 from model_server.repository import ModelVersion, find_version
 from udfs.batches.batch import FeatureBatch
 from udfs.enrichment.table_sources import KafkaAccess
-from udfs.ranking.candidates import CandidateOptions, candidates
-from udfs.ranking.features import FEATURES, pair_features
+from udfs.ranking.candidates import CandidateOptions
+from udfs.ranking.features import FEATURES
 from udfs.ranking.index import IndexFileError, ItemIndex
 from udfs.ranking.live_items import LiveItems
+from udfs.ranking.output import expired_reply
 from udfs.ranking.popular_feed import PopularFeed
+from udfs.ranking.requests import Asked, candidate_batch, has_expired, warm_up
 from udfs.ranking.user_states import BatchUsers, IdleUsers
-from udfs.ranking.users import UserLimits, UserState
+from udfs.ranking.users import UserLimits
 from udfs.ranking.views import view_of
-from udfs.scoring.scoring import Scoring
+from udfs.scoring.scoring import Scoring, pairs
 
 __all__ = ["RankingOptions", "RankingScoring"]
 
@@ -57,6 +60,8 @@ class RankingOptions:
         kinds: Interactions that are a user's history.
         request_columns: The features that every row of a request shares, as the stage makes them.
         columns: The model's features in order; each one of those or of ``FEATURES``.
+        topic: Of the events.
+        max_rows: Rows that are scored together at most, but for one request that has more.
         follows: Whether a new version needs a new scoring; a server takes it by itself.
     """
 
@@ -71,6 +76,8 @@ class RankingOptions:
     kinds: frozenset[str]
     request_columns: tuple[str, ...]
     columns: tuple[str, ...]
+    topic: str
+    max_rows: int
     follows: bool
 
 
@@ -85,7 +92,9 @@ class _Loaded:
 class RankingScoring:
     """Ranks candidates for each request of a batch, and learns from its interactions.
 
-    Rows are taken in their order, so that a request sees what came before it. Users lie in Flink's
+    Rows are taken in their order, so that a request sees what came before it; the candidates of
+    all requests are scored together. A request whose caller waits no longer is answered without
+    items and without work. Users lie in Flink's
     keyed state; items are those of the newest version, which is loaded beside the running one and
     put in its place between two batches.
 
@@ -111,6 +120,7 @@ class RankingScoring:
         self._users = runtime_context.get_map_state(descriptor)
         metrics = runtime_context.get_metrics_group()
         self._requests = metrics.counter("requests")
+        self._expired_requests = metrics.counter("expired_requests")
         self._interactions = metrics.counter("interactions")
         self._forgotten = metrics.counter("users_forgotten")
         self._idle = IdleUsers(options.limits.idle_ms)
@@ -125,6 +135,7 @@ class RankingScoring:
         loaded.scoring.open(runtime_context)
         self._version = 0
         self._use(loaded)
+        warm_up(self._items, options.candidates)
         self._loaded: _Loaded | None = None
         self._stop = Event()
         self._seen: set[int] = set()
@@ -146,60 +157,53 @@ class RankingScoring:
             refused.dead_letters.extend(batch.dead_letters)
             refused.duplicates.extend(batch.duplicates)
             yield from self._scoring.take(bucket, refused, timers)
+        asked, expired = self._read(bucket, batch)
+        if expired:
+            yield Row(pairs(expired), [], [], [])
+        # Whole requests, and no more rows than a call takes.
+        step = max(1, self._options.max_rows // self._options.candidates.count)
+        for start in range(0, len(asked), step):
+            some = asked[start : start + step]
+            found = candidate_batch(self._items, batch, some, self._options.candidates, self._order)
+            yield from self._scoring.take(bucket, found, timers)
+
+    def _read(
+        self, bucket: int, batch: FeatureBatch
+    ) -> tuple[list[Asked], list[tuple[str, bytes]]]:
+        """The requests of a batch, each with its user as of then; interactions are taken."""
         users = BatchUsers(self._users, self._options.limits)
-        times = batch.times.tolist()
+        times, now_ms = batch.times.tolist(), time.time_ns() // 1_000_000
+        asked, expired = list[Asked](), list[tuple[str, bytes]]()
         for row, (user, raw) in enumerate(zip(batch.keys, batch.raw, strict=True)):
             document = orjson.loads(raw)
             kind, item = document["kind"], document.get("item")
-            if kind == "request":
-                self._requests.inc(1)
-                asked = self._candidates(batch, row, document, users.of(user, times[row]))
-                yield from self._scoring.take(bucket, asked, timers)
+            if kind == "request" and has_expired(document, now_ms):
+                expired.append(self._expired(batch, row, document))
+            elif kind == "request":
+                view = view_of(self._items.index, users.of(user, times[row]), times[row])
+                asked.append(Asked(row, document, view))
             elif kind in self._options.kinds and item:
                 self._interactions.inc(1)
                 users.buy(user, times[row], item, document.get("price"))
         users.write()
         if times:
             self._forgotten.inc(self._idle.sweep(bucket, max(times), self._users))
+        self._requests.inc(len(asked))
+        self._expired_requests.inc(len(expired))
+        return asked, expired
+
+    def _expired(
+        self, batch: FeatureBatch, row: int, document: dict[str, Any]
+    ) -> tuple[str, bytes]:
+        options = self._options
+        return expired_reply(
+            document.get("gateway") or "", batch, row, options.topic, options.name,
+            self._items.version,
+        )  # fmt: skip
 
     def on_timer(self, bucket: int, timestamp_ms: int, timers: TimerService) -> Iterator[Row]:
         """What was asked for may have been answered."""
         return self._scoring.on_timer(bucket, timestamp_ms, timers)
-
-    def _candidates(
-        self, batch: FeatureBatch, row: int, document: dict[str, Any], state: UserState
-    ) -> FeatureBatch:
-        """A request's candidates with their features, as a batch of rows."""
-        index, counters, options = self._items.index, self._items.counters, self._options
-        user, time_ms = batch.keys[row], int(batch.times[row])
-        view = view_of(index, state, time_ms)
-        found = candidates(index, counters, view, options.candidates)
-        pairs = pair_features(index, counters, view, found)
-        n = len(found)
-        shared = np.broadcast_to(batch.features[row], (n, batch.features.shape[1]))
-        features = np.concatenate([shared, pairs], axis=1)[:, self._order].astype(np.float64)
-        asked = {
-            "request_id": batch.ids[row],
-            "user": user,
-            "gateway": document.get("gateway") or "",
-            "item_version": self._items.version,
-            "items": _wanted(document, n),
-        }
-        return FeatureBatch(
-            keys=[user] * n,
-            ids=index.ids[found.rows].tolist(),
-            raw=[orjson.dumps(asked), *([b""] * (n - 1))],
-            positions=np.tile(batch.positions[row], (n, 1)),
-            times=np.full(n, time_ms, np.int64),
-            entities={},
-            values={
-                "sources": found.sources.astype(np.float64),
-                "popularity": counters.sums[found.rows, 1],
-            },
-            features=features,
-            order=np.empty((n, 0), np.int64),
-            late=np.zeros(n, np.bool_),
-        )
 
     def _use(self, loaded: _Loaded) -> None:
         self._items, self._scoring = loaded.items, loaded.scoring
@@ -236,11 +240,6 @@ class RankingScoring:
             if old is not loaded.scoring:
                 old.close()
             logger.info("items and model of version %d", loaded.items.version)
-
-
-def _wanted(document: dict[str, Any], most: int) -> int:
-    wanted = document.get("items")
-    return min(most, wanted if type(wanted) is int and wanted > 0 else 20)
 
 
 def check_columns(columns: Sequence[str], request_columns: Sequence[str]) -> list[str]:

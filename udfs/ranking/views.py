@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from udfs.ranking.arrays import Floats, Rows, Singles, Times, halved
 from udfs.ranking.index import ItemIndex
+from udfs.ranking.kernels import add_lists, products, weighted_sum
 from udfs.ranking.users import UserState
 
 __all__ = ["UserView", "list_scores", "view_of"]
@@ -21,7 +22,7 @@ class UserView:
     """What candidates and features read of one user.
 
     Attributes:
-        state: The state itself, for totals.
+        state: The state as it was then, for totals.
         time_ms: Event time of the request, epoch.
         rows: Rows of the history's items that this version knows, int32 (h,), the newest last.
         last_ms: Event time of the last purchase of each, int64 (h,).
@@ -33,6 +34,8 @@ class UserView:
         session_vector: The same of the recent ones alone.
         by_users: Co-visitation score of every item by ``user_lists``, float64 (I,).
         by_baskets: Co-visitation score of every item with the recent ones, float64 (I,).
+        near: Product of every item's embedding with ``vector``, float32 (I,).
+        session_near: The same with ``session_vector``.
     """
 
     state: UserState
@@ -46,6 +49,8 @@ class UserView:
     session_vector: Singles
     by_users: Floats
     by_baskets: Floats
+    near: Singles
+    session_near: Singles
 
 
 def view_of(index: ItemIndex, state: UserState, time_ms: int) -> UserView:
@@ -62,26 +67,31 @@ def view_of(index: ItemIndex, state: UserState, time_ms: int) -> UserView:
     rows, last_ms = rows[known], entries["last_ms"][known]
     weights = halved(time_ms - last_ms, HISTORY_HALF_LIFE_DAYS)
     recent = last_ms >= state.session_start_ms
+    recent_rows, recent_weights = rows[recent], weights[recent]
+    vector = _mean(index, rows, weights)
+    session_vector = _mean(index, recent_rows, recent_weights)
     return UserView(
-        state=state,
+        state=replace(state),
         time_ms=time_ms,
         rows=rows,
         last_ms=last_ms,
         counts=entries["count"][known].astype(np.float64),
         weights=weights,
         recent=recent,
-        vector=_mean(index, rows, weights),
-        session_vector=_mean(index, rows[recent], weights[recent]),
+        vector=vector,
+        session_vector=session_vector,
         by_users=list_scores(index.user_lists, index.user_weights, rows, weights),
         by_baskets=list_scores(
-            index.basket_lists, index.basket_weights, rows[recent], weights[recent]
+            index.basket_lists, index.basket_weights, recent_rows, recent_weights
         ),
+        near=products(index.columns, vector),
+        session_near=products(index.columns, session_vector),
     )
 
 
 def _mean(index: ItemIndex, rows: Rows, weights: Floats) -> Singles:
     """The items' mean direction through the user tower, float32 (D,)."""
-    mean = _direction(weights.astype(np.float32) @ index.embeddings[rows])
+    mean = _direction(weighted_sum(index.embeddings, rows, weights))
     return _direction(mean + np.tanh(mean @ index.user_tower))
 
 
@@ -100,8 +110,6 @@ def list_scores(lists: Rows, weights: Singles, rows: Rows, shares: Floats) -> Fl
         rows: Whose lists, int32 (h,).
         shares: What each row's list counts, float64 (h,).
     """
-    given = weights[rows] * shares[:, None]
-    # -1 is counted with weight 0 as the last item.
-    named = lists[rows].ravel() % max(len(lists), 1)
-    scores: Floats = np.bincount(named, given.ravel(), minlength=len(lists)).astype(np.float64)
+    scores: Floats = np.zeros(len(lists))
+    add_lists(lists, weights, rows, shares, scores)
     return scores

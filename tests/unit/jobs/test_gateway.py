@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import aiohttp
@@ -46,6 +47,37 @@ async def test_without_a_reply_in_time_it_gets_popular_items_marked() -> None:
     assert [one["item"] for one in answer["items"]] == ["p0", "p1"]
     assert answer["took_ms"] < 1_000
     assert not job.written, "what was not the job's is not told as shown"
+
+
+async def test_a_request_says_until_when_it_is_waited_for() -> None:
+    job = PlayedJob()
+    async with served(job, deadline=150) as (_, client, _):
+        before_ms = time.time_ns() // 1_000_000
+        await post(client, "/rank", {"user": "u1", "event_time_ms": 5})
+        after_ms = time.time_ns() // 1_000_000
+    assert before_ms + 150 <= job.asked[0].document["deadline_ms"] <= after_ms + 150
+
+
+async def test_a_reply_without_items_as_it_came_too_late_is_a_timeout() -> None:
+    job = PlayedJob(lambda request: ranked(request) | {"items": [], "fallback_reason": "expired"})
+    async with served(job) as (_, client, _):
+        _, answer = await post(client, "/rank", {"user": "u1", "items": 2})
+    assert answer["fallback_reason"] == "timeout"
+    assert [one["item"] for one in answer["items"]] == ["p0", "p1"]
+    assert not job.written
+
+
+async def test_a_job_that_does_not_keep_up_is_asked_less_and_the_others_answered_at_once() -> None:
+    job = PlayedJob(lambda request: None)
+    async with served(job, deadline=200) as (_, client, _):
+        for _ in range(2):  # the first makes the limit fall
+            answers = await asyncio.gather(*(post(client, "/rank", {"user": "u"}) for _ in "x" * 9))
+        reasons = [answer["fallback_reason"] for _, answer in answers]
+        refused = [answer for _, answer in answers if answer["fallback_reason"] == "overloaded"]
+        _, metrics = await text(client, "/metrics")
+    assert reasons.count("timeout") == 7 and len(refused) == 2
+    assert all(answer["items"] and answer["took_ms"] < 150 for answer in refused)
+    assert 'streamscore_gateway_answers_total{by="overloaded"} 2.0' in metrics
 
 
 async def test_without_kafka_it_gets_popular_items_at_once() -> None:

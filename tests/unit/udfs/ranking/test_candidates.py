@@ -7,6 +7,7 @@ from tests.support.purchases import middle_ms, replay_before, small_index, small
 from udfs.ranking.arrays import largest
 from udfs.ranking.candidates import CandidateOptions, Source, candidates, reason
 from udfs.ranking.counters import ItemCounters
+from udfs.ranking.kernels import best
 from udfs.ranking.users import UserState
 from udfs.ranking.views import view_of
 
@@ -72,3 +73,14 @@ def test_every_source_gives_some_and_has_a_reason():
     for source in Source:
         assert (found.sources & source).any(), source
         assert reason(int(source))
+
+
+@given(
+    st.lists(st.tuples(st.integers(-2, 5), st.booleans()), min_size=1, max_size=40),
+    st.integers(0, 45),
+)
+def test_the_best_are_the_head_of_a_stable_sort_of_those_that_may_come(items, count):
+    scores = np.array([score for score, _ in items], np.float64)
+    allowed = np.array([may for _, may in items])
+    wanted = [n for n in np.argsort(-scores, kind="stable") if allowed[n] and scores[n] >= 1.0]
+    assert best(scores, allowed, 1.0, count).tolist() == wanted[:count]

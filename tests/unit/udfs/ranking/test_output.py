@@ -19,7 +19,7 @@ from udfs.feedback.records import Interaction, Shown, record_of
 from udfs.preparation.preparation import Input, Preparation
 from udfs.ranking.candidates import Source
 from udfs.ranking.live_popularity import ItemPopularity
-from udfs.ranking.output import RankingOutput
+from udfs.ranking.output import RankingOutput, expired_reply
 
 OUTPUT = RankingOutput("feed-events", Preparation([Input(name="a"), Input(name="b")]))
 SOURCES = [Source.POPULAR | Source.COVISIT, Source.POPULAR, Source.FRESH]
@@ -112,3 +112,11 @@ def test_examples_corrections_and_popularities_fit_their_schemas() -> None:
     check("popularity", orjson.loads(ItemPopularity().add(5, 1.0).record("x")))
     with pytest.raises(ValidationError):
         check("example", late)
+
+
+def test_a_request_that_nobody_waits_for_is_accounted_for() -> None:
+    gateway, reply = expired_reply("g", BATCH, 3, "feed-events", "feed", 4)
+    document = orjson.loads(reply)
+    assert gateway == "g" and document["items"] == []
+    assert document["fallback_reason"] == "expired" and document["source"]["offset"] == 2
+    check("reply", document)
