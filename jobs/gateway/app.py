@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,7 +44,7 @@ class Asker(Protocol):
         """Write events; returns when they are safe."""
 
     def tell(self, event: Event) -> None:
-        """Write an event without waiting."""
+        """Write an event soon, without waiting."""
 
 
 class Gateway:
@@ -149,8 +148,7 @@ class Gateway:
             return self._popular_answer(request, items, "timeout")
         fell_back = reply["fallback_reason"] is not None
         self.metrics.answers.labels("job_fallback" if fell_back else "model").inc()
-        with suppress(NotDelivered):  # else the request counts as not shown
-            self._asker.tell(shown(request))
+        self._asker.tell(shown(request))
         return {**reply, "items": reply["items"][:items], "fallback": fell_back}
 
     def _popular_answer(self, request: Event, items: int, why: str) -> dict[str, Any]:

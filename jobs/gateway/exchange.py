@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +25,8 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.1
 _METADATA_S = 10.0
 _DELIVERY_MS = 10_000
-_TOLD_LINGER_MS = 50
+_LINGER_MS = 1
+_TOLD_S = 0.05
 
 
 class NotDelivered(RuntimeError):
@@ -58,6 +58,7 @@ class Exchange:
         self._properties = properties | {"log_level": 0, "error_cb": self._on_error}
         self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._stop = Flag()
+        self._told: list[Event] = []
         self._threads: list[Thread] = []
         self._down = ""
 
@@ -73,10 +74,16 @@ class Exchange:
             NotReadyError: Kafka does not answer, or has no such topic.
         """
         self._loop = asyncio.get_running_loop()
-        self._producer = self._new_producer(0)
-        # What nobody waits for goes in batches: each record by itself costs the broker, the job and
-        # its windows as much as a request.
-        self._teller = self._new_producer(_TOLD_LINGER_MS)
+        self._producer = Producer(
+            self._properties
+            | {
+                "linger.ms": _LINGER_MS,
+                "acks": "all",
+                "enable.idempotence": True,
+                "partitioner": "murmur2_random",
+                "delivery.timeout.ms": _DELIVERY_MS,
+            }
+        )
         self._consumer = Consumer(
             self._properties
             | {"group.id": "streamscore-gateway", "enable.auto.commit": False}
@@ -84,24 +91,11 @@ class Exchange:
         )
         self._consumer.assign([self._from_the_end()])
         self._begin("replies", self._read)
-        self._begin("asked", partial(self._serve, self._producer))
-        self._begin("told", partial(self._serve, self._teller))
+        self._begin("producer", self._serve_producer)
 
     def _begin(self, name: str, work: Callable[[], None]) -> None:
         self._threads.append(Thread(target=work, name=f"gateway-{name}", daemon=True))
         self._threads[-1].start()
-
-    def _new_producer(self, linger_ms: int) -> Producer:
-        return Producer(
-            self._properties
-            | {
-                "linger.ms": linger_ms,
-                "acks": "all",
-                "enable.idempotence": True,
-                "partitioner": "murmur2_random",
-                "delivery.timeout.ms": _DELIVERY_MS,
-            }
-        )
 
     def _from_the_end(self) -> TopicPartition:
         try:
@@ -131,7 +125,8 @@ class Exchange:
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._waiting[request_id] = future
         try:
-            self._produce(self._producer, request, self._asked)
+            self._write_told()
+            self._produce(request, self._asked)
             async with asyncio.timeout(timeout_s):
                 return await future
         finally:
@@ -144,25 +139,38 @@ class Exchange:
             NotDelivered: it does not take one of them.
         """
         futures = []
+        self._write_told()
         for event in events:
             future: asyncio.Future[None] = self._loop.create_future()
-            self._produce(self._producer, event, partial(self._call, _settle, future))
+            self._produce(event, partial(self._call, _settle, future))
             futures.append(future)
         await asyncio.gather(*futures)
 
     def tell(self, event: Event) -> None:
-        """Write an event some time soon, without waiting; Kafka's client tries for ten seconds."""
-        self._produce(self._teller, event, self._asked)
+        """Write an event some time soon, before what is written next, without waiting for it.
+
+        It goes with the next request: a record by itself costs the broker and the job as much as
+        one. Kafka's client tries for ten seconds.
+        """
+        if not self._told:
+            self._loop.call_later(_TOLD_S, self._write_told)
+        self._told.append(event)
+
+    def _write_told(self) -> None:
+        told, self._told = self._told, []
+        for event in told:
+            try:
+                self._produce(event, self._asked)
+            except NotDelivered as exc:
+                logger.warning("event=not_delivered reason=%s", exc)
 
     def _asked(self, error: KafkaError | None) -> None:
         if error is not None:
             logger.warning("event=not_delivered reason=%s", error.str())
 
-    def _produce(
-        self, producer: Producer, event: Event, done: Callable[[KafkaError | None], None]
-    ) -> None:
+    def _produce(self, event: Event, done: Callable[[KafkaError | None], None]) -> None:
         try:
-            producer.produce(
+            self._producer.produce(
                 self._events,
                 orjson.dumps(event.document),
                 event.user.encode(),
@@ -171,9 +179,9 @@ class Exchange:
         except BufferError as exc:
             raise NotDelivered("too many events wait for Kafka") from exc
 
-    def _serve(self, producer: Producer) -> None:
+    def _serve_producer(self) -> None:
         while not self._stop.is_set():
-            producer.poll(_POLL_S)
+            self._producer.poll(_POLL_S)
 
     def _read(self) -> None:
         while not self._stop.is_set():
@@ -215,9 +223,8 @@ class Exchange:
 
     def close(self, timeout_s: float) -> int:
         """Write what is left and stop reading; returns how many events were not written."""
-        begun_s = time.monotonic()
+        self._write_told()
         left = int(self._producer.flush(timeout_s))
-        left += int(self._teller.flush(max(0.0, timeout_s - (time.monotonic() - begun_s))))
         self._stop.set()
         for thread in self._threads:
             thread.join(_POLL_S * 20)
