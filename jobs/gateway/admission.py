@@ -33,7 +33,8 @@ class Admission:
         self._deadline_s = deadline_s
         self._most = self._limit = float(most)
         self._clock = clock
-        self._waiting = 0
+        self._waiting = self._peak = 0
+        self._quickest_s = math.inf
         self._begin(clock())
 
     @property
