@@ -96,11 +96,6 @@ class ItemCounters:
         counts: Floats = self.sums[rows] * np.exp2(-self._half_lives(time_ms))
         return counts
 
-    def totals(self, time_ms: int) -> Floats:
-        """The decayed counts of all items together, float64 (H,)."""
-        total: Floats = self.sums.sum(axis=0) * np.exp2(-self._half_lives(time_ms))
-        return total
-
     def shares(self) -> Floats:
         """What a sum of 1 is of all items' sums, at any time, float64 (H,); 0 without purchases."""
         total = column_sums(self.sums)
