@@ -201,8 +201,8 @@ class FeedbackJoin:
         if entry.closed or entry.body:
             self.counts.repeated += 1
             return
-        entry.time_ms, entry.body = record.time_ms, record.body
-        entry.items, entry.user = record.items, record.user
+        entry.keep(record.body)
+        entry.time_ms, entry.items, entry.user = record.time_ms, record.items, record.user
         self._touch(record.request_id)
 
     def _interaction(self, record: Interaction) -> Iterator[Written]:
@@ -274,7 +274,7 @@ class FeedbackJoin:
                 self.counts.labels += 1
                 kinds.setdefault(one.item, []).append(one.kind)
                 first_ms.setdefault(one.item, one.time_ms)
-        return example(entry.body, kinds, first_ms)
+        return example(entry.impression, kinds, first_ms)
 
     def _write(self) -> None:
         for request_id in self._changed:

@@ -217,7 +217,7 @@ def test_clicks_on_impressions_that_never_come_are_forgotten() -> None:
     assert join.counts.unmatched == 1 and not [key for key in state if key != "#"]
 
 
-@pytest.mark.parametrize("data", [b"", b"\x02[]\n"])
+@pytest.mark.parametrize("data", [b"", b"\x03[]\n"])
 def test_another_layout_is_refused(data: bytes) -> None:
     with pytest.raises(FeedbackStateError):
         FeedbackJoin(OPTIONS, Stored({"rr1": data}))
@@ -235,3 +235,11 @@ def test_an_entry_survives_packing() -> None:
         5, b'{"a":1}\n', ("a", "b"), "u", True, False, [Interaction("r", "a", "click", 7)]
     )
     assert Entry.unpacked("r", entry.packed()) == entry
+
+
+def test_a_request_of_an_earlier_release_is_read() -> None:
+    head = orjson.dumps([5, True, False, "u", ["a"], [["a", "click", 6]]])
+    entry = Entry.unpacked("r", b"\x01" + head + b"\n" + b'{"items": []}')
+    assert entry.impression == b'{"items": []}' and entry.items == ("a",) and entry.shown
+    again = Entry.unpacked("r", entry.packed())
+    assert again == entry and again.packed()[0] == 2
