@@ -13,14 +13,14 @@ from jobs import preflight, runner
 from jobs.console import console, errors, spinner
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
-from jobs.runner import TERMINAL_STATES, JobError, RunningJob
+from jobs.runner import TERMINAL_STATES, JobError, Patience, RunningJob
 from jobs.settings import Settings
 from jobs.starting import EMPTY, Start
 
 SHOW_EVERY_S = 5.0
 START_TIMEOUT_S = 300.0
 TRIES_AFTER_S = 30.0
-"""How long a cluster may not answer before the job is given up."""
+"""How long a cluster may not answer before it is given up; see ``Patience``."""
 
 _COUNTERS = ("events", "duplicates", "dead_letters")
 _OVERLOAD_COUNTERS = ("shed", "shedding")
@@ -106,17 +106,19 @@ def _check(settings: Settings, conf: Path, target: str | None) -> None:
 
 def _follow(job: RunningJob, counters: Sequence[str]) -> int:
     """Show the job's progress until its end."""
-    answered_s = time.monotonic()
+    patience = Patience(TRIES_AFTER_S)
     while True:
+        state = ""
         try:
             state = job.state()
-            if state in TERMINAL_STATES:
-                return _ended(job, state)
-            console.print(progress_of(job, state, counters).line(), soft_wrap=True, highlight=False)
-            answered_s = time.monotonic()
-        except JobError:
-            if time.monotonic() - answered_s > TRIES_AFTER_S:
-                raise
+            if state not in TERMINAL_STATES:
+                line = progress_of(job, state, counters).line()
+                console.print(line, soft_wrap=True, highlight=False)
+            patience.answered()
+        except JobError as exc:
+            patience.missed(exc)
+        if state in TERMINAL_STATES:
+            return _ended(job, state)
         time.sleep(SHOW_EVERY_S)
 
 

@@ -29,6 +29,9 @@ _PACKAGE = re.compile(r"^(?:[a-z_][\w$]*\.)+(?=[A-Z])")
 _POLL_S = 0.1
 _ANSWER_S = 60.0
 """Longest wait for an answer of the REST API: on a machine with more to do than cores, seconds."""
+_TRIES = 3
+_PATIENCE_S = 30.0
+_BUSY = 503
 _GONE_S = 10.0
 """How long a mini-cluster whose REST API is gone may take to say how the job ended."""
 
@@ -37,15 +40,43 @@ class JobError(RuntimeError):
     """The job failed, or did not do in time what it should; the text says why."""
 
 
+class NoAnswerError(JobError):
+    """The JobManager does not answer: it hangs, is busy, starts again, or is gone."""
+
+
+class Patience:
+    """How long a JobManager may not answer: one that was killed or hung comes back.
+
+    Args:
+        seconds: Since the last answer; at least three tries are made however long each takes.
+    """
+
+    def __init__(self, seconds: float = _PATIENCE_S) -> None:
+        self._seconds = seconds
+        self.answered()
+
+    def answered(self) -> None:
+        """It has answered."""
+        self._since_s, self._tries = time.monotonic(), 0
+
+    def missed(self, error: JobError) -> None:
+        """It has not; raises the error when that is enough."""
+        self._tries += 1
+        if self._tries >= _TRIES and time.monotonic() - self._since_s > self._seconds:
+            raise error
+
+
 class FlinkRest:
     """The part of Flink's REST API that is needed here.
 
     Args:
         address: host:port of the JobManager.
+        answer_s: Longest wait for an answer.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, answer_s: float = _ANSWER_S) -> None:
         self.address = address
+        self._answer_s = answer_s
 
     @property
     def url(self) -> str:
@@ -77,13 +108,14 @@ class FlinkRest:
         url = f"{self.url}{path}"
         request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310 (http)
         try:
-            with urllib.request.urlopen(request, timeout=_ANSWER_S) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=self._answer_s) as response:  # noqa: S310
                 return json.loads(response.read() or b"null")
         except urllib.error.HTTPError as exc:
             said = exc.read().decode(errors="replace").strip()
-            raise JobError(f"{self.url}{path}: {exc}: {_cause(said)[:500]}") from exc
+            kind = NoAnswerError if exc.code == _BUSY else JobError  # no leader is elected yet
+            raise kind(f"{self.url}{path}: {exc}: {_cause(said)[:500]}") from exc
         except (OSError, ValueError) as exc:
-            raise JobError(f"{self.url}{path}: {exc}") from exc
+            raise NoAnswerError(f"{self.url}{path}: {exc}") from exc
 
 
 @dataclass(frozen=True)
@@ -173,24 +205,38 @@ class RunningJob:
         """Wait until the job's state is one that ``until`` accepts; returns that state.
 
         Raises:
-            JobError: it ended otherwise, or did not get there in time.
+            JobError: it ended otherwise, did not get there in time, or nobody can tell for half a
+                minute.
         """
         deadline_s = time.monotonic() + timeout_s
-        while not until(state := self.state()):
-            if state in TERMINAL_STATES:
-                raise JobError(f"the job ended as {state}: {self.cause()}")
+        patience, state = Patience(), "unknown"
+        while True:
+            try:
+                state = self.state()
+                if until(state):
+                    return state
+                patience.answered()
+                if state in TERMINAL_STATES:
+                    raise JobError(f"the job ended as {state}: {self.cause()}")
+            except NoAnswerError as exc:
+                patience.missed(exc)
             if time.monotonic() > deadline_s:
                 raise JobError(f"the job is still {state} after {timeout_s:.0f} s")
             time.sleep(_POLL_S)
-        return state
 
     def wait_running(self, timeout_s: float = 120.0) -> None:
         """Wait until every task of the job runs."""
-        self.wait(lambda state: state == "RUNNING" and self._all_tasks_run(), timeout_s)
+        self.wait(lambda state: state == "RUNNING" and self.all_tasks_run(), timeout_s)
 
-    def _all_tasks_run(self) -> bool:
-        vertices = self.rest.get(f"/jobs/{self.job_id}")["vertices"]
-        return all(vertex["status"] in ("RUNNING", "FINISHED") for vertex in vertices)
+    def all_tasks_run(self) -> bool:
+        """Whether the job runs, and every task of it, as the JobManager sees them now.
+
+        Raises:
+            JobError: it does not answer.
+        """
+        found = self.rest.get(f"/jobs/{self.job_id}")
+        tasks = (vertex["status"] in ("RUNNING", "FINISHED") for vertex in found["vertices"])
+        return found["state"] == "RUNNING" and all(tasks)
 
     def cancel(self, timeout_s: float = 60.0) -> None:
         """Cancel the job and wait for its end; nothing happens if it ended already."""

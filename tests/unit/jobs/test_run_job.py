@@ -104,8 +104,15 @@ def test_a_job_that_flink_refuses(play: Play) -> None:
 
 
 def test_a_cluster_that_does_not_answer_any_more(play: Play) -> None:
-    done = play(PlayedJob("RUNNING", JobError("refused")))
+    done = play(PlayedJob("RUNNING", *[JobError("refused")] * 3))
     assert done.exit_code == ExitCode.FAILED
+    assert "failed: refused" in done.stderr
+
+
+def test_one_time_out_does_not_end_the_watching(play: Play) -> None:
+    late = JobError("timed out")
+    done = play(PlayedJob("RUNNING", late, late, "RUNNING", late, late, "FINISHED"))
+    assert done.exit_code == ExitCode.OK
 
 
 def test_ctrl_c_cancels_a_job_of_the_mini_cluster(play: Play) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,21 @@ def test_a_job_that_ended_is_waited_for_no_longer(flink: FakeFlink, ended: str) 
     with pytest.raises(JobError, match=f"ended as {ended}: PythonException: .*malformed batch"):
         job(flink).wait(lambda state: state == "NEVER", 60)
     assert time.monotonic() - started_s < 10
+
+
+def test_a_jobmanager_that_starts_again_is_waited_for(flink: FakeFlink) -> None:
+    flink.answers[f"GET /jobs/{JOB}"] = [
+        *[(503, {"errors": ["no leader"]})] * 5,
+        (200, {"state": "RUNNING", "vertices": []}),
+    ]
+    assert job(flink).wait(lambda state: state == "RUNNING", 30) == "RUNNING"
+
+
+def test_a_cluster_that_is_gone_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    patience = partial(runner.Patience, 0.0)
+    monkeypatch.setattr(runner, "Patience", patience)
+    with pytest.raises(JobError, match="refused"):
+        gone(None).wait(lambda state: False, 600)
 
 
 def test_a_state_of_the_end_may_be_what_is_waited_for(flink: FakeFlink) -> None:
