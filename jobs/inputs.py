@@ -22,6 +22,8 @@ _START = {
     "latest": "latest-offset",
     "committed": "group-offsets",
 }
+_LOOKS_FOR_PARTITIONS = "10 s"
+"""The connector's own is five minutes: so long the records of a new partition would wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ def source_options(
         "properties.group.id": kafka.group_id,
         "properties.auto.offset.reset": "earliest",
         "scan.startup.mode": _START[kafka.start],
+        "scan.topic-partition-discovery.interval": _LOOKS_FOR_PARTITIONS,
         "key.format": "raw",
         "key.fields": "record_key",
         "value.format": "raw",
