@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jobs.chaos.cli import chaos
 from jobs.cluster import changes_cli
 from jobs.cluster.cli import cluster_app
 from jobs.environment import NotReadyError
@@ -62,6 +63,7 @@ app.add_typer(features_cli.app, name="features")
 app.command()(versions_cli.replay)
 app.command()(versions_cli.cutover)
 app.command()(versions_cli.follow)
+app.command()(chaos)
 app.command("deliver")(outlets_cli.deliver)
 app.add_typer(outlets_cli.store_app, name="store")
 

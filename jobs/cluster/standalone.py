@@ -162,6 +162,21 @@ class StandaloneCluster:
         """End a process as a lost machine would."""
         self._end([name], signal.SIGKILL)
 
+    def restart_jobmanager(self) -> None:
+        """Start a JobManager that ended, on its ports; its TaskManagers come back to it.
+
+        Its jobs go on only where ``high-availability.type`` says where they are written down.
+
+        Raises:
+            ClusterError: none was started here.
+        """
+        with self._changing():
+            state = self._recorded()
+            if state is None:
+                raise ClusterError("the cluster does not run", "run: streamscore cluster up")
+            if self.state() is None:
+                self._start(state, "jobmanager", "jobmanager.sh")
+
     def stop_task_managers(self, names: Sequence[str]) -> None:
         """Stop some TaskManagers in order."""
         with self._changing():

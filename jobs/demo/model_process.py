@@ -63,6 +63,11 @@ class ServerProcess:
         """Whether it is started, ready and has not ended."""
         return self._process is not None and self._process.poll() is None
 
+    def pid(self) -> int | None:
+        """Its process id; none if it does not run."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
     def start(self) -> None:
         """Start it and wait until it serves.
 
