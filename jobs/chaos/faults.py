@@ -7,6 +7,7 @@ also when ``inject`` has failed or was never called too.
 from __future__ import annotations
 
 import resource
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -134,14 +135,18 @@ class NoCheckpoints(Fault):
     def inject(self, strength: float) -> str:
         """See ``Fault``."""
         self.folder.rename(self._away)
-        self.folder.touch()
+        self.folder.touch(exist_ok=False)
         return f"{self.folder.name} is a file"
 
     def heal(self) -> None:
         """See ``Fault``."""
-        if self._away.is_dir():
-            self.folder.unlink(missing_ok=True)
-            self._away.rename(self.folder)
+        if not self._away.is_dir():
+            return
+        if self.folder.is_dir():  # made between the two steps of ``inject``
+            shutil.copytree(self.folder, self._away, dirs_exist_ok=True)
+            shutil.rmtree(self.folder)
+        self.folder.unlink(missing_ok=True)
+        self._away.rename(self.folder)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -168,7 +169,8 @@ def run(options: Options, say: Say = silent) -> Outcome:
             say("waiting for the last outputs")
             _drain(stack, watch, outcome.ledger)
             outcome.restarts = stack.restarts()
-            stack.job.cancel()
+            with suppress(JobError):  # one that is broken for good is judged, too
+                stack.job.cancel()
             _read_rest(watch)
             outcome.seconds = watch.now_s()
             outcome.per_second = dict(watch.per_second)

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -23,9 +25,9 @@ from jobs.chaos import faults, report
 from jobs.chaos.events import events, number_of, poison
 from jobs.chaos.faults import KINDS, DiskFull, Hang, Kill, NoCheckpoints, chosen
 from jobs.chaos.ledger import Bits, Ledger
-from jobs.chaos.plan import schedule
+from jobs.chaos.plan import Planned, schedule
 from jobs.chaos.proxy import Link
-from jobs.chaos.run import Done, Options, Outcome
+from jobs.chaos.run import Done, Options, Outcome, _Injurer
 from jobs.chaos.stack import check
 from jobs.environment import ROOT, NotReadyError
 from jobs.settings import load
@@ -205,6 +207,39 @@ def test_the_checkpoints_come_back(tmp_path: Path) -> None:
     assert (folder / "chk-1").is_dir()
     with pytest.raises(FileNotFoundError):
         NoCheckpoints(tmp_path / "none").inject(0.0)
+
+
+def test_checkpoints_that_were_written_meanwhile_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    (folder / "job" / "chk-1").mkdir(parents=True)
+    fault = NoCheckpoints(folder)
+    fault.inject(0.0)
+    folder.unlink()
+    (folder / "job" / "chk-2").mkdir(parents=True)
+    fault.heal()
+    assert sorted(p.name for p in (folder / "job").iterdir()) == ["chk-1", "chk-2"]
+
+
+class Interrupted:
+    """A fault that is interrupted after it has broken something."""
+
+    def __init__(self) -> None:
+        self.is_broken = False
+
+    def inject(self, strength: float) -> str:
+        self.is_broken = True
+        raise KeyboardInterrupt
+
+    def heal(self) -> None:
+        self.is_broken = False
+
+
+def test_what_is_broken_is_healed_on_ctrl_c() -> None:
+    fault, watch = Interrupted(), SimpleNamespace(now_s=lambda: 0.0)
+    injurer = _Injurer(Any, Any, watch, print)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        injurer._make(Planned(1, "poison", 0.0, 0.0, 0.0), fault)
+    assert not fault.is_broken
 
 
 # -- links --------------------------------------------------------------------------------------
