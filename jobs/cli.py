@@ -6,29 +6,28 @@ Modules are imported inside the commands, so that ``--help`` does not wait for F
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jobs import config_cli, rollout_cli, stack_cli
 from jobs.chaos.cli import chaos
 from jobs.cluster import changes_cli
 from jobs.cluster.cli import cluster_app
+from jobs.demo import cli as demo_cli
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
 from jobs.features import backfill_command, state_commands
 from jobs.features import cli as features_cli
-from jobs.options import ConfigFile, Overrides
+from jobs.options import DEFAULT_CONFIG, Config, ConfigFile, Overrides
 from jobs.options import loaded as _settings
 from jobs.options import refusing as _refusing
 from jobs.outlets import cli as outlets_cli
 from jobs.versions import cli as versions_cli
 
 if TYPE_CHECKING:
-    from jobs.demo.outcome import Outcome
     from jobs.settings import Settings
-    from udfs.scoring.rollout import Rollout
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
 
@@ -41,17 +40,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-stack_app = typer.Typer(
-    help="The local Kafka broker, for the demo, tests and benchmarks.", no_args_is_help=True
-)
-app.add_typer(stack_app, name="stack")
-config_app = typer.Typer(help="A job's settings file.", no_args_is_help=True)
-app.add_typer(config_app, name="config")
-
-rollout_app = typer.Typer(
-    help="Try a model version on a share of a running job's keys.", no_args_is_help=True
-)
-app.add_typer(rollout_app, name="rollout")
+app.add_typer(stack_cli.app, name="stack")
+app.add_typer(config_cli.app, name="config")
+app.add_typer(rollout_cli.app, name="rollout")
 app.add_typer(cluster_app, name="cluster")
 for command in ("submit", "upgrade", "rescale", "inspect", "plan"):
     app.command(command)(getattr(changes_cli, command))
@@ -64,11 +55,11 @@ app.command()(versions_cli.replay)
 app.command()(versions_cli.cutover)
 app.command()(versions_cli.follow)
 app.command()(chaos)
+app.command()(demo_cli.demo)
+app.command("demo-iot")(demo_cli.demo_iot)
+app.command("demo-feed")(demo_cli.demo_feed)
 app.command("deliver")(outlets_cli.deliver)
 app.add_typer(outlets_cli.store_app, name="store")
-
-Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings file.")]
-_CONFIG = Path("conf/fraud.yaml")
 
 
 @app.command()
@@ -115,7 +106,7 @@ def data(
 
 @app.command()
 def train(
-    config: Config = _CONFIG,
+    config: Config = DEFAULT_CONFIG,
     size: Annotated[
         Literal["small", "full"], typer.Option(help="Which demo data to train on.")
     ] = "small",
@@ -174,7 +165,7 @@ def _train_ranking(settings: Settings, data: Path | None, from_topics: bool) -> 
 
 @app.command()
 def serve(
-    config: Config = _CONFIG,
+    config: Config = DEFAULT_CONFIG,
     host: Annotated[str, typer.Option(help="Address to listen on; default: as configured.")] = "",
     port: Annotated[
         int | None, typer.Option(help="Port, 0 for a free one; default: as configured.")
@@ -276,310 +267,6 @@ def gateway(
     settings = _settings(conf, overrides or ())
     with _refusing():
         raise typer.Exit(service.serve(settings))
-
-
-@app.command()
-def demo(
-    size: Annotated[
-        Literal["small", "full"], typer.Option(help="Which demo data; see streamscore data.")
-    ] = "small",
-    seconds: Annotated[
-        float, typer.Option(min=5, help="How long the replay takes, in seconds.")
-    ] = 90,
-    no_live: Annotated[
-        bool, typer.Option("--no-live", help="Print lines instead of a live panel.")
-    ] = False,
-    embedded: Annotated[
-        bool, typer.Option("--embedded", help="Score inside the operator, without a server.")
-    ] = False,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave everything running after the report, to Ctrl-C.")
-    ] = False,
-    limit: Annotated[
-        int, typer.Option(hidden=True, help="Only the first so many transactions; 0 takes all.")
-    ] = 0,
-) -> None:
-    """Score card transactions end to end on this machine: data, model, Kafka, Flink, report.
-
-    Example: streamscore demo --no-live
-    """
-    from jobs.demo import demo as show
-
-    options = show.DemoOptions(size, seconds, not no_live, embedded, keep, limit)
-    _accounted(lambda: show.run(options))
-
-
-def _accounted(show: Callable[[], Outcome]) -> None:
-    """Run a demo; it fails if a record is unaccounted for."""
-    from jobs.demo.replay import ReplayError
-    from jobs.demo.watch import WatchError
-    from jobs.runner import JobError
-
-    try:
-        outcome = show()
-    except (JobError, ReplayError, WatchError) as exc:
-        typer.echo(f"the demo failed: {exc}", err=True)
-        raise typer.Exit(ExitCode.FAILED) from exc
-    if outcome.unaccounted:
-        typer.echo(f"{outcome.unaccounted:,} records are unaccounted for", err=True)
-        raise typer.Exit(ExitCode.FAILED)
-
-
-@app.command("demo-iot")
-def demo_iot(
-    machines: Annotated[int, typer.Option(min=10, help="How many machines.")] = 2_000,
-    event_seconds: Annotated[
-        int, typer.Option(min=60, help="Seconds of their time, a reading a second each.")
-    ] = 1_000,
-    seconds: Annotated[
-        float, typer.Option(min=5, help="How long the replay takes, in seconds.")
-    ] = 180,
-    no_live: Annotated[
-        bool, typer.Option("--no-live", help="Print lines instead of a live panel.")
-    ] = False,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave everything running after the report, to Ctrl-C.")
-    ] = False,
-) -> None:
-    """Find anomalies of machines on this machine: data, model, Kafka, Flink, report.
-
-    Example: streamscore demo-iot --machines 500 --no-live
-    """
-    from jobs.demo.iot import demo as show
-
-    options = show.IotOptions(machines, event_seconds, seconds, not no_live, keep)
-    _accounted(lambda: show.run(options))
-
-
-@app.command("demo-feed")
-def demo_feed(
-    seconds: Annotated[
-        float, typer.Option(min=10, help="How long the replay takes, the training apart.")
-    ] = 90,
-    requests: Annotated[int, typer.Option(min=20, help="How many visitors at most.")] = 3_600,
-    no_live: Annotated[
-        bool, typer.Option("--no-live", help="Print lines instead of a live panel.")
-    ] = False,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave everything running after the report, to Ctrl-C.")
-    ] = False,
-    users: Annotated[
-        int, typer.Option(hidden=True, help="A synthetic log of so many users; 0: the whole data.")
-    ] = 0,
-) -> None:
-    """Rank a feed end to end on this machine: model, Kafka, Flink, gateway, feedback, next model.
-
-    Example: streamscore demo-feed --no-live
-    """
-    from jobs.demo.feed import demo as show
-    from jobs.runner import JobError
-
-    try:
-        outcome = show.run(show.FeedDemoOptions(seconds, requests, not no_live, keep, users))
-    except JobError as exc:
-        typer.echo(f"the demo failed: {exc}", err=True)
-        raise typer.Exit(ExitCode.FAILED) from exc
-    if outcome.unaccounted:
-        typer.echo(f"{outcome.unaccounted:,} unaccounted for, see the report", err=True)
-        raise typer.Exit(ExitCode.FAILED)
-
-
-@config_app.command("check")
-def config_check(conf: ConfigFile = _CONFIG) -> None:
-    """Check a settings file: one line if it is right, else all its mistakes and exit code 3.
-
-    Example: streamscore config check conf/fraud.yaml
-    """
-    from jobs import server_settings
-    from jobs.settings import summary
-
-    with _refusing():
-        if server_settings.is_server_file(conf):
-            models = len(server_settings.load(conf).models)
-            typer.echo(f"{conf}: ok; a server of {models} model{'s' * (models != 1)}")
-            return
-    typer.echo(f"{conf}: ok; {summary(_settings(conf))}")
-
-
-@config_app.command("show")
-def config_show(
-    conf: ConfigFile = _CONFIG,
-    reference: Annotated[
-        bool, typer.Option("--reference", help="Print what can be set, as a Markdown table.")
-    ] = False,
-) -> None:
-    """Print the complete settings, defaults included and secrets masked, as YAML.
-
-    Example: streamscore config show conf/fraud.yaml
-    """
-    from jobs import server_settings, settings
-
-    with _refusing():
-        if server_settings.is_server_file(conf):
-            loaded = server_settings.load(conf)
-            shown = server_settings.reference() if reference else server_settings.as_yaml(loaded)
-            typer.echo(shown, nl=False)
-            return
-    typer.echo(settings.reference() if reference else settings.as_yaml(_settings(conf)), nl=False)
-
-
-@rollout_app.command("start")
-def rollout_start(
-    config: Config = _CONFIG,
-    version: Annotated[int | None, typer.Option(min=1, help="The canary's version.")] = None,
-    server: Annotated[
-        str, typer.Option(help="The canary's host:port; default: the job's own server.")
-    ] = "",
-    percent: Annotated[float, typer.Option(min=0, max=100, help="Its share of the keys.")] = 10,
-    shadow_version: Annotated[
-        int | None, typer.Option(min=1, help="The version that gets copies.")
-    ] = None,
-    shadow_server: Annotated[
-        str, typer.Option(help="Where copies go; default: the job's own server.")
-    ] = "",
-    shadow_percent: Annotated[
-        float, typer.Option(min=0, max=100, help="Of which share of the keys.")
-    ] = 100,
-    max_error_rate: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of unanswered rows beyond stable's.")
-    ] = 0.05,
-    max_latency_ratio: Annotated[
-        float, typer.Option(min=1, help="p90 of a call's time, in stable ones.")
-    ] = 2.0,
-    max_psi: Annotated[
-        float, typer.Option(min=0, help="Population stability index of the scores.")
-    ] = 0.25,
-    min_rows: Annotated[int, typer.Option(min=1, help="Rows before anything is judged.")] = 500,
-) -> None:
-    """Send a share of the keys to another version or server, or copies to one.
-
-    A key stays on its side while the share grows. The job itself ends the canary when it goes past
-    a limit; a shadow's answers go to topics.shadow. Takes effect within a second or two.
-
-    Example: streamscore rollout start --version 4 --percent 10
-    """
-    from jobs import rollout
-    from udfs.scoring.rollout import Address, Limits
-
-    canary = Address(server, version, percent) if version or server else None
-    shadow = (
-        Address(shadow_server, shadow_version, shadow_percent)
-        if shadow_version or shadow_server
-        else None
-    )
-    limits = Limits(max_error_rate, max_latency_ratio, max_psi, min_rows)
-
-    def start(path: Path) -> Rollout:
-        return rollout.start(path, canary, shadow, limits)
-
-    _rollout(config, start)
-
-
-@rollout_app.command("set")
-def rollout_set(
-    percent: Annotated[float, typer.Option(min=0, max=100, help="The canary's share of the keys.")],
-    config: Config = _CONFIG,
-) -> None:
-    """Change the canary's share; raising it moves no key back.
-
-    Example: streamscore rollout set --percent 50
-    """
-    from jobs import rollout
-
-    _rollout(config, lambda path: rollout.change(path, "set", percent))
-
-
-@rollout_app.command("promote")
-def rollout_promote(config: Config = _CONFIG) -> None:
-    """Give the canary all keys.
-
-    Example: streamscore rollout promote
-    """
-    from jobs import rollout
-
-    _rollout(config, lambda path: rollout.change(path, "promote"))
-
-
-@rollout_app.command("abort")
-def rollout_abort(config: Config = _CONFIG) -> None:
-    """Give the canary and the shadow no more calls; all keys go back to the stable version.
-
-    Example: streamscore rollout abort
-    """
-    from jobs import rollout
-
-    _rollout(config, lambda path: rollout.change(path, "abort"))
-
-
-@rollout_app.command("status")
-def rollout_status(config: Config = _CONFIG) -> None:
-    """Say what the rollout file says, and why a canary was aborted.
-
-    Example: streamscore rollout status
-    """
-    from udfs.scoring.rollout import Rollout
-
-    _rollout(config, Rollout.read)
-
-
-def _rollout(config: Path, act: Callable[[Path], Rollout | None]) -> None:
-    from jobs import rollout
-    from udfs.scoring.rollout import RolloutError
-
-    try:
-        with _refusing():
-            path = rollout.file_of(_settings(config))
-        done = act(path)
-    except RolloutError as exc:
-        typer.echo(str(exc), err=True)
-        raise typer.Exit(ExitCode.FAILED) from exc
-    for line in rollout.status_lines(done):
-        typer.echo(line)
-
-
-@stack_app.command("up")
-def stack_up(config: Config = _CONFIG) -> None:
-    """Start the broker and make the topics of a settings file; does only what is left to do.
-
-    Example: STREAMSCORE_KAFKA=127.0.0.1:9093 streamscore stack up
-    """
-    from jobs import stack
-    from jobs.console import console, spinner
-
-    settings = _settings(config)
-    with spinner("starting the stack") as progress:
-        tables = [table.topic for table in settings.tables if table.topic]
-        kafka, topics = settings.kafka, settings.topics
-        tables += [topics.popularity] if topics.popularity else []
-        state = stack.up(kafka.bootstrap_servers, topics, progress, tables=tables)
-    console.print(f"Kafka runs at [bold]{state.bootstrap}[/], process {state.pid}")
-
-
-@stack_app.command("down")
-def stack_down() -> None:
-    """Stop the broker; its topics stay in build/stack.
-
-    Example: streamscore stack down
-    """
-    from jobs.stack import KafkaBroker
-
-    typer.echo("Kafka stopped" if KafkaBroker().stop() else "Kafka was not running")
-
-
-@stack_app.command("status")
-def stack_status() -> None:
-    """Show where the broker runs and its topics; exit code 1 if it does not run.
-
-    Example: streamscore stack status
-    """
-    from jobs import stack
-    from jobs.console import console, facts_table
-
-    state = stack.KafkaBroker().status()
-    if state is None:
-        typer.echo("Kafka does not run; start it with: streamscore stack up")
-        raise typer.Exit(ExitCode.FAILED)
-    console.print(facts_table(f"Kafka at {state.bootstrap}", stack.summary(state)))
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from jobs.settings import Settings
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONF", help="The job's settings file.")]
+Config = Annotated[Path, typer.Option("--config", "-c", help="The job's settings file.")]
+DEFAULT_CONFIG = Path("conf/fraud.yaml")
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Override a setting; may be repeated."),

@@ -115,7 +115,7 @@ def html(outcome: Outcome) -> str:
     )
     sections = [
         head,
-        section("Timeline", "each bar: broken, then until it works again", _timeline(outcome)),
+        section("Timeline", "orange: broken; blue: until it works again", _timeline(outcome)),
         section("Predictions a second", "as they were read", _rate(outcome)),
         section("Recovery by kind", _NOTE, _by_kind(outcome)),
         section("Every fault", "in order", _table(outcome.faults)),
