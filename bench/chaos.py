@@ -38,6 +38,7 @@ from jobs.chaos.faults import KINDS, chosen
 from jobs.chaos.run import Options, Outcome, run
 from jobs.chaos.writer import WriterError
 from jobs.environment import ROOT
+from jobs.features.topics import TopicError
 from jobs.runner import JobError
 
 _CHANGED: dict[str, Any] = {"flink.parallelism": 2}
@@ -85,7 +86,7 @@ def _bench(options: argparse.Namespace) -> int:
     )
     try:
         outcome = run(asked, say)
-    except (JobError, WriterError) as exc:
+    except (JobError, TopicError, WriterError) as exc:
         raise BenchError(f"{exc}; the logs are in {asked.folder}") from exc
     page = BENCH / "chaos.html"
     page.write_text(report.html(outcome), encoding="utf-8")

@@ -54,6 +54,7 @@ def chaos(
     from jobs.chaos.stack import CHAOS
     from jobs.chaos.writer import WriterError
     from jobs.console import console, facts_table
+    from jobs.features.topics import TopicError
     from jobs.runner import JobError
 
     if list_:
@@ -79,7 +80,7 @@ def chaos(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         outcome = runs.run(options, lambda text: console.print(text, highlight=False))
-    except (JobError, WriterError) as exc:
+    except (JobError, TopicError, WriterError) as exc:
         typer.echo(f"failed: {exc}; the logs are in {at}", err=True)
         raise typer.Exit(ExitCode.FAILED) from exc
     except KeyboardInterrupt:

@@ -153,6 +153,7 @@ def run(options: Options, say: Say = silent) -> Outcome:
         NotReadyError: the job cannot be tried here, or a part did not start.
         JobError: Flink refused the job, or it wrote nothing before the first fault.
         WriterError: the broker refused an event.
+        TopicError: the broker did not answer at the end.
     """
     outcome = Outcome(datetime.now(UTC).isoformat(timespec="seconds"), options)
     with running(

@@ -15,6 +15,7 @@ import psutil
 from jobs import jars
 from jobs import settings as job_settings
 from jobs.chaos.broker import LinkedBroker
+from jobs.chaos.leftovers import Leftovers
 from jobs.chaos.proxy import Link
 from jobs.chaos.zookeeper import ZooKeeper
 from jobs.cluster import submission
@@ -171,6 +172,7 @@ def running(
     folder = folder.absolute()
     jars.fetch(progress)
     _clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
         progress("starting Kafka")
         broker = LinkedBroker(folder / "kafka")
@@ -188,6 +190,7 @@ def running(
             seen["model.server"] = link.address
         progress("starting Flink")
         keeper = opened.enter_context(ZooKeeper(folder / "zookeeper"))
+        Leftovers(folder).note("zookeeper", keeper.pid, str(folder / "zookeeper"))
         cluster = StandaloneCluster(folder / "flink")
         opened.callback(cluster.down)
         cluster.up(task_managers, _SLOTS, options=keeper.flink_options())
@@ -218,6 +221,7 @@ def _clear(folder: Path) -> None:
         return
     LinkedBroker(folder / "kafka").kill()
     StandaloneCluster(folder / "flink").down()
+    Leftovers(folder).end()
     for name in ("kafka", "flink", "zookeeper", "checkpoints", "checkpoints.away"):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).unlink(missing_ok=True)
@@ -238,7 +242,13 @@ def _server(opened: ExitStack, settings: Settings, folder: Path) -> tuple[Compon
     opened.enter_context(server)
     link = opened.enter_context(Link(server.port))
 
-    return _Part(server.pid, server.start, "model server"), link
+    def start() -> None:
+        if server.pid() is None:
+            server.start()
+        Leftovers(folder).note("server", server.pid(), "model_server")
+
+    start()
+    return _Part(server.pid, start, "model server"), link
 
 
 def _task_manager(cluster: StandaloneCluster, job: RunningJob, count: int, code: Path) -> Component:

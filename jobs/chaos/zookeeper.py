@@ -45,6 +45,11 @@ class ZooKeeper:
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Its process id; none if it was not started."""
+        return None if self._process is None else self._process.pid
+
     def flink_options(self) -> dict[str, Any]:
         """What a cluster needs to know of it."""
         return {

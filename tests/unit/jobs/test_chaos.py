@@ -25,6 +25,7 @@ from jobs.chaos import faults, report
 from jobs.chaos.events import events, number_of, poison
 from jobs.chaos.faults import KINDS, DiskFull, Hang, Kill, NoCheckpoints, chosen
 from jobs.chaos.ledger import Bits, Ledger
+from jobs.chaos.leftovers import Leftovers
 from jobs.chaos.plan import Planned, schedule
 from jobs.chaos.proxy import Link
 from jobs.chaos.run import Done, Options, Outcome, _Injurer
@@ -240,6 +241,15 @@ def test_what_is_broken_is_healed_on_ctrl_c() -> None:
     with pytest.raises(KeyboardInterrupt):
         injurer._make(Planned(1, "poison", 0.0, 0.0, 0.0), fault)
     assert not fault.is_broken
+
+
+def test_what_a_killed_run_left_is_ended_by_the_next(sleeper: Sleeper, tmp_path: Path) -> None:
+    Leftovers(tmp_path).note("server", None, "nothing")
+    Leftovers(tmp_path).note("server", os.getpid(), "no argument of this process has this")
+    Leftovers(tmp_path).note("keeper", sleeper.pid(), "time.sleep(600)")
+    Leftovers(tmp_path).end()
+    assert sleeper.started[0].wait(5) is not None  # and this process lives on
+    Leftovers(tmp_path).end()
 
 
 # -- links --------------------------------------------------------------------------------------
