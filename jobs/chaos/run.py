@@ -175,6 +175,7 @@ def run(options: Options, say: Say = silent) -> Outcome:
             _read_rest(watch)
             outcome.seconds = watch.now_s()
             outcome.per_second = dict(watch.per_second)
+        stack.cluster.down()  # the recomputation wants its memory
         say("recomputing every feature")
         _compare(stack.settings, outcome)
     return outcome
