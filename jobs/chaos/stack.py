@@ -139,6 +139,7 @@ def check(settings: Settings) -> None:
         "a login to Kafka": settings.kafka.python_properties(),
         "model.tls": settings.model.tls,
         "privacy": settings.privacy,
+        "overload": settings.overload,
     }
     if found := [name for name, value in needs.items() if value]:
         raise NotReadyError(
