@@ -8,26 +8,31 @@ Results, by part:
 
   live      alert_p99_ms, window_p99_ms   from a window's end, which is event time, to its alert and
                                           its score in Kafka; by the broker's clock. Windows close
-                                          at the first reading 500 ms after their end
-            memory_growth                 of the job's processes, last quarter over second
+                                          at the first reading 500 ms after their end, or by the
+                                          clock when that is overdue (rollup.overdue)
+            memory_growth, memory_slope   of the job's processes: last quarter over second; a line
+                                          through all samples after the first quarter
             windows_wrong                 fields of sampled windows that differ from pandas' by more
                                           than 1e-9 of their size
-  rates     rate_held                     the highest of --rates with alert_p99_ms below 2 s
+  rates     rate_held                     the highest of --machines and --rates with alert_p99_ms
+                                          of at most 2 s and every record accounted for
   backlog   backlog                       readings/s of a backlog without faults, beside:
             plain_loop, bytewax           the same library calls without Flink; Bytewax needs
                                           `make bench-peers`
 
-Written to build/bench/anomaly.json.
+Written to build/bench/anomaly.json. Each rate is a job of its own: 80 s beside its seconds.
 
 Examples:
   python -m bench.anomaly --quick
-  python -m bench.anomaly --seconds 600 --machines 10000
+  python -m bench.anomaly --short               # 4 minutes: 10,000 machines for 60 s, a backlog
+  python -m bench.anomaly                       # 25 minutes: for 10 minutes, then higher rates
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import sysconfig
 import time
@@ -60,12 +65,17 @@ from bench.lab import Child, Place, place
 from bench.watching import watch
 from jobs import settings, training
 from jobs.demo.iot import evaluation, runs
-from jobs.environment import ROOT
+from jobs.environment import QUICK_JVM, ROOT
 from jobs.settings import Settings
+from udfs.batches.events import FloatArray
 
 PARTS = ("live", "rates", "backlog")
 SETTINGS = {"alerts.threshold": 0.45, "batch.buckets": 1, "batch.window": "50ms"}
 """What differs from conf/iot.yaml."""
+
+JVM_ARGS = f"{QUICK_JVM} -Xmx1500m"
+"""Without its optimising compiler, which takes half of two cores for the first minutes; and with
+about the heap of a TaskManager, as the JVM's own default is a quarter of the machine."""
 
 P99_MOST_MS = 2_000
 LEAD_S = 10
@@ -75,6 +85,7 @@ _MEMORY_EVERY_S = 5.0
 _WARM, _WARM_READINGS, _WARM_S = "warm", 60, 240.0
 _DONE_S = 60.0
 _CHECKED_MACHINES = 50
+_MOST_WINDOWS = 0.97
 
 
 @dataclass(slots=True)
@@ -83,20 +94,24 @@ class Phase:
 
     Attributes:
         machines: Machines, and readings a second.
+        seconds: For how long.
         start_ms: Event time of the first.
         alert_ms: Of each alert that such a window opened, from its end to Kafka.
-        window_ms: The same of each window closed by a reading.
-        memory: Bytes of the job's processes, over time.
+        by_end: The same of each window closed by a reading, by its end, epoch ms.
+        window_ms: The same of all of them.
+        memory: Bytes of each of the job's processes by name, over time.
         windows: Those of the machines that are checked.
         sent: Readings, repeats and bad records.
         accounted: Those whose end was seen.
     """
 
     machines: int
+    seconds: int
     start_ms: int = 0
     alert_ms: list[float] = field(default_factory=list)
+    by_end: dict[int, list[float]] = field(default_factory=dict)
     window_ms: list[float] = field(default_factory=list)
-    memory: list[int] = field(default_factory=list)
+    memory: list[dict[str, int]] = field(default_factory=list)
     windows: list[dict[str, Any]] = field(default_factory=list)
     sent: int = 0
     accounted: int = 0
@@ -110,10 +125,17 @@ class Phase:
             and percentiles(self.alert_ms)["p99"] <= P99_MOST_MS
         )
 
+    @property
+    def memory_bytes(self) -> FloatArray:
+        """Of all processes together, float64 (samples,)."""
+        return np.array([sum(sample.values()) for sample in self.memory], np.float64)
+
     def about(self) -> dict[str, Any]:
         """For the document."""
         return {
             "name": f"{self.machines}_machines",
+            "seconds": self.seconds,
+            "memory_every_s": _MEMORY_EVERY_S,
             "sent": self.sent,
             "accounted": self.accounted,
             "alerts": len(self.alert_ms),
@@ -121,6 +143,10 @@ class Phase:
             "alert_ms": percentiles(self.alert_ms) if self.alert_ms else {},
             "window_ms": percentiles(self.window_ms) if self.window_ms else {},
             "memory_bytes": self.memory,
+            "window_ms_by_end": {
+                str((end_ms - self.start_ms) // 1_000): percentiles(took_ms)
+                for end_ms, took_ms in sorted(self.by_end.items())
+            },
         }
 
 
@@ -129,13 +155,14 @@ def parser() -> argparse.ArgumentParser:
     result = command_line("anomaly", __doc__)
     add = result.add_argument
     add("--quick", action="store_true", help="a smoke test; its figures mean nothing")
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (all)")
+    add("--short", action="store_true", help="10,000 machines for 60 s, and a backlog")
+    add("--parts", nargs="+", choices=PARTS, help="what to measure (all)")
     add("--config", type=Path, default=ROOT / "conf" / "iot.yaml", help="the job's settings file")
     add("--set", dest="overrides", metavar="KEY=VALUE", action="append", type=override,
         default=[], help="override one of our job's settings; may be repeated")  # fmt: skip
     add("--machines", type=int, help="and readings a second (default: 10,000)")
     add("--seconds", type=int, help="of the live part (default: 600)")
-    add("--rates", nargs="+", type=int, help="readings a second to try (default: 15,000 to 40,000)")
+    add("--rates", nargs="+", type=int, help="readings a second to try (default: 15,000 to 30,000)")
     add("--rate-seconds", type=int, help="of each (default: 60)")
     add("--backlog-seconds", type=int, help="of the backlog's readings (default: 100)")
     add("--keep", action="store_true", help="keep the logs below build/bench in any case")
@@ -143,23 +170,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def complete(options: argparse.Namespace) -> argparse.Namespace:
-    """Fill in the defaults, which --quick changes."""
-    defaults: dict[str, tuple[Any, Any]] = {
-        "machines": (300, 10_000),
-        "seconds": (40, 600),
-        "rates": ([400], [15_000, 20_000, 30_000, 40_000]),
-        "rate_seconds": (30, 60),
-        "backlog_seconds": (60, 100),
+    """Fill in the defaults, which --quick and --short change."""
+    defaults: dict[str, tuple[Any, Any, Any]] = {
+        "machines": (300, 10_000, 10_000),
+        "seconds": (40, 60, 600),
+        "rates": ([400], [15_000], [15_000, 20_000, 25_000, 30_000]),
+        "rate_seconds": (30, 30, 60),
+        "backlog_seconds": (60, 40, 100),
+        "parts": (PARTS, ("live", "backlog"), PARTS),
     }
-    for name, (short, long) in defaults.items():
+    form = 0 if options.quick else 1 if options.short else 2
+    for name, values in defaults.items():
         if getattr(options, name) is None:
-            setattr(options, name, short if options.quick else long)
+            setattr(options, name, values[form])
     return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, store and print; returns the exit code."""
     options = complete(parser().parse_args(argv))
+    os.environ.setdefault("JVM_ARGS", JVM_ARGS)
     return guarded(lambda: _bench(options))
 
 
@@ -169,11 +199,11 @@ def _bench(options: argparse.Namespace) -> int:
     chosen = settings.load(options.config, overrides)
     model_dir = _model(chosen)
     results: list[Result] = []
-    details: list[dict[str, Any]] = []
+    phases: list[Phase] = []
     with place("anomaly", options.config, overrides, keep=options.keep) as at:
         parts: dict[str, Callable[[], list[Result]]] = {
-            "live": lambda: _live(at, chosen, options, details),
-            "rates": lambda: _rates(at, options, details),
+            "live": lambda: _live(at, chosen, options, phases),
+            "rates": lambda: _rates(at, options, phases),
             "backlog": lambda: _backlog(at, options, model_dir),
         }
         for part in options.parts:
@@ -185,10 +215,11 @@ def _bench(options: argparse.Namespace) -> int:
         "settings": {
             "config": options.config.name,
             "changed": {**SETTINGS, **dict(options.overrides)},
+            "jvm": os.environ["JVM_ARGS"],
             "machines": options.machines,
             "seconds": options.seconds,
         },
-        "runs": details,
+        "runs": [phase.about() for phase in phases],
         "failures": failures,
     }
     return common.finish(
@@ -219,10 +250,10 @@ def _model(chosen: Settings) -> Path:
 
 
 def _live(
-    at: Place, chosen: Settings, options: argparse.Namespace, details: list[dict[str, Any]]
+    at: Place, chosen: Settings, options: argparse.Namespace, phases: list[Phase]
 ) -> list[Result]:
     phase = _measured(at, options, options.machines, options.seconds)
-    details.append(phase.about())
+    phases.append(phase)
     return _live_results(chosen, options, phase, at.failures)
 
 
@@ -231,7 +262,7 @@ def _measured(at: Place, options: argparse.Namespace, machines: int, seconds: in
     name = f"live-{machines}"
     say(f"[bold]{name}[/]: {machines:,} machines for {seconds} s")
     topics = {**at.create_outputs(name, 1), "events": at.create(f"{name}-events", partitions=1)[0]}
-    phase = Phase(machines)
+    phase = Phase(machines, seconds)
     with at.start_ours(name, at.job_overrides(name, topics)) as job:
         _warm(at, job, topics)
         phase.start_ms = (int(time.time()) + LEAD_S) * 1_000
@@ -281,10 +312,13 @@ def _send(at: Place, job: Child, phase: Phase, topic: str, seconds: int) -> None
     say(f"{report['sent']:,} records in {report['seconds']:.1f} s")
 
 
-def _memory(job: Child) -> int:
+def _memory(job: Child) -> dict[str, int]:
     main = psutil.Process(job.pid)
-    family = [main, *main.children(recursive=True)]
-    return sum(process.memory_info().rss for process in family)
+    found: dict[str, int] = {}
+    for process in (main, *main.children(recursive=True)):
+        name = process.name()
+        found[name] = found.get(name, 0) + process.memory_info().rss
+    return found
 
 
 def _wait(at: Place, job: Child, phase: Phase, topics: dict[str, str]) -> None:
@@ -308,9 +342,11 @@ def _read(at: Place, phase: Phase, topics: dict[str, str]) -> None:
             continue
         window = value["window"]
         phase.accounted += window["readings"]
-        if window["closed_by"] == "time":
+        if window["closed_by"] in ("time", "clock"):
             by_time.add((value["key"], window["window_end_ms"]))
-            phase.window_ms.append(message.timestamp()[1] - window["window_end_ms"])
+            took_ms = message.timestamp()[1] - window["window_end_ms"]
+            phase.window_ms.append(took_ms)
+            phase.by_end.setdefault(window["window_end_ms"], []).append(took_ms)
         if value["key"] in checked:
             phase.windows.append(window)
     for message in at.topics.read(topics["alerts"]):
@@ -332,13 +368,15 @@ def _live_results(
     fleet = fleet_of(phase.machines, options.seconds, phase.start_ms, True, 0.3)
     compared_fields, wrong = differences(chosen, fleet, phase.windows)
     failures += wrong[:3]
-    quarter = max(1, len(phase.memory) // 4)
-    growth = np.mean(phase.memory[-quarter:]) / np.mean(phase.memory[quarter : 2 * quarter])
+    memory = phase.memory_bytes
+    quarter = max(1, len(memory) // 4)
+    growth = np.mean(memory[-quarter:]) / np.mean(memory[quarter : 2 * quarter])
     rate = f"at {phase.machines:,} readings/s for {options.seconds} s"
     results = [
         Result("window_p99_ms", percentiles(phase.window_ms)["p99"], "ms", note=rate),
         Result("memory_growth", float(growth), "times", note="last quarter over second"),
-        Result("memory_max", max(phase.memory) / 2**20, "MiB"),
+        Result("memory_slope", _slope(memory[quarter:]), "MiB/min", note="after a quarter"),
+        Result("memory_max", float(memory.max()) / 2**20, "MiB"),
         Result("windows_wrong", float(len(wrong)), "fields", note=f"of {compared_fields:,}"),
     ]
     if phase.alert_ms:
@@ -350,16 +388,27 @@ def _live_results(
     return results
 
 
-def _rates(at: Place, options: argparse.Namespace, details: list[dict[str, Any]]) -> list[Result]:
-    held = 0
+def _slope(memory: FloatArray) -> float:
+    """MiB a minute, of a line through samples in bytes."""
+    if len(memory) < 2:
+        return 0.0
+    minutes = np.arange(len(memory)) * _MEMORY_EVERY_S / 60
+    return float(np.polyfit(minutes, memory / 2**20, 1)[0])
+
+
+def _rates(at: Place, options: argparse.Namespace, phases: list[Phase]) -> list[Result]:
     for rate in options.rates:
-        phase = _measured(at, options, rate, options.rate_seconds)
-        details.append(phase.about())
-        if not phase.is_held:
+        if phases and not phases[-1].is_held:
             break
-        held = rate
-    tried = ", ".join(f"{rate:,}" for rate in options.rates)
-    return [Result("rate_held", float(held) or None, "readings/s", note=f"tried: {tried}")]
+        phases.append(_measured(at, options, rate, options.rate_seconds))
+    held = max((float(phase.machines) for phase in phases if phase.is_held), default=None)
+    tried = ", ".join(f"{phase.machines:,} for {phase.seconds} s" for phase in phases)
+    p99 = [
+        Result(f"alert_p99_ms_{phase.machines}", percentiles(phase.alert_ms)["p99"], "ms")
+        for phase in phases
+        if phase.alert_ms
+    ]
+    return [*p99, Result("rate_held", held, "readings/s", note=f"tried: {tried}")]
 
 
 # -- backlog ------------------------------------------------------------------------------------
@@ -419,7 +468,8 @@ def _growth(
     at: Place, options: argparse.Namespace, job: Child, topic: str, per_window: float
 ) -> float | None:
     """Readings per second, told by the windows that come out; none if they come too fast."""
-    total = options.machines * (options.backlog_seconds // 10 - 1)
+    # A few windows of each run have no reading, as its recording pauses.
+    total = int(_MOST_WINDOWS * options.machines * (options.backlog_seconds // 10 - 1))
 
     def is_enough(n: int, seconds: float) -> bool:
         return n >= total or (n > 0 and seconds > _DONE_S)

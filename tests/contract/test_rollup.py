@@ -288,6 +288,22 @@ def test_a_job_that_stood_still_takes_no_machine_for_idle() -> None:
     assert [m for m in made_of(after(subtask, clock, IDLE_MS + 1_000)) if m.events]
 
 
+def test_a_window_whose_reading_is_overdue_is_closed_by_the_clock() -> None:
+    assert SCHEMA.rollup is not None
+    rollup = SCHEMA.rollup.model_copy(update={"overdue": 1_000, "idle": 600_000})
+    clock = Clock()
+    subtask = Subtask(
+        stage(clock, schema=SCHEMA.model_copy(update={"rollup": rollup}), routing=Routing((3,)))
+    )
+    subtask.run(micro_batch(3, [reading(9)], 0))
+    assert after(subtask, clock, 3_900) == []
+    (window,) = made_of(after(subtask, clock, 400))
+    assert window.events is not None and window.events.texts["closed_by"] == ["clock"]
+    (late,) = made_of(subtask.run(micro_batch(3, [reading(8)], 50)))
+    assert json.loads(late.dead_letters[0][1])["code"] == "late"
+    assert not [m for m in made_of(subtask.run(micro_batch(3, [reading(10)], 60))) if m.events]
+
+
 def test_what_comes_after_the_input_s_last_watermark_is_closed_at_once() -> None:
     subtask = one_bucket(Clock())
     subtask.run(micro_batch(3, [reading(1)], 0))

@@ -10,26 +10,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from jobs import runner, training
-from jobs.environment import ROOT
 from jobs.features import topics
 from jobs.features.parity import compare
 from jobs.features.replay import silent
 from jobs.settings import Settings, load
 from tests.support.fixtures import own_overrides
 from tests.support.kafka import Record, Traffic
-from tests.support.machines import arrivals, history, reading, record_of
+from tests.support.machines import IOT, arrivals, history, reading, record_of, trained
 from tests.support.running import restarts, running
 from tests.support.waiting import wait_until
-from udfs.offline.offline import features_of, history_of
+from tests.support.windows import Recomputed
 
 pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(300)]
 
-IOT = ROOT / "conf" / "iot.yaml"
 MACHINES, SECONDS = 6, 240
 BAD = (b"", b"no reading", b'{"reading": "x"}')
 
@@ -39,10 +36,7 @@ MakeIot = Callable[[dict[str, Any]], Settings]
 @pytest.fixture(scope="module")
 def iot_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 1 of a small model, of windows by the same roll-up."""
-    folder = tmp_path_factory.mktemp("iot-models")
-    settings = load(IOT, {"model.path": str(folder), "training.trees": 5})
-    training.train(settings, history(4, 300))
-    return folder
+    return trained(tmp_path_factory.mktemp("iot-models"))
 
 
 @pytest.fixture
@@ -89,24 +83,11 @@ def check_features(
     settings: Settings, traffic: Traffic, frame: pd.DataFrame, codes: Counter[str]
 ) -> None:
     """Every window and every feature equals the roll-up of the table of what was sent."""
-    schema = settings.schema_
-    expected = history_of(schema, frame, order="arrival")
-    assert Counter(r.code for r in expected.rejects) == {
-        code: n for code, n in codes.items() if code in ("late", "id_conflict")
-    }
+    expected = Recomputed(settings, frame)
+    assert expected.codes == {c: n for c, n in codes.items() if c in ("late", "id_conflict")}
     assert expected.duplicates == len(traffic.outputs["duplicates"])
-    features = features_of(schema, expected.events)
-    ids = [expected.events.texts["window"][row] for row in features.rows.tolist()]
-    wanted = dict(zip(ids, features.features, strict=True))
-    got = {
-        out.document["event_id"]: [
-            np.nan if v is None else v for v in out.document["features"].values()
-        ]
-        for out in traffic.outputs["predictions"]
-    }
-    assert got.keys() == wanted.keys()
-    for window, values in got.items():
-        np.testing.assert_allclose(values, wanted[window], rtol=1e-9, atol=1e-9, err_msg=window)
+    assert expected.windows.keys() == window_counts(traffic).keys()
+    expected.check(traffic.outputs["predictions"])
 
 
 def test_silent_machines_are_told_and_a_newer_model_takes_over(make: MakeIot) -> None:

@@ -27,16 +27,23 @@ class JobProcess:
     """Runs this file as a script; a context manager that ends it, and the JVM it started.
 
     Args:
-        overrides: Of conf/fraud.yaml, plain JSON types.
+        overrides: Of the settings, plain JSON types.
         log: Where its output goes.
         switch: The folder of the ``Switch`` that its scoring obeys.
         target: host:port of a cluster; none runs a mini-cluster in the process.
+        conf: The settings' file below conf/.
     """
 
     def __init__(
-        self, overrides: dict[str, Any], log: Path, switch: Path, target: str | None = None
+        self,
+        overrides: dict[str, Any],
+        log: Path,
+        switch: Path,
+        target: str | None = None,
+        conf: str = "fraud.yaml",
     ) -> None:
-        chosen = {"overrides": overrides, "switch": str(switch), "target": target}
+        places = {"switch": str(switch), "target": target, "conf": conf}
+        chosen = {"overrides": overrides, **places}
         self._argument = json.dumps(chosen)
         self._log = log
 
@@ -110,7 +117,7 @@ def main() -> None:
     chosen = json.loads(sys.argv[1])
     held = partial(HeldScoring, Switch(Path(chosen["switch"])))
     setattr(pipeline, "ServedScoring", held)  # noqa: B010
-    settings = load(ROOT / "conf" / "fraud.yaml", chosen["overrides"])
+    settings = load(ROOT / "conf" / chosen["conf"], chosen["overrides"])
     job = runner.start(settings, chosen["target"])
     print(f"job {job.job_id} {job.rest.address}", flush=True)
     sys.stdin.readline()

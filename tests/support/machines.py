@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pandas as pd
 
+from jobs import training
+from jobs.environment import ROOT
+from jobs.settings import load
 from tests.support.kafka import Record
+
+IOT = ROOT / "conf" / "iot.yaml"
 
 SENSORS = (
     "Accelerometer1RMS",
@@ -49,6 +55,13 @@ def history(machines: int, seconds: int, begin_ms: int = 1_700_000_000_000) -> p
         for machine in range(machines)
     ]
     return pd.DataFrame(rows)
+
+
+def trained(folder: Path) -> Path:
+    """Version 1 of a small model, of windows by the same roll-up; returns the folder."""
+    settings = load(IOT, {"model.path": str(folder), "training.trees": 5})
+    training.train(settings, history(4, 300))
+    return folder
 
 
 def arrivals(machines: int, seconds: int, begin_ms: int, seed: int = 2) -> Iterator[dict[str, Any]]:

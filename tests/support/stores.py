@@ -168,6 +168,11 @@ class PostgresProcess(_StoreProcess):
             for statement in statements:
                 connection.execute(statement)
 
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        with self._psycopg.connect(self.dsn, autocommit=True) as connection:
+            found: list[tuple[Any, ...]] = connection.execute(query).fetchall()
+        return found
+
 
 def _postgres_bin() -> Path:
     """The folder with initdb and postgres; Debian keeps it off the path."""

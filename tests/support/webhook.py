@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import Any, NamedTuple, Self
@@ -36,6 +38,7 @@ class WebhookServer:
         self.tries: list[str] = []
         self.status: Callable[[Any], int] = lambda body: 200
         self._lock = Lock()
+        self._open: set[socket.socket] = set()
         self._server: ThreadingHTTPServer | None = None
 
     @property
@@ -55,10 +58,14 @@ class WebhookServer:
         Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
+        """As a process that ends: connections that callers keep open end too."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+        for connection in [*self._open]:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def answer(self, headers: Mapping[str, str], raw: bytes) -> int:
         key, body = headers["Idempotency-Key"], orjson.loads(raw)
@@ -75,6 +82,15 @@ class WebhookServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                server._open.add(self.connection)
+
+            def finish(self) -> None:
+                server._open.discard(self.connection)
+                with suppress(OSError):
+                    super().finish()
 
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers["Content-Length"]))

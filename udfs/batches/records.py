@@ -18,7 +18,16 @@ import orjson
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import FloatArray, Reject
 from udfs.batches.privacy import Privacy
-from udfs.batches.templates import FLOAT, TEXT, WHOLE, Template, between_quotes
+from udfs.batches.templates import (
+    FLOAT,
+    TEXT,
+    WHOLE,
+    Template,
+    as_template,
+    between_quotes,
+    json_text,
+    members_of,
+)
 
 SCHEMA_VERSION = 1
 
@@ -167,20 +176,20 @@ class RecordWriter:
         return self._templates[kind]
 
     def _new_template(self, verdict: Verdict) -> Template:
-        topic, fallback_reason = _json(self._topic), verdict.fallback_reason
+        topic, fallback_reason = json_text(self._topic), verdict.fallback_reason
         named: dict[str, Any] = {"name": verdict.model_name, "version": verdict.model_version}
-        model = _json(named if verdict.arm is None else named | {"arm": verdict.arm})
+        model = json_text(named if verdict.arm is None else named | {"arm": verdict.arm})
         parts: list[str | int] = [
             f'{{"schema_version":{SCHEMA_VERSION},"prediction_id":"{topic[1:-1]}-',
             *(WHOLE, "-", WHOLE, '","event_id":"', TEXT, '","key":"', TEXT, '","score":', FLOAT),
-            f',"model":{model},"fallback_reason":{_json(fallback_reason)},',
+            f',"model":{model},"fallback_reason":{json_text(fallback_reason)},',
             *(('"lookup_fallbacks":[', TEXT, "],") if self._has_lookups else ()),
             *(('"window":', TEXT, ",") if self._has_windows else ()),
             '"event_time_ms":',
             *(WHOLE, ',"ingest_time_ms":', WHOLE, ',"scored_time_ms":', WHOLE, ',"features":{'),
-            *_members(self._columns, FLOAT),
+            *members_of(self._columns, FLOAT),
             '},"order":{',
-            *_members(self.stages, WHOLE),
+            *members_of(self.stages, WHOLE),
             f'}},"source":{{"topic":{topic},"partition":',
             *(WHOLE, ',"offset":', WHOLE, "}}"),
         ]
@@ -239,28 +248,3 @@ def _warming(batch: FeatureBatch) -> Iterator[tuple[list[int], bytes]]:
         if said:
             rows: list[int] = np.flatnonzero(kind.ravel() == number).tolist()
             yield rows, b',"warming":' + orjson.dumps(said) + b"}"
-
-
-def _json(value: Any) -> str:
-    return orjson.dumps(value).decode()
-
-
-def _members(names: Sequence[str], source: int) -> list[str | int]:
-    """Names and slots of an object's members, without the braces."""
-    return [
-        part
-        for n, name in enumerate(names)
-        for part in (f"{',' if n else ''}{_json(name)}:", source)
-    ]
-
-
-def as_template(parts: Sequence[str | int]) -> Template:
-    """Texts and slots as a template; texts side by side are one piece."""
-    pieces, sources = [b""], []
-    for part in parts:
-        if isinstance(part, str):
-            pieces[-1] += part.encode()
-        else:
-            sources.append(part)
-            pieces.append(b"")
-    return Template(pieces, sources)

@@ -147,3 +147,29 @@ def between_quotes(texts: list[str]) -> list[str]:
     if '"' not in joined and "\\" not in joined and joined.isprintable():
         return texts
     return [orjson.dumps(text).decode()[1:-1] for text in texts]
+
+
+def json_text(value: Any) -> str:
+    """A value's JSON."""
+    return orjson.dumps(value).decode()
+
+
+def members_of(names: Sequence[str], source: int) -> list[str | int]:
+    """Names and slots of an object's members, without the braces."""
+    quote = '"' if source == TEXT else ""
+    parts: list[str | int] = []
+    for n, name in enumerate(names):
+        parts += [f"{',' if n else ''}{json_text(name)}:{quote}", source, quote]
+    return parts
+
+
+def as_template(parts: Sequence[str | int]) -> Template:
+    """Texts and slots as a template; texts side by side are one piece."""
+    pieces, sources = [b""], []
+    for part in parts:
+        if isinstance(part, str):
+            pieces[-1] += part.encode()
+        else:
+            sources.append(part)
+            pieces.append(b"")
+    return Template(pieces, sources)

@@ -18,8 +18,8 @@ from xxhash import xxh3_64_intdigest
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import KAFKA_TIME_MS, OFFSET, BoolArray, Decoder, Events, IntArray
 from udfs.batches.privacy import Privacy
-from udfs.batches.records import SCHEMA_VERSION, as_template
-from udfs.batches.templates import TEXT, WHOLE, Template, between_quotes
+from udfs.batches.records import SCHEMA_VERSION
+from udfs.batches.templates import TEXT, WHOLE, Template, as_template, between_quotes
 from udfs.features.formulas import parse
 from udfs.features.series import columns_of, kinds_of
 from udfs.overload.controller import ALL, Controller

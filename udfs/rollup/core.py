@@ -11,10 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from udfs.batches.categories import codes_of
 from udfs.batches.events import Events, FloatArray, IntArray
+from udfs.batches.templates import (
+    FLOAT,
+    TEXT,
+    WHOLE,
+    Template,
+    as_template,
+    between_quotes,
+    members_of,
+)
 from udfs.compiled import Ints
 from udfs.features import log_kernels
 from udfs.features.aggregates import parse_aggregate
@@ -26,6 +34,7 @@ from udfs.features.window_plan import WindowPlan
 from udfs.rollup.kernels import Closed, Rules
 from udfs.rollup.windows import OpenWindows, PartWindows
 from udfs.spec.rollup import (
+    BY_CLOCK,
     BY_END,
     BY_IDLENESS,
     BY_TIME,
@@ -34,12 +43,13 @@ from udfs.spec.rollup import (
     WINDOW_END,
     WINDOW_ID,
     WINDOW_START,
+    RollupSpec,
 )
 from udfs.spec.schema import Schema
 
 Rows = npt.NDArray[np.intp]
 
-REASONS = (BY_TIME, BY_IDLENESS, BY_END)
+REASONS = (BY_TIME, BY_IDLENESS, BY_END, BY_CLOCK)
 """By the kernels' numbers."""
 
 _PLACE = ("@partition", "@offset", "@kafka_time")
@@ -82,6 +92,7 @@ class Rollup:
         assert schema.rollup is not None and schema.readings is not None
         self._schema, self._spec, self._readings = schema, schema.rollup, schema.readings
         values = tuple(dict.fromkeys(field.series for field in self._spec.fields))
+        self._template = _template(schema.key, self._spec)
         self._reader = SeriesReader(self._readings, values)
         names = (*_PLACE, *(f"@keep {name}" for name in self._spec.keep))
         self._series = (*values, *map(Series, names))
@@ -234,21 +245,28 @@ class Rollup:
         }
         columns = dict(zip(self._spec.columns, np.ascontiguousarray(closed.values.T), strict=True))
         return Events(
-            _as_json(words, whole, columns),
+            self._as_json(words, whole, closed.values),
             closed.newest[:, : len(_PLACE)].astype(np.int64),
             closed.ends,
             words,
             {name: column.astype(np.float64) for name, column in whole.items()} | columns,
         )
 
+    def _as_json(
+        self, words: Mapping[str, list[str]], whole: Mapping[str, IntArray], values: FloatArray
+    ) -> list[bytes]:
+        """Each window as a record; a missing value is null."""
+        texts = [""] * (len(words) * len(values))
+        for n, column in enumerate(words.values()):
+            texts[n :: len(words)] = between_quotes(column)
+        return self._template.fill(values, np.stack([*whole.values()], axis=1), texts)
 
-def _as_json(
-    words: Mapping[str, list[str]], whole: Mapping[str, IntArray], columns: Mapping[str, FloatArray]
-) -> list[bytes]:
-    """Each window as a record; a missing value is null."""
-    lists = [*words.values(), *(column.tolist() for column in (*whole.values(), *columns.values()))]
-    names = (*words, *whole, *columns)
-    return [orjson.dumps(dict(zip(names, row, strict=True))) for row in zip(*lists, strict=True)]
+
+def _template(key: str, spec: RollupSpec) -> Template:
+    """A window's record, its members in the order of ``Rollup.events``."""
+    words = members_of((WINDOW_ID, key, CLOSED_BY, *spec.keep), TEXT)
+    whole = members_of((WINDOW_START, WINDOW_END, READINGS), WHOLE)
+    return as_template(["{", *words, ",", *whole, ",", *members_of(spec.columns, FLOAT), "}"])
 
 
 def _plan(

@@ -18,21 +18,42 @@ class Idleness:
         idle_ms: A key that sent nothing for so long gets its windows closed.
         silent_ms: One that sent nothing for so long is silent; None tells nobody.
         now_ms: Epoch ms.
+        overdue_ms: See ``RollupSpec.overdue``.
     """
 
     def __init__(
-        self, windows: OpenWindows, idle_ms: int, silent_ms: int | None, now_ms: int
+        self,
+        windows: OpenWindows,
+        idle_ms: int,
+        silent_ms: int | None,
+        now_ms: int,
+        overdue_ms: int | None = None,
     ) -> None:
         self._windows, self._idle_ms, self._silent_ms = windows, idle_ms, silent_ms
+        self._overdue_ms, self._lag_ms = overdue_ms, 0
         self._heard_ms = np.full(max(1_024, len(windows)), now_ms)
 
     @property
     def tick_ms(self) -> int:
-        """How often to look: an idle key is found at most that much later."""
+        """How often to look: what is due is found at most that much later."""
+        if self._overdue_ms is None:
+            return self.stall_ms
+        return min(self.stall_ms, max(50, self._overdue_ms // 10))
+
+    @property
+    def stall_ms(self) -> int:
+        """A look that is so late tells that the job stood still."""
         return min(1_000, max(50, self._idle_ms // 8))
 
-    def heard(self, slots: Ints, now_ms: int) -> None:
-        """Readings of these keys came, whatever became of them."""
+    def heard(self, slots: Ints, now_ms: int, written_ms: int | None = None) -> None:
+        """Readings of these keys came, whatever became of them.
+
+        Args:
+            slots: The keys'.
+            now_ms: Epoch ms.
+            written_ms: When Kafka got the oldest of them; none: now.
+        """
+        self._lag_ms = 0 if written_ms is None else now_ms - written_ms
         if len(self._windows) > len(self._heard_ms):
             more = np.full(2 * len(self._windows) - len(self._heard_ms), now_ms)
             self._heard_ms = np.concatenate([self._heard_ms, more])
@@ -46,6 +67,19 @@ class Idleness:
         """The slots whose open windows must close."""
         slots = self._windows.open_slots()
         found: Ints = slots[self._heard_ms[slots] <= now_ms - self._idle_ms]
+        return found
+
+    def overdue(self, now_ms: int) -> Ints:
+        """The slots whose next reading is too late to wait for it with their open window.
+
+        By their own time: as far as their newest reading, and as much further as time has passed
+        since. While the job is behind its input, it is the job that is late: none is found.
+        """
+        if self._overdue_ms is None or self._lag_ms > self._overdue_ms:
+            return np.empty(0, np.int64)
+        slots = self._windows.open_slots()
+        waits = self._windows.due_after(slots) + self._overdue_ms
+        found: Ints = slots[now_ms - self._heard_ms[slots] >= waits]
         return found
 
     def newly_silent(self, now_ms: int) -> Ints:

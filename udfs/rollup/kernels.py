@@ -35,7 +35,7 @@ from udfs.features.log_kernels import (
     seen_before,
 )
 
-BY_TIME, BY_IDLENESS, BY_END = 0, 1, 2
+BY_TIME, BY_IDLENESS, BY_END, BY_CLOCK = 0, 1, 2, 3
 
 
 class Rules(NamedTuple):

@@ -15,7 +15,7 @@ from pyflink.datastream.timerservice import TimerService
 
 from udfs.batches.batch import ClosedWindows
 from udfs.batches.categories import code_of
-from udfs.batches.events import Decoder, Events, Reject, split_batch
+from udfs.batches.events import KAFKA_TIME_MS, Decoder, Events, Reject, split_batch
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import dead_letter, duplicate, silence
 from udfs.batches.routing import Routing, conflict, refused, stray
@@ -24,7 +24,7 @@ from udfs.features.states import BucketStates
 from udfs.overload.pacing import limit_of
 from udfs.rollup.core import Rolled, Rollup
 from udfs.rollup.idleness import Idleness
-from udfs.rollup.kernels import BY_END, BY_IDLENESS, Closed
+from udfs.rollup.kernels import BY_CLOCK, BY_END, BY_IDLENESS, Closed
 from udfs.rollup.windows import OpenWindows
 from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 from udfs.spec.schema import Schema
@@ -147,10 +147,14 @@ class RollupStage(KeyedProcessFunction):
             return ()
         self._tick(mine, timers)
         now_ms = self._clock()
-        if now_ms - timestamp > mine.idleness.tick_ms:  # what is to be read has waited as well
+        if now_ms - timestamp > mine.idleness.stall_ms:  # what is to be read has waited as well
             mine.idleness.forgive(now_ms - timestamp)
-        silent = mine.idleness.newly_silent(now_ms)
-        return self._close(bucket, mine, mine.idleness.idle(now_ms), BY_IDLENESS, silent)
+        return self._by_clock(bucket, mine, now_ms)
+
+    def _by_clock(self, bucket: int, mine: _Bucket, now_ms: int) -> Iterator[Row]:
+        idle, silent = mine.idleness.idle(now_ms), mine.idleness.newly_silent(now_ms)
+        yield from self._close(bucket, mine, idle, BY_IDLENESS, silent)
+        yield from self._close(bucket, mine, mine.idleness.overdue(now_ms), BY_CLOCK)
 
     def _windows(self, bucket: int) -> OpenWindows:
         windows = self._states.of(bucket).events
@@ -163,7 +167,8 @@ class RollupStage(KeyedProcessFunction):
         if mine is None:
             self._states.open_all(bucket)
             spec = self._spec
-            idleness = Idleness(self._windows(bucket), spec.idle, spec.silent_after, self._clock())
+            now_ms, clocks = self._clock(), (spec.idle, spec.silent_after)
+            idleness = Idleness(self._windows(bucket), *clocks, now_ms, spec.overdue)
             texts = {int(code): text.decode() for code, text in self._texts_state.items()}
             mine = self._buckets[bucket] = _Bucket(idleness, texts)
             self._tick(mine, timers)
@@ -204,7 +209,8 @@ class RollupStage(KeyedProcessFunction):
         keys = readings.texts[self._schema.key]
         kept = rolled.kept.tolist()
         self._states.add(bucket, [keys[row] for row in kept], rolled.entries)
-        mine.idleness.heard(state.events.slots(keys), self._clock())
+        written_ms = int(readings.positions[:, KAFKA_TIME_MS].min())
+        mine.idleness.heard(state.events.slots(keys), self._clock(), written_ms)
         return ClosedWindows(
             self._events(state.events, mine, rolled.closed, readings),
             self._dead_letters(rejects + self._rejects(readings, rolled)),

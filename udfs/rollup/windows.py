@@ -157,6 +157,13 @@ class OpenWindows(Histories):
         found: Ints = slots[has_any & (newest // every_ms * every_ms + every_ms > closed)]
         return found
 
+    def due_after(self, slots: Ints) -> Ints:
+        """How far each key's newest reading is before what closes its window, ms, int64 (n,)."""
+        newest, every_ms = self.newest(slots), self._rules.every_ms
+        ends = newest // every_ms * every_ms + every_ms
+        left: Ints = ends + self._rules.lateness_ms - newest
+        return left
+
     def _room(self, windows: int) -> Closed:
         windows += 4 * (self._rules.lateness_ms // self._rules.every_ms + 2)
         whole = [np.empty(windows, np.int64) for _ in range(5)]

@@ -17,8 +17,8 @@ from udfs.spec.types import DurationMs, Mistake, Strict, doubles
 
 WINDOW_ID, WINDOW_START, WINDOW_END = "window", "window_start_ms", "window_end_ms"
 READINGS, CLOSED_BY = "readings", "closed_by"
-BY_TIME, BY_IDLENESS, BY_END = "time", "idle", "end"
-"""What closes a window: a later reading, a silent machine, the end of the input."""
+BY_TIME, BY_IDLENESS, BY_END, BY_CLOCK = "time", "idle", "end", "clock"
+"""What closes a window: a later reading, a silent machine, the end of the input, the clock."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN_FIELDS = (WINDOW_ID, WINDOW_START, WINDOW_END, READINGS, CLOSED_BY)
@@ -86,6 +86,12 @@ class RollupSpec(Strict):
         15_000,
         ge=100,
         description="a key's windows close when it has sent nothing for so long, by the clock",
+    )
+    overdue: DurationMs | None = Field(
+        None,
+        ge=100,
+        description="a window that its key's next reading is late to close is closed by the clock, "
+        "so long after that reading was due; none waits for it",
     )
     silent_after: DurationMs | None = Field(
         None, description="a key that has sent nothing for so long is an alert; none tells nobody"

@@ -99,9 +99,9 @@ def test_quick_and_full_runs_have_their_sizes() -> None:
 
 
 def test_a_rate_is_held_if_all_is_accounted_for_in_time() -> None:
-    phase = anomaly.Phase(10, alert_ms=[100.0] * 98 + [1_900.0, 5_000.0], sent=5, accounted=5)
+    phase = anomaly.Phase(10, 60, alert_ms=[100.0] * 98 + [1_900.0, 5_000.0], sent=5, accounted=5)
     assert phase.is_held
     phase.accounted = 4
     assert not phase.is_held
-    late = anomaly.Phase(10, alert_ms=[2_100.0], sent=5, accounted=5)
+    late = anomaly.Phase(10, 60, alert_ms=[2_100.0], sent=5, accounted=5)
     assert not late.is_held

@@ -23,7 +23,7 @@ from udfs.offline.history import history_of
 from udfs.offline.rolling import roll_up
 from udfs.rollup.core import Rollup
 from udfs.rollup.idleness import Idleness
-from udfs.rollup.kernels import BY_END, BY_IDLENESS
+from udfs.rollup.kernels import BY_CLOCK, BY_END, BY_IDLENESS
 from udfs.rollup.windows import OpenWindows
 from udfs.spec.event import EventSpec
 from udfs.spec.feature import FeatureSpec
@@ -374,6 +374,28 @@ def test_one_key_s_clock_closes_no_other_key_s_windows() -> None:
     ahead, behind = by_hand(3_600, machine="m1"), by_hand(1, 2, machine="m2")
     rolled = rollup.observe(state, columns_of([*ahead, *behind]))
     assert not rolled.late and not len(rolled.closed.slots)
+
+
+def test_an_overdue_reading_is_not_waited_for() -> None:
+    """A machine's own time goes on as the clock does; not while the job is behind."""
+    rollup = Rollup(SCHEMA)
+    state = rollup.new_state()
+    windows = state.events
+    assert isinstance(windows, OpenWindows) and SCHEMA.readings is not None
+    idleness = Idleness(windows, 60_000, None, now_ms=0, overdue_ms=1_000)
+    rollup.observe(state, columns_of(by_hand(9, machine="m1") + by_hand(4, machine="m2")))
+    slots = windows.slots(["m1", "m2"])
+    due_ms = 50_000 + 1_000 + SCHEMA.readings.time.allowed_lateness + 1_000
+    idleness.heard(slots, 50_000)
+    assert windows.names(idleness.overdue(due_ms - 1)) == []
+    assert windows.names(idleness.overdue(due_ms)) == ["m1"]
+    windows.close(idleness.overdue(due_ms), BY_CLOCK)
+    assert windows.names(idleness.overdue(due_ms + 4_999)) == []
+    assert windows.names(idleness.overdue(due_ms + 5_000)) == ["m2"]
+    idleness.heard(slots[:1], 50_000, written_ms=48_999)
+    assert windows.names(idleness.overdue(due_ms + 5_000)) == []
+    never = Idleness(windows, 60_000, None, now_ms=0)
+    assert not len(never.overdue(10**9))
 
 
 def test_idleness_and_silence_go_by_the_clock() -> None:
