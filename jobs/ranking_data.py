@@ -137,7 +137,8 @@ def examples_of(documents: Iterable[dict[str, Any]]) -> Examples:
     """Examples of the feedback join as rows to train on.
 
     A request that is there twice counts once; a feature that an example does not have is missing.
-    An interaction that came after its request's example sets the label that it would have set.
+    An interaction that came after its request's example sets the label that it would have set. A
+    request with no label says nothing of its items' order and is left out, as in a log.
     """
     found, late = dict[str, dict[str, Any]](), set[tuple[str, str]]()
     for document in documents:
@@ -145,13 +146,17 @@ def examples_of(documents: Iterable[dict[str, Any]]) -> Examples:
             found.setdefault(document["example_id"], document)
         elif document.get("kind") == "late":
             late.add((document["request_id"], document["item"]))
-    features, labels = list[list[float | None]](), list[float]()
+    features, labels, requests = list[list[float | None]](), list[float](), 0
     for request_id, document in found.items():
+        own = [max(one["label"], (request_id, one["item"]) in late) for one in document["items"]]
+        if not any(own):
+            continue
         places = {name: n for n, name in enumerate(document["columns"])}
         order = [places.get(name) for name in FEATURES]
         for one in document["items"]:
             row = one["features"]
             features.append([None if n is None else row[n] for n in order])
-            labels.append(max(one["label"], (request_id, one["item"]) in late))
+        labels += own
+        requests += 1
     matrix = np.array(features, np.float64).reshape(-1, len(FEATURES)).astype(np.float32)
-    return Examples(matrix, np.array(labels, np.float32), len(found))
+    return Examples(matrix, np.array(labels, np.float32), requests)

@@ -124,6 +124,15 @@ def test_feedback_is_read_by_the_names_of_its_columns() -> None:
     assert np.isnan(found.features[1]).all()
 
 
+def test_a_request_that_nobody_answered_is_left_out() -> None:
+    unanswered = example(1)
+    unanswered["items"] = [one | {"label": 0} for one in unanswered["items"]]
+    late = {"kind": "late", "request_id": "r2", "item": "a"}
+    assert examples_of([unanswered]).requests == 0
+    found = examples_of([unanswered, unanswered | {"example_id": "r2"}, late])
+    assert found.requests == 1 and found.labels.tolist() == [1, 0]
+
+
 def test_a_feature_that_an_example_lacks_is_missing() -> None:
     one = example(1, columns=["item_trend"])
     one["items"] = [{"item": "a", "label": 1, "features": [0.5]}]
