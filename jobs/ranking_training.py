@@ -33,7 +33,7 @@ from udfs.ranking.index import IndexFileError, ItemIndex
 from udfs.ranking.log import PurchaseLog, item_keys
 from udfs.ranking.replay import Replay
 
-__all__ = ["GateRefused", "scorer_of", "summary", "train"]
+__all__ = ["GateRefused", "measured", "scorer_of", "summary", "train"]
 
 OURS = "streamscore"
 
@@ -141,16 +141,27 @@ def _replay(settings: Settings, log: PurchaseLog, split_ms: int) -> Replay:
 
 def _present(settings: Settings, log: PurchaseLog, split_ms: int) -> tuple[int, Measured] | None:
     """The number of the present version, and how it ranks the newest part."""
-    assert settings.ranking is not None
     try:
         found = find_version(settings.model.path, settings.model.name)
     except RepositoryError:
         return None
+    return found.version, measured(settings, found, log, split_ms)
+
+
+def measured(
+    settings: Settings, version: ModelVersion, log: PurchaseLog, split_ms: int
+) -> Measured:
+    """How a stored version ranks just before each basket of a log from an event time on.
+
+    Raises:
+        TrainingError: It is none that can be asked.
+    """
+    assert settings.ranking is not None
     try:
-        index, score = ItemIndex.load(found.path), scorer_of(found)
+        index, score = ItemIndex.load(version.path), scorer_of(version)
     except (IndexFileError, RepositoryError, ModelError) as exc:
         raise TrainingError(
-            f"version {found.version} cannot be compared with: {exc}", "remove its folder"
+            f"version {version.version} cannot be compared with: {exc}", "remove its folder"
         ) from exc
     replay = Replay(
         index,
@@ -161,7 +172,7 @@ def _present(settings: Settings, log: PurchaseLog, split_ms: int) -> tuple[int, 
     )
     replay.take_all(log.before(split_ms))
     cases = every_basket(replay, log, split_ms)
-    return found.version, measure(cases, {"": ranked_by(score)}, len(index))[""]
+    return measure(cases, {"": ranked_by(score)}, len(index))[""]
 
 
 def scorer_of(version: ModelVersion) -> Score:

@@ -88,7 +88,7 @@ def demo_feed(
     seconds: Annotated[
         float, typer.Option(min=10, help="How long the replay takes, the training apart.")
     ] = 90,
-    requests: Annotated[int, typer.Option(min=20, help="How many visitors at most.")] = 3_600,
+    requests: Annotated[int, typer.Option(min=20, help="How many visitors at most.")] = 1_800,
     no_live: Annotated[
         bool, typer.Option("--no-live", help="Print lines instead of a live panel.")
     ] = False,

@@ -12,7 +12,7 @@ import aiohttp
 
 from udfs.ranking.log import PurchaseLog
 
-__all__ = ["Answer", "Crowd", "Visit", "visits"]
+__all__ = ["Answer", "Bots", "Crowd", "Visit", "visits"]
 
 TOP = 10
 """How many of an answer's first items count for a hit."""
@@ -36,7 +36,7 @@ class Answer:
 
     Attributes:
         at_s: When it was sent, seconds since the start.
-        took_ms: Time to the answer; from when it was due, so that a queue shows.
+        took_ms: Time from the request to its answer.
         by: ``model``, a fallback's reason, or ``HTTP 429``.
         version: The model's version, if one answered.
         hit: Whether one of the first ten was bought.
@@ -55,11 +55,12 @@ class Answer:
 
 @dataclass
 class Crowd:
-    """Sends visits to a gateway at a constant rate.
+    """Sends visits to a gateway at a constant rate, and slower where the answers take their time.
 
     Attributes:
         url: The gateway's.
         started_s: Monotonic time of the demo's start.
+        at_once: Visits at a time; who comes then waits outside.
         answers: One for each request, in the order they came.
         linked: Interactions sent that name a request.
         bought: Purchases sent.
@@ -67,6 +68,7 @@ class Crowd:
 
     url: str
     started_s: float
+    at_once: int = 8
     answers: list[Answer] = field(default_factory=list)
     linked: int = 0
     bought: int = 0
@@ -77,6 +79,7 @@ class Crowd:
 
     async def _run(self, some: Sequence[Visit], seconds: float) -> None:
         turns: dict[str, asyncio.Lock] = {}
+        places = asyncio.Semaphore(self.at_once)
         begun_s = time.monotonic()
         connector = aiohttp.TCPConnector(limit=0)
         async with (
@@ -86,17 +89,19 @@ class Crowd:
             for n, visit in enumerate(some):
                 due_s = begun_s + seconds * n / len(some)
                 await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+                await places.acquire()
                 turn = turns.setdefault(visit.user, asyncio.Lock())
-                group.create_task(self._visit(http, visit, turn))
+                task = group.create_task(self._visit(http, visit, turn))
+                task.add_done_callback(lambda _: places.release())
 
     async def _visit(self, http: aiohttp.ClientSession, visit: Visit, turn: asyncio.Lock) -> None:
         async with turn:  # a user's visits keep their order
-            due_s = time.monotonic()
+            sent_s = time.monotonic()
             body = {"user": visit.user, "event_time_ms": visit.time_ms}
             async with http.post("/rank", json=body) as response:
                 status, answer = response.status, await response.json()
-            took_ms = (time.monotonic() - due_s) * 1_000
-            at_s = due_s - self.started_s
+            took_ms = (time.monotonic() - sent_s) * 1_000
+            at_s = sent_s - self.started_s
             if status != 200:
                 self.answers.append(Answer(at_s, took_ms, f"HTTP {status}"))
                 answer = {"items": [], "request_id": None, "fallback_reason": "refused"}
@@ -127,6 +132,25 @@ class Crowd:
                 self.linked += 1
                 event |= {"request_id": answer["request_id"], "position": shown[item]}
             yield event
+
+
+class Bots(Crowd):
+    """Ask for real users and click on what is ranked last, and on nothing that they would buy."""
+
+    def _events(self, visit: Visit, answer: dict[str, object]) -> Iterator[dict[str, object]]:
+        found = answer["items"]
+        assert isinstance(found, list)
+        for one in found[len(found) // 2 :]:
+            if one["item"] not in visit.items and not answer["fallback_reason"]:
+                self.linked += 1
+                yield {
+                    "kind": "click",
+                    "user": visit.user,
+                    "item": one["item"],
+                    "request_id": answer["request_id"],
+                    "position": one["position"],
+                    "event_time_ms": visit.time_ms + _AFTER_MS,
+                }
 
 
 def _judged(visit: Visit, answer: dict[str, object], at_s: float, took_ms: float) -> Answer:

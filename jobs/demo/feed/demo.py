@@ -8,42 +8,38 @@ half-way the next version is trained on what the job has written. It works below
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 import numpy as np
 import orjson
 
-from jobs import kafka_topics, ranking_data, ranking_training, settings
+from jobs import ranking_data, ranking_training, settings
 from jobs.console import console, facts_table
 from jobs.demo import retail, steps
 from jobs.demo.feed import page, topics
-from jobs.demo.feed.crowd import TOP, Crowd, Visit, visits
+from jobs.demo.feed.crowd import TOP, Answer, Crowd, Visit, visits
+from jobs.demo.feed.learning import compared, learn, story
 from jobs.demo.feed.live import FeedView
 from jobs.demo.feed.page import FeedOutcome
-from jobs.demo.model_process import ModelProcess, ServerProcess
-from jobs.environment import BUILD, ROOT
-from jobs.runner import JobError, RunningJob
-from jobs.settings import Settings
-from jobs.training import Trained, TrainingError
+from jobs.demo.feed.stage import CONFIG, Stage, first_version, open_stage
+from jobs.environment import BUILD
+from udfs.ranking.evaluation import Measured
 from udfs.ranking.log import PurchaseLog
 
 __all__ = ["FeedDemoOptions", "run"]
 
-CONFIG = ROOT / "conf" / "feed.yaml"
 DEMO = BUILD / "demo-feed"
 DAY_MS = 86_400_000
 LIVE_FROM = 0.8
 """The part of the purchases that is history when the demo begins."""
 
-OUTAGE_AT, OUTAGE_S = 0.4, 5.0
-_COUNTED = ("labels", "outside", "elsewhere", "unmatched", "late")
-_WAIT_S = 300.0
+OUTAGE_AT, OUTAGE_S = 0.4, 2.0
+_WARM_UP = 40  # users
+_BACK_S = 5.0  # until the breaker has tried a server that is back
 _ENDS_BEFORE_DAYS = 5
 
 
@@ -60,19 +56,10 @@ class FeedDemoOptions:
     """
 
     seconds: float = 90.0
-    requests: int = 3_600
+    requests: int = 1_800
     live: bool = True
     keep: bool = False
     users: int = 0
-
-
-@dataclass(frozen=True)
-class _Stage:
-    settings: Settings
-    changes: dict[str, Any]
-    job: RunningJob
-    server: ModelProcess
-    gateway: ServerProcess
 
 
 def run(options: FeedDemoOptions) -> FeedOutcome:
@@ -90,10 +77,12 @@ def run(options: FeedDemoOptions) -> FeedOutcome:
         try:
             data = steps.step("data", lambda _: _data(options.users), _data_text)
             live_ms = ranking_training.split_of(data.log, LIVE_FROM)
-            trained = _first_version(data, live_ms, started)
-            stage = _stage(started)
-            _history(stage, data.log.before(live_ms))
-            outcome = _perform(options, stage, data, live_ms, trained)
+            first_version(DEMO, data, live_ms)
+            stage = open_stage(DEMO, started)
+            past = data.log.before(live_ms)
+            stage.remember(past)
+            stage.warm_up(past.user_ids[past.users[-_WARM_UP:]].tolist(), live_ms - 1)
+            outcome = _perform(options, stage, data, live_ms)
             _report(outcome, begun_s)
             if options.keep:
                 _linger(stage)
@@ -124,109 +113,24 @@ def _data_text(data: ranking_data.TrainingData) -> str:
     )
 
 
-def _first_version(data: ranking_data.TrainingData, live_ms: int, started: ExitStack) -> Trained:
-    shutil.rmtree(DEMO / "models", ignore_errors=True)
-    started.callback(shutil.rmtree, DEMO / "checkpoints", ignore_errors=True)
-    chosen = settings.load(CONFIG, {"model.path": str(DEMO / "models")})
-    past = replace(data, log=data.log.before(live_ms))
-    return steps.step(
-        "model",
-        lambda tell: ranking_training.train(chosen, past, steps.parts(tell)),
-        lambda it: f"version {it.version.version}, trained on what was before the demo",
-    )
-
-
-def _stage(started: ExitStack) -> _Stage:
-    """Start everything; ``started`` will stop it."""
-    bootstrap = steps.step(
-        "Kafka", lambda _: steps.broker(DEMO / "stack", started), lambda at: f"fresh, at {at}"
-    )
-    logs = BUILD / "logs"
-    server = ModelProcess(DEMO / "models", "feed", None, logs / "feed-model-server.log")
-    steps.step(
-        "model server",
-        lambda _: started.enter_context(server),
-        lambda it: f"at {it.address}",
-    )
-    changes = _changes(bootstrap, server)
-    chosen = settings.load(CONFIG, changes)
-    _make_topics(chosen)
-    job = steps.step("Flink job", lambda tell: steps.job(chosen, started, tell), steps.job_text)
-    gateway = _gateway(changes, logs / "feed-gateway.log")
-    steps.step(
-        "gateway",
-        lambda _: started.enter_context(gateway),
-        lambda it: f"http://{it.address}/",
-    )
-    return _Stage(chosen, changes, job, server, gateway)
-
-
-def _changes(bootstrap: str, server: ModelProcess) -> dict[str, Any]:
-    return {
-        "kafka.bootstrap_servers": bootstrap,
-        # One partition keeps the order of time across users, too.
-        "topics.partitions": 1,
-        "model.path": str(DEMO / "models"),
-        "model.server": server.address,
-        "batch.buckets": 1,
-        "feedback.lateness": "1d",  # event time runs thousands of times faster than the clock
-        "flink.checkpoint_interval": "10s",
-        "flink.checkpoint_dir": str(DEMO / "checkpoints"),
-    }
-
-
-def _gateway(changes: dict[str, Any], log: Path) -> ServerProcess:
-    arguments = ["jobs.cli", "gateway", str(CONFIG), "--set", "gateway.port={port}"]
-    for name, value in changes.items():
-        arguments += ["--set", f"{name}={value}"]
-    return ServerProcess("the gateway", arguments, log)
-
-
-def _make_topics(chosen: Settings) -> None:
-    bootstrap = chosen.kafka.bootstrap_servers
-    kafka_topics.create_topics(bootstrap, kafka_topics.partitions_of(chosen.topics))
-    assert chosen.topics.popularity is not None
-    compacted = {chosen.topics.popularity: chosen.topics.partitions}
-    kafka_topics.create_topics(bootstrap, compacted, {"cleanup.policy": "compact"})
-
-
-def _history(stage: _Stage, past: PurchaseLog) -> None:
-    def feed(tell: steps.Tell) -> int:
-        count = topics.write_history(stage.settings, past)
-        _wait(lambda: _count(stage, "interactions") >= count, "the history", tell)
-        return count
-
-    steps.step("history", feed, lambda count: f"{count:,} purchases make the users' state")
-
-
-def _count(stage: _Stage, name: str) -> int:
-    return stage.job.counts((name,)).get(name, 0)
-
-
-def _wait(done: Any, what: str, tell: steps.Tell) -> None:
-    begun_s = time.monotonic()
-    while not done():
-        waited_s = time.monotonic() - begun_s
-        if waited_s > _WAIT_S:
-            raise JobError(f"{what} was not taken within {_WAIT_S:.0f} s")
-        tell(f"{what}, {waited_s:.0f} s")
-        time.sleep(0.5)
-
-
 def _perform(
-    options: FeedDemoOptions,
-    stage: _Stage,
-    data: ranking_data.TrainingData,
-    live_ms: int,
-    trained: Trained,
+    options: FeedDemoOptions, stage: Stage, data: ranking_data.TrainingData, live_ms: int
 ) -> FeedOutcome:
     chosen = _chosen(list(visits(data.log.since(live_ms))), options.requests)
     half = len(chosen) // 2
-    started_s = time.monotonic()
-    crowd = Crowd(f"http://{stage.gateway.address}", started_s)
+    half_ms = chosen[half].time_ms
+    crowd = Crowd(stage.url, time.monotonic())
     outages = [_play(options, crowd, chosen[:half], stage, outage=True)]
-    versions = _next_version(stage, started_s, trained)
+    learnt = learn(stage, half_ms)
+    learnt_s = time.monotonic() - crowd.started_s
+    begun_s = time.monotonic()
     _play(options, crowd, chosen[half:], stage, outage=False)
+    seconds = time.monotonic() - begun_s
+    versions, same = list[tuple[float, int]](), dict[int, Measured]()
+    if learnt.trained is not None:
+        number = learnt.trained.version.version
+        versions = [(learnt_s, number)]
+        same = compared(stage, (number - 1, number), half_ms)
     accounts = steps.step(
         "accounts",
         lambda tell: _accounts(stage, crowd, chosen, tell),
@@ -234,12 +138,48 @@ def _perform(
     )
     facts = {
         "data": data.source,
-        "requests": f"{len(chosen):,} in {options.seconds:.0f} s, candidates "
+        "requests": f"{len(chosen):,}, {(len(chosen) - half) / seconds:.0f} a second, candidates "
         f"{stage.settings.ranking.candidates if stage.settings.ranking else 0}",
+        "limit of an answer": f"{stage.settings.gateway.deadline} ms, then popular items",
         "restarts of the job": str(stage.job.restarts()),
     }
     popular = _popular_hits(data.log.before(live_ms), chosen)
-    return FeedOutcome(facts, crowd.answers, popular, outages, versions, accounts)
+    told = [
+        _answered("first", crowd.answers[:half], outages[0]),
+        story(learnt),
+        _answered("second", crowd.answers[half:]),
+        *_worth(same),
+    ]
+    return FeedOutcome(facts, crowd.answers, popular, outages, versions, accounts, told)
+
+
+def _answered(
+    half: str, answers: Sequence[Answer], outage: tuple[float, float] | None = None
+) -> str:
+    """Who answered in a half of the replay, in words."""
+    others = [one for one in answers if one.by != "model"]
+    text = f"In the {half} half {len(answers) - len(others):,} of {len(answers):,} requests were "
+    text += "answered by the model"
+    if outage is not None:
+        begin_s, end_s = outage[0], outage[1] + _BACK_S
+        during = sum(begin_s <= one.at_s <= end_s for one in others)
+        text += (
+            f"; of the {len(others):,} others, which got popular items, {during:,} came while its "
+            f"server was killed, for {outage[1] - outage[0]:.0f} s, or in the {_BACK_S:.0f} s after"
+        )
+    return f"{text}."
+
+
+def _worth(same: dict[int, Measured]) -> list[str]:
+    """What the newer of two versions is worth, in words."""
+    if not same:
+        return []
+    (old, before), (new, after) = same.items()
+    return [
+        f"On the {after.requests:,} requests of the second half the hit rate of version {new} is "
+        f"{after.hit_rate:.3f}, and version {old} would have had {before.hit_rate:.3f}: both were "
+        "recomputed from the topics."
+    ]
 
 
 def _chosen(all_visits: list[Visit], most: int) -> list[Visit]:
@@ -251,7 +191,7 @@ def _chosen(all_visits: list[Visit], most: int) -> list[Visit]:
 
 
 def _play(
-    options: FeedDemoOptions, crowd: Crowd, some: list[Visit], stage: _Stage, *, outage: bool
+    options: FeedDemoOptions, crowd: Crowd, some: list[Visit], stage: Stage, *, outage: bool
 ) -> tuple[float, float]:
     """Half of the replay; returns when the model server did not run."""
     seconds = options.seconds / 2
@@ -279,44 +219,12 @@ def _play(
     return times[0], times[1]
 
 
-def _next_version(stage: _Stage, started_s: float, trained: Trained) -> list[tuple[float, int]]:
-    """Train on the topics; the job and the server take the version by themselves."""
-
-    def train(tell: steps.Tell) -> Trained | None:
-        found = ranking_data.load(stage.settings, None, True, steps.parts(tell))
-        try:
-            return ranking_training.train(stage.settings, found, steps.parts(tell))
-        except TrainingError as exc:
-            tell(str(exc))
-            console.print(f"no new version: {exc}", soft_wrap=True)
-            return None
-
-    made = steps.step(
-        "next model",
-        train,
-        lambda it: "refused" if it is None else f"version {it.version.version}, from the feedback",
-    )
-    if made is None:
-        return []
-    wanted = made.version.version
-    _wait(lambda: _count(stage, "item_version") >= wanted, "the new version", lambda _: None)
-    del trained
-    return [(time.monotonic() - started_s, wanted)]
-
-
 def _accounts(
-    stage: _Stage, crowd: Crowd, chosen: list[Visit], tell: steps.Tell
+    stage: Stage, crowd: Crowd, chosen: list[Visit], tell: steps.Tell
 ) -> list[tuple[str, int, int]]:
     """What was sent and what is found; closes what the feedback join still waits for."""
-    closing = Visit("closing", chosen[-1].time_ms + 2 * DAY_MS, (), ())
-    Crowd(crowd.url, crowd.started_s).run([closing], 0.1)
-    sent = len(crowd.answers) + 1
-
-    def joined() -> int:
-        return sum(_count(stage, f"feedback_{name}") for name in _COUNTED)
-
-    with suppress(JobError):
-        _wait(lambda: joined() >= crowd.linked, "the feedback", tell)
+    joined = stage.join_all(chosen[-1].time_ms + 2 * DAY_MS, crowd.linked, tell)
+    sent = len(crowd.answers) + len(stage.beside.answers)
     names = stage.settings.topics
     kinds = topics.kinds_in(stage.settings)
     replies = {one["request_id"] for one in topics.documents(stage.settings, names.predictions)}
@@ -325,13 +233,13 @@ def _accounts(
     answered = sum(not one.by.startswith("HTTP") for one in crowd.answers)
     return [
         ("requests, and answers with items", len(crowd.answers), answered),
-        ("requests, and those in Kafka", sent, kinds["request"]),
+        ("requests, warm-up among them, and those in Kafka", sent, kinds["request"]),
         ("requests in Kafka, and those the job replied to", kinds["request"], len(replies)),
         ("purchases, and those in Kafka", crowd.bought, kinds["purchase"]),
         (
             "purchases of what was shown, and those the feedback join counted",
             crowd.linked,
-            joined(),
+            joined,
         ),
         ("records refused by the job", 0, refused),
     ]
@@ -355,6 +263,7 @@ def _report(outcome: FeedOutcome, begun_s: float) -> None:
         "hit_rate_popular": outcome.popular,
         "p50_ms": float(np.percentile(took, 50)),
         "p99_ms": float(np.percentile(took, 99)),
+        "told": list(outcome.told),
         "accounts": [{"what": text, "sent": a, "found": b} for text, a, b in outcome.accounts],
     }
     (DEMO / "report.json").write_bytes(orjson.dumps(numbers, option=orjson.OPT_INDENT_2))
@@ -371,6 +280,8 @@ def _report(outcome: FeedOutcome, begun_s: float) -> None:
         "unaccounted": f"{outcome.unaccounted:,}",
     }
     console.print(facts_table("streamscore feed demo", shown))
+    for sentence in outcome.told:
+        console.print(sentence)
     console.print(f"report: {html}", soft_wrap=True)
     console.print(f"the whole demo took {time.monotonic() - begun_s:.0f} s\n")
 
@@ -379,7 +290,7 @@ def _makers(outcome: FeedOutcome) -> list[str]:
     return sorted({one.by for one in outcome.answers})
 
 
-def _linger(stage: _Stage) -> None:
+def _linger(stage: Stage) -> None:
     console.print(f"\nthe feed's page: http://{stage.gateway.address}/ ; end with Ctrl-C")
     with suppress(KeyboardInterrupt):
         while True:

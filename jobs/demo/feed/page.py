@@ -28,6 +28,7 @@ class FeedOutcome:
         outages_s: When the model server did not run, from and to, seconds since the start.
         versions: Seconds since the start, and the version that came then.
         accounts: What was sent and found again: a text, and how much each side is.
+        told: What happened, in sentences.
     """
 
     facts: Mapping[str, str]
@@ -36,6 +37,7 @@ class FeedOutcome:
     outages_s: Sequence[tuple[float, float]]
     versions: Sequence[tuple[float, int]]
     accounts: Sequence[tuple[str, int, int]]
+    told: Sequence[str] = ()
 
     @property
     def unaccounted(self) -> int:
@@ -55,6 +57,7 @@ def page(outcome: FeedOutcome) -> str:
     sections = [
         f'<header><h1>streamscore feed report</h1><dl class="facts">{facts}</dl></header>',
         _numbers(outcome),
+        _told(outcome),
         _accounts(outcome),
         _hits(outcome),
         f'<div class="pair">{_latency(outcome)}{_sources(outcome)}</div>',
@@ -80,6 +83,11 @@ def _numbers(outcome: FeedOutcome) -> str:
         for name, value, form, unit in shown
     )
     return f'<dl class="numbers">{"".join(pairs)}</dl>'
+
+
+def _told(outcome: FeedOutcome) -> str:
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in outcome.told)
+    return document.section("What happened", "", f"<ol>{sentences}</ol>")
 
 
 def _accounts(outcome: FeedOutcome) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import numpy as np
 
-from jobs.demo.feed.crowd import Answer, Crowd, Visit, visits
+from jobs.demo.feed.crowd import Answer, Bots, Crowd, Visit, visits
 from jobs.demo.feed.page import FeedOutcome, hit_rate, page
-from tests.support.gateways import PlayedJob, served
+from jobs.gateway.bodies import Event
+from tests.support.gateways import PlayedJob, ranked, served
 from tests.support.purchases import small_log
 
 
@@ -42,6 +44,35 @@ async def test_what_popular_items_led_to_names_no_request() -> None:
     assert crowd.linked == 0 and [one.by for one in crowd.answers] == ["timeout"] * 2
 
 
+async def test_visitors_wait_outside_while_enough_are_at_work() -> None:
+    job, at_work, most = PlayedJob(), 0, 0
+
+    async def ask(request: Event, timeout_s: float) -> dict[str, Any]:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(0.01)
+        at_work -= 1
+        return ranked(request)
+
+    job.ask = ask  # type: ignore[method-assign]
+    async with served(job, deadline=5_000) as (_, client, _):
+        crowd = Crowd(str(client._base_url), time.monotonic(), at_once=2)
+        await asyncio.to_thread(crowd.run, some_visits(12), 0.0)
+    assert len(crowd.answers) == 12 and most == 2
+
+
+async def test_bots_click_on_what_is_ranked_last_and_nobody_would_buy() -> None:
+    job = PlayedJob()
+    async with served(job) as (_, client, _):
+        bots = Bots(str(client._base_url), time.monotonic())
+        await asyncio.to_thread(bots.run, [Visit("u1", 5_000, ("i19",), (1.0,))], 0.0)
+    clicks = [e.document for e in job.written if e.document["kind"] == "click"]
+    assert [one["item"] for one in clicks] == [f"i{n}" for n in range(10, 19)]
+    assert bots.linked == 9 and bots.bought == 0
+    assert {one["request_id"] for one in clicks} == {job.asked[0].document["event_id"]}
+
+
 def test_visits_are_the_logs_baskets() -> None:
     log = small_log()
     found = list(visits(log))
@@ -57,12 +88,15 @@ def outcome(found: int) -> FeedOutcome:
         for n in range(200)
     ]  # fmt: skip
     accounts = [("requests, <sent> and found", 200, found)]
-    return FeedOutcome({"data": "a & b"}, answers, 0.25, [(4.0, 6.0)], [(10.0, 2)], accounts)
+    return FeedOutcome(
+        {"data": "a & b"}, answers, 0.25, [(4.0, 6.0)], [(10.0, 2)], accounts, ["It <learnt>."]
+    )
 
 
 def test_the_page_has_everything_and_escapes_it() -> None:
     text = page(outcome(200))
     assert "Everything is accounted for" in text and "&lt;sent&gt;" in text and "a &amp; b" in text
+    assert "<li>It &lt;learnt&gt;.</li>" in text
     assert "hit rate, version 1" in text and "hit rate, version 2" in text
     assert "Hit rate over the replay" in text and "<script" not in text
 
