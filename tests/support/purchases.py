@@ -10,7 +10,7 @@ from udfs.ranking.building import BuildOptions, build_index
 from udfs.ranking.candidates import CandidateOptions
 from udfs.ranking.counters import ItemCounters
 from udfs.ranking.index import ItemIndex
-from udfs.ranking.log import PurchaseLog, item_keys
+from udfs.ranking.log import PurchaseLog, item_keys, log_of
 from udfs.ranking.replay import Replay
 
 OPTIONS = BuildOptions(dimensions=8, neighbours=20)
@@ -25,6 +25,18 @@ def build(log: PurchaseLog, as_of_ms: int) -> ItemIndex:
 def small_log() -> PurchaseLog:
     """Some 400 baskets of 60 users and 120 items over 100 days."""
     return synthetic(seed=3, users=60, items=120, days=100)
+
+
+def renewed_log() -> PurchaseLog:
+    """A log in whose last fifth seven of eight items have made way for new ones."""
+    old = synthetic(users=120, items=300, days=100)
+    since_ms = int(old.times_ms[int(len(old) * 0.8)])
+    ids = old.item_ids[old.items].astype("<U10")
+    is_new = (old.items % 8 != 0) & (old.times_ms >= since_ms)
+    ids[is_new] = np.char.add("N", ids[is_new])
+    categories = dict(zip(old.item_ids.tolist(), old.categories.tolist(), strict=True))
+    categories |= {f"N{item}": category for item, category in categories.items()}
+    return log_of(old.user_ids[old.users], ids, old.times_ms, old.prices, categories)
 
 
 def middle_ms(log: PurchaseLog) -> int:

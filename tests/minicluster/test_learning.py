@@ -1,0 +1,33 @@
+"""A feed of a small log learns from what it is answered, and what bots click is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.learning import played
+from jobs.ranking_data import TrainingData
+from tests.support.purchases import renewed_log
+
+pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(300)]
+
+SMALL = {
+    "ranking.candidates": 100,
+    "training.trees": 40,
+    "training.depth": 4,
+    "training.ranking.dimensions": 8,
+    "training.ranking.neighbours": 20,
+    "training.ranking.folds": 1,
+    "training.ranking.fold": "20d",
+    "feedback.lateness": "1h",
+}
+
+
+def test_clicks_make_a_better_version_and_poison_none(tmp_path: Path) -> None:
+    data = TrainingData(renewed_log(), "a small log")
+    report = played(tmp_path, data, 160, 40.0, 2, SMALL)
+    assert report["held"] == dict.fromkeys(report["held"], True), report
+    assert "not published" in report["poison"]["told"]
+    live = report["second half, live"]
+    assert live["by the model"] > 0.9 * live["requests"] and live["versions"] == [2], report
