@@ -297,6 +297,10 @@ def test_a_window_whose_reading_is_overdue_is_closed_by_the_clock() -> None:
     )
     subtask.run(micro_batch(3, [reading(9)], 0))
     assert after(subtask, clock, 3_900) == []
+    later = Clock(clock.now_ms)
+    restored = stage(later, schema=SCHEMA.model_copy(update={"rollup": rollup}))
+    again = Subtask(restored, subtask.snapshot())
+    assert after(again, later, 10_000) == [], "what came meanwhile has not been read yet"
     (window,) = made_of(after(subtask, clock, 400))
     assert window.events is not None and window.events.texts["closed_by"] == ["clock"]
     (late,) = made_of(subtask.run(micro_batch(3, [reading(8)], 50)))

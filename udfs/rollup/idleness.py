@@ -30,7 +30,8 @@ class Idleness:
         overdue_ms: int | None = None,
     ) -> None:
         self._windows, self._idle_ms, self._silent_ms = windows, idle_ms, silent_ms
-        self._overdue_ms, self._lag_ms = overdue_ms, 0
+        self._overdue_ms = overdue_ms
+        self._lag_ms: float = np.inf  # after a restart, until readings say how far the job is
         self._heard_ms = np.full(max(1_024, len(windows)), now_ms)
 
     @property
@@ -73,7 +74,8 @@ class Idleness:
         """The slots whose next reading is too late to wait for it with their open window.
 
         By their own time: as far as their newest reading, and as much further as time has passed
-        since. While the job is behind its input, it is the job that is late: none is found.
+        since. While the job is behind its input, and after a restart until it has read of it, it
+        is the job that is late: none is found.
         """
         if self._overdue_ms is None or self._lag_ms > self._overdue_ms:
             return np.empty(0, np.int64)

@@ -386,6 +386,7 @@ def test_an_overdue_reading_is_not_waited_for() -> None:
     rollup.observe(state, columns_of(by_hand(9, machine="m1") + by_hand(4, machine="m2")))
     slots = windows.slots(["m1", "m2"])
     due_ms = 50_000 + 1_000 + SCHEMA.readings.time.allowed_lateness + 1_000
+    assert windows.names(idleness.overdue(10**9)) == [], "after a restart, before it has read"
     idleness.heard(slots, 50_000)
     assert windows.names(idleness.overdue(due_ms - 1)) == []
     assert windows.names(idleness.overdue(due_ms)) == ["m1"]
