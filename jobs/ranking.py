@@ -180,9 +180,15 @@ def _options(settings: Settings, version: ModelVersion) -> RankingOptions:
         request_columns=settings.schema_.columns,
         columns=Preparation.load(version.path).names,
         topic=settings.topics.events,
-        max_rows=settings.batch.max_rows,
+        max_rows=_max_rows(settings),
         follows=settings.model.embedded,
     )
+
+
+def _max_rows(settings: Settings) -> int:
+    """Rows of a call: those of one request are never parted."""
+    assert settings.ranking is not None
+    return max(settings.batch.max_rows, settings.ranking.candidates)
 
 
 def _scoring(settings: Settings, version: ModelVersion) -> Scoring:
@@ -193,7 +199,7 @@ def _scoring(settings: Settings, version: ModelVersion) -> Scoring:
     return ServedScoring(
         pipeline.client_options(settings),
         output,
-        settings.batch.max_rows,
+        _max_rows(settings),
         settings.model.calls_in_flight,
         settings.model.rollout.absolute() if settings.model.rollout else None,
         version.path,

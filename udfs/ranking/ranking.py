@@ -61,7 +61,7 @@ class RankingOptions:
         request_columns: The features that every row of a request shares, as the stage makes them.
         columns: The model's features in order; each one of those or of ``FEATURES``.
         topic: Of the events.
-        max_rows: Rows that are scored together at most, but for one request that has more.
+        max_rows: Rows that are scored together at most, no fewer than a request has.
         follows: Whether a new version needs a new scoring; a server takes it by itself.
     """
 
