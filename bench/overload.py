@@ -5,7 +5,8 @@ than the job can score them; what it then scores, less 15 %. Or --rate says it. 
 without a pause: normal (half of the sustainable rate), overload (three times), normal again. A
 tenth of the events, those of the largest amounts, are of high priority.
 
-Latency is from the record's creation to the append time of its prediction. Afterwards each record
+Latency is from the record's creation to the append time of its prediction; the normal one is that
+before or after the overload, whichever is lower. Afterwards each record
 of the events topic must have ended as prediction, shed event, dead letter or duplicate, and once.
 A job is normal again when nothing more is shed and the 99th percentile of 5 s is again at most
 twice the normal one. Written to build/bench/overload.json. Exit code 1 if a record is unaccounted
@@ -344,9 +345,10 @@ def _judged(
 ) -> tuple[list[Result], list[str]]:
     """The figures, and what is wrong with them."""
     spans = {name: _span(phase) for name, phase in phases.items()}
-    normal = ends.p99(*spans["before"], True)
-    if normal is None:
-        raise BenchError("no event of high priority was scored before the overload")
+    calm = [p99 for name in ("before", "after") if (p99 := ends.p99(*spans[name], True))]
+    if not calm:
+        raise BenchError("no event of high priority was scored before or after the overload")
+    normal = min(calm)  # the JVM may still compile in the one, a backlog may end in the other
     after_s = ends.normal_after_s(*spans["after"], 2 * normal)
     growth = memory.growth(*spans["overload"])
     results = [
