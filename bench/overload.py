@@ -133,7 +133,7 @@ class Ends:
 
     Attributes:
         counts: By outcome.
-        times_ms: Of the predictions: creation and append, int64 (n, 2).
+        times_ms: Of the predictions: creation, append and score, int64 (n, 3).
         high: Which of them are of high priority.
         shed_ms: When events were shed, int64 (m,).
         unaccounted: Records that ended nowhere.
@@ -156,6 +156,27 @@ class Ends:
             chosen &= self.high == high
         latencies = self.times_ms[chosen, 1] - self.times_ms[chosen, 0]
         return float(np.percentile(latencies, 99, method="inverted_cdf")) if chosen.any() else None
+
+    def timeline(self, first_ms: float, last_ms: float) -> list[dict[str, float | None]]:
+        """Second by second: predictions, events shed, p99 in ms, and p99 of the way to the score."""
+        told = []
+        for begin in np.arange(first_ms, last_ms, 1_000.0):
+            rows = (
+                (self.times_ms[:, 0] >= begin) & (self.times_ms[:, 0] < begin + 1_000) & self.high
+            )
+            scored = self.times_ms[rows, 2] - self.times_ms[rows, 0]
+            shed = np.searchsorted(self.shed_ms, [begin, begin + 1_000])
+            told.append(
+                {
+                    "predictions_high": float(rows.sum()),
+                    "shed": float(shed[1] - shed[0]),
+                    "p99_high_ms": self.p99(begin, begin + 1_000, True),
+                    "p99_high_to_score_ms": float(np.percentile(scored, 99))
+                    if rows.any()
+                    else None,
+                }
+            )
+        return told
 
     def normal_after_s(self, end_ms: float, last_ms: float, limit_ms: float) -> float:
         """Seconds after the overload until nothing is shed and latency is normal for good."""
@@ -210,6 +231,7 @@ def _bench(options: argparse.Namespace) -> int:
             {"name": name, **phase, "memory_growth": memory.growth(*_span(phase))}
             for name, phase in phases.items()
         ],
+        "timeline": ends.timeline(phases["before"]["first_ms"], phases["after"]["last_ms"]),
         "accounts": dict(ends.counts) | {"unaccounted": ends.unaccounted, "twice": ends.twice},
         "failures": failures,
     }
@@ -307,7 +329,7 @@ def wait_accounted(at: Lab, job: Child, topics: Mapping[str, str]) -> None:
 def _read(at: Lab, topics: Mapping[str, str], amount: float) -> Ends:
     ended: dict[int, int] = {}
     counts, fallbacks = Counter[str](), 0
-    times: list[tuple[int, int]] = []
+    times: list[tuple[int, int, int]] = []
     high: list[bool] = []
     shed: list[int] = []
     for name in OUTCOMES:
@@ -318,7 +340,8 @@ def _read(at: Lab, topics: Mapping[str, str], amount: float) -> Ends:
             ended[place] = ended.get(place, 0) + 1
             counts[name] += 1
             if name == "predictions":
-                times.append((document["ingest_time_ms"], message.timestamp()[1]))
+                of_job = document["ingest_time_ms"], document["scored_time_ms"]
+                times.append((of_job[0], message.timestamp()[1], of_job[1]))
                 high.append(document["features"]["amount"] >= amount)
                 fallbacks += document["fallback_reason"] is not None
             elif name == "shed":
@@ -327,7 +350,7 @@ def _read(at: Lab, topics: Mapping[str, str], amount: float) -> Ends:
     unaccounted = at.topics.size(topics["events"]) - len(ended)
     return Ends(
         counts,
-        np.array(times, np.int64).reshape(-1, 2),
+        np.array(times, np.int64).reshape(-1, 3),
         np.array(high, np.bool_),
         np.sort(np.array(shed, np.int64)),
         unaccounted,
