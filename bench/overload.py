@@ -83,11 +83,11 @@ class Memory:
 
     Attributes:
         groups: The ids of their first processes.
-        samples: Epoch ms and bytes by group.
+        samples: Epoch ms, and resident bytes and CPU seconds so far by group.
     """
 
     groups: Mapping[str, int]
-    samples: list[tuple[int, dict[str, int]]] = field(default_factory=list)
+    samples: list[tuple[int, dict[str, tuple[int, float]]]] = field(default_factory=list)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -104,7 +104,7 @@ class Memory:
     def _look(self, over: threading.Event) -> None:
         while not over.wait(_MEMORY_EVERY_S):
             now_ms = time.time_ns() // 1_000_000
-            self.samples.append((now_ms, {n: _resident(p) for n, p in self.groups.items()}))
+            self.samples.append((now_ms, {n: _used(p) for n, p in self.groups.items()}))
 
     def growth(self, first_ms: float, last_ms: float) -> dict[str, float]:
         """By group: the mean of the last quarter of a span over that of the second one, less 1."""
@@ -112,19 +112,35 @@ class Memory:
         quarter = max(1, len(inside) // 4)
         found = {}
         for name in self.groups if inside else ():
-            begin = np.mean([s[1][name] for s in inside[quarter : 2 * quarter] or inside])
-            found[name] = float(np.mean([s[1][name] for s in inside[-quarter:]]) / begin - 1)
+            begin = np.mean([s[1][name][0] for s in inside[quarter : 2 * quarter] or inside])
+            found[name] = float(np.mean([s[1][name][0] for s in inside[-quarter:]]) / begin - 1)
         return found
 
+    def cores(self, first_ms: float, last_ms: float) -> dict[str, float]:
+        """By group: cores in use in a span."""
+        inside = [s for s in self.samples if first_ms <= s[0] <= last_ms]
+        if len(inside) < 2:
+            return {}
+        (begin_ms, begin), (end_ms, end) = inside[0], inside[-1]
+        return {n: 1_000 * (end[n][1] - begin[n][1]) / (end_ms - begin_ms) for n in self.groups}
 
-def _resident(pid: int) -> int:
-    total = 0
+
+def _used(pid: int) -> tuple[int, float]:
+    memory, cpu_s = 0, 0.0
     for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
         try:
-            total += process.memory_info().rss
+            memory += process.memory_info().rss
+            times = process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-    return total
+        cpu_s += times.user + times.system
+    return memory, cpu_s
+
+
+def _broker_pid() -> int:
+    """Of the broker that this process has started."""
+    own = psutil.Process().children()
+    return next(process.pid for process in own if "kafka.Kafka" in process.cmdline())
 
 
 @dataclass
@@ -158,7 +174,7 @@ class Ends:
         return float(np.percentile(latencies, 99, method="inverted_cdf")) if chosen.any() else None
 
     def timeline(self, first_ms: float, last_ms: float) -> list[dict[str, float | None]]:
-        """Second by second: predictions, events shed, p99 in ms, and p99 of the way to the score."""
+        """Second by second, of high priority: predictions, p99 of all and of the way to the score."""
         told = []
         for begin in np.arange(first_ms, last_ms, 1_000.0):
             rows = (
@@ -228,7 +244,12 @@ def _bench(options: argparse.Namespace) -> int:
             "times": options.times,
         },
         "runs": [
-            {"name": name, **phase, "memory_growth": memory.growth(*_span(phase))}
+            {
+                "name": name,
+                **phase,
+                "memory_growth": memory.growth(*_span(phase)),
+                "cores": memory.cores(*_span(phase)),
+            }
             for name, phase in phases.items()
         ],
         "timeline": ends.timeline(phases["before"]["first_ms"], phases["after"]["last_ms"]),
@@ -264,7 +285,9 @@ def _run(
         prime(at, job, topics)
         sustainable = options.rate or capacity(at, job, load, topics) * _SUSTAINABLE
         say(f"sustainable: {sustainable:,.0f} records/s")
-        memory = Memory({"job": job.pid, "model_server": server.pid, "load": load.pid})
+        memory = Memory(
+            {"job": job.pid, "model_server": server.pid, "load": load.pid, "broker": _broker_pid()}
+        )
         phases = {}
         normal = _NORMAL * sustainable
         with memory.watched():

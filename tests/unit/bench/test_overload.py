@@ -44,7 +44,8 @@ def test_normal_is_when_nothing_is_shed_and_nothing_is_slow(
 
 def test_memory_grows_from_the_second_quarter_to_the_last() -> None:
     sizes = [500, 100, 100, 150]
-    samples: list[Any] = [(n * 1_000, {"job": sizes[n // 4]}) for n in range(16)]
-    memory = Memory({"job": 1}, [(-5, {"job": 9_999}), *samples])
+    samples: list[Any] = [(n * 1_000, {"job": (sizes[n // 4], n / 2)}) for n in range(16)]
+    memory = Memory({"job": 1}, [(-5, {"job": (9_999, 0.0)}), *samples])
     assert memory.growth(0, 15_000) == {"job": pytest.approx(0.5)}
+    assert memory.cores(0, 15_000) == {"job": pytest.approx(0.5)}
     assert memory.growth(90_000, 95_000) == {}
