@@ -207,9 +207,10 @@ class Topics:
 
     def size(self, topic: str) -> int:
         """How many records it holds: the sum of the high watermarks."""
-        return sum(self._ends(topic).values())
+        return sum(self.ends(topic).values())
 
-    def _ends(self, topic: str) -> dict[int, int]:
+    def ends(self, topic: str) -> dict[int, int]:
+        """The high watermark of each partition."""
         if topic not in self._partitions:
             known = self._consumer.list_topics(topic, timeout=10).topics[topic].partitions
             self._partitions[topic] = len(known)
@@ -221,7 +222,7 @@ class Topics:
 
     def read(self, topic: str) -> Iterator[Message]:
         """Every record it holds now, in the order of each partition."""
-        left = sum(ends := [*self._ends(topic).values()])
+        left = sum(ends := [*self.ends(topic).values()])
         consumer = self._new_consumer()
         consumer.assign([TopicPartition(topic, n, 0) for n, end in enumerate(ends) if end])
         try:
