@@ -22,8 +22,6 @@ def overload_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:
             yield Mistake(("overload", *path), message)
     if "topics" in sections and sections["topics"].shed is None:
         yield Mistake(("topics", "shed"), "overload writes there what it sheds: name the topic")
-    if overload.queue is not None:
-        yield from _no_queue(overload, sections)
 
 
 def _of_another_job(sections: Mapping[str, Any]) -> Iterator[Mistake]:
@@ -36,17 +34,3 @@ def _of_another_job(sections: Mapping[str, Any]) -> Iterator[Mistake]:
     if sections.get("ranking") is not None:
         message = "each request has somebody who waits: limit gateway.in_flight, and remove it"
         yield Mistake(("overload",), message)
-
-
-def _no_queue(overload: OverloadSpec, sections: Mapping[str, Any]) -> Iterator[Mistake]:
-    if "model" in sections and sections["model"].embedded:
-        message = "an embedded model has no queue, lag shows all: remove it"
-        yield Mistake(("overload", "queue"), message)
-    elif overload.before == "features" and {"features", "key"} <= sections.keys():
-        others = [stage for stage in sections["features"].stages if stage != sections["key"]]
-        if others:
-            message = (
-                f"features by {', '.join(others)} lie between: the first stage does not see the "
-                "model server's queue; set before to scoring, or remove it"
-            )
-            yield Mistake(("overload", "queue"), message)

@@ -29,7 +29,7 @@ from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInp
 from udfs.features.series import kinds_of
 from udfs.features.states import BucketStates
 from udfs.overload.pacing import limit_of
-from udfs.overload.valve import Valve
+from udfs.overload.valve import Teller, Valve
 from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 from udfs.scoring.scoring import Scoring
 from udfs.spec.overload import OverloadSpec
@@ -62,7 +62,7 @@ class _KeyedOperator(KeyedProcessFunction):
         cached_entries: See ``BucketStates``.
         journal_events: See ``BucketStates``.
         scoring: What the last stage does with its batches; none for the others.
-        overload: When events are shed, of the stage that sheds; none of the others.
+        overload: When events are shed; none sheds nothing.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class _KeyedOperator(KeyedProcessFunction):
         self._scoring = scoring
         self._overload = overload
         self._valve: Valve | None = None
+        self._teller: Teller | None = None
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Build the stage and its empty cache; Flink has restored the state by now."""
@@ -108,12 +109,19 @@ class _KeyedOperator(KeyedProcessFunction):
         self._stage.warm_up()
         self._formulas = FormulaColumns(self._schema)
         if self._overload is not None:
-            self._valve = Valve(self._overload, self._schema, self._topic, runtime_context)
+            self._open_overload(self._overload, runtime_context)
         if self._scoring is not None:
             self._late_counter = runtime_context.get_metrics_group().counter("late")
             self._scoring.open(runtime_context)
         calm_garbage_collector()
         share_interpreter_fairly()
+
+    def _open_overload(self, spec: OverloadSpec, runtime_context: RuntimeContext) -> None:
+        scores, is_first = self._scoring is not None, self._key == self._schema.stages[0]
+        if is_first if spec.before == "features" else scores:
+            self._valve = Valve(spec, self._schema, self._topic, runtime_context)
+        elif scores:
+            self._teller = Teller(spec, self._schema, self._topic)
 
     def close(self) -> None:
         """Close what scores."""
@@ -135,6 +143,8 @@ class _KeyedOperator(KeyedProcessFunction):
         if (valve := self._valve_before("scoring")) is not None:
             batch, gone = valve.of_batch(batch, self._queue(bucket))
             yield from gone
+        if self._teller is not None:
+            self._teller.tell(batch, self._queue(bucket))
         if batch.is_empty:
             return
         if len(batch):

@@ -62,9 +62,9 @@ class Controller:
         self.reason = "lag"
         queue = spec.queue
         self._lag_over = _Above(spec.lag.enter)
-        self._queue_over = _Above(queue.enter if queue else float("inf"))
+        self._queue_over = _Above(queue.enter)
         self._lag_left = _Above(spec.lag.leave)
-        self._queue_left = _Above(queue.leave if queue else float("inf"))
+        self._queue_left = _Above(queue.leave)
         self._patience = 1
         self._calm_since_ms: int | None = None
         self._doubled_ms = self._seen_ms = 0

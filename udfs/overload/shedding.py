@@ -93,7 +93,7 @@ class Shedding:
         self.lag_ms = 0
 
     def of_records(
-        self, raw: Sequence[bytes], positions: IntArray, queue: float = 0.0
+        self, raw: Sequence[bytes], positions: IntArray, queue: float = 0.0, later_ms: int = 0
     ) -> Shed | None:
         """What is shed of raw records; none if nothing is.
 
@@ -104,6 +104,7 @@ class Shedding:
             raw: The records.
             positions: Partition, offset, Kafka time in ms; int64 (n, 3).
             queue: How full the calls to the model server are, 0 to 1.
+            later_ms: Lag of what is about to be scored, if it is known.
         """
         if not raw:
             return None
@@ -112,7 +113,7 @@ class Shedding:
         if self._by_event_time:
             events = self._read(raw, positions)
             waits_since = events.times if events is not None else waits_since
-        if self._observe(waits_since, queue) >= ALL:
+        if self._observe(waits_since, queue, later_ms) >= ALL:
             return None
         events = events or self._read(raw, positions)
         return None if events is None else self._shed(events, positions)
@@ -133,9 +134,20 @@ class Shedding:
         shed = None if events is None else self._shed(events, batch.positions)
         return (batch.with_records(batch.select(shed.kept)), shed) if shed else (batch, None)
 
-    def _observe(self, waits_since: IntArray, queue: float = 0.0) -> float:
-        # The median: one producer's clock, or one record that was sent late, is no overload.
-        self.lag_ms = max(0, self._now_ms() - int(np.median(waits_since)))
+    def lag_of(self, batch: FeatureBatch) -> int:
+        """How long a batch has waited, ms.
+
+        The median of its events: one producer's clock, or one record that was sent late, is no
+        overload.
+        """
+        times = batch.times if self._by_event_time else batch.positions[:, KAFKA_TIME_MS]
+        return self._waited_ms(times)
+
+    def _waited_ms(self, since: IntArray) -> int:
+        return max(0, self._now_ms() - int(np.median(since)))
+
+    def _observe(self, waits_since: IntArray, queue: float, later_ms: int = 0) -> float:
+        self.lag_ms = max(later_ms, self._waited_ms(waits_since))
         return self.controller.observe(self._clock_ms(), self.lag_ms, queue)
 
     def _read(self, raw: Sequence[bytes], positions: IntArray) -> Events | None:

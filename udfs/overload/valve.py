@@ -8,7 +8,8 @@ from pyflink.metrics import Counter
 
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import IntArray
-from udfs.overload.shedding import Shed, Shedding
+from udfs.overload.board import board_of
+from udfs.overload.shedding import Shed, Shedding, monotonic_ms
 from udfs.scoring.scoring import PAIRS, pairs
 from udfs.spec.overload import OverloadSpec
 from udfs.spec.schema import Schema
@@ -33,6 +34,7 @@ class Valve:
         self, spec: OverloadSpec, schema: Schema, topic: str, runtime_context: RuntimeContext
     ) -> None:
         self.shedding = Shedding(spec, schema, topic)
+        self._board = board_of(topic)
         metrics = runtime_context.get_metrics_group()
         self._shed = metrics.counter("shed")
         self._reasons = {"lag": metrics.counter("shed_lag"), "queue": metrics.counter("shed_queue")}
@@ -44,7 +46,8 @@ class Valve:
         self, raw: list[bytes], positions: IntArray, queue: float
     ) -> tuple[list[bytes], IntArray, list[ShedRow]]:
         """The records that go on, their positions, and what to give away."""
-        shed = self.shedding.of_records(raw, positions, queue)
+        lag_ms, later_queue = self._board.worst(monotonic_ms())
+        shed = self.shedding.of_records(raw, positions, max(queue, later_queue), lag_ms)
         gone = self._told_of(shed)
         if shed is None:
             return raw, positions, gone
@@ -68,3 +71,23 @@ class Valve:
         if value != self._told[gauge]:
             gauge.inc(value - self._told[gauge])
             self._told[gauge] = value
+
+
+class Teller:
+    """Tells the operator that sheds how its events fare later on.
+
+    Args:
+        spec: What the user wants.
+        schema: The job's.
+        topic: The events topic.
+    """
+
+    def __init__(self, spec: OverloadSpec, schema: Schema, topic: str) -> None:
+        self._shedding = Shedding(spec, schema, topic)
+        self._board = board_of(topic)
+
+    def tell(self, batch: FeatureBatch, queue: float) -> None:
+        """A batch is about to be scored."""
+        if len(batch):
+            lag_ms = self._shedding.lag_of(batch)
+            self._board.tell(id(self), monotonic_ms(), lag_ms, queue)

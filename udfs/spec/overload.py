@@ -60,8 +60,9 @@ class OverloadSpec(Strict):
         "scoring: features stay right",
     )
     lag: LagLimits = Field(default_factory=lambda: LagLimits(), description="how long events wait")
-    queue: QueueLimits | None = Field(
-        None, description="how full the calls to the model server are; none: only lag counts"
+    queue: QueueLimits = Field(
+        default_factory=lambda: QueueLimits(),
+        description="how full the calls to the model server are",
     )
     sustained: DurationMs = Field(
         250, ge=0, description="a limit counts when it is passed for so long without a pause"

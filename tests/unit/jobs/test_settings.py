@@ -165,7 +165,6 @@ CROSS_REFERENCES = [
     ("overload", {}, "overload.low_priority: required"),
     ("overload", {"low_priority": "amount < 20"}, "topics.shed: overload writes there"),
     ("overload", {"low_priority": "amout < 20"}, "overload.low_priority: "),
-    ("overload", {"low_priority": "amount < 20", "queue": {}}, "overload.queue: features by term"),
     ("source.rate", 5, "source.rate: Input should be greater than or equal to 100"),
     ("flink.parallelism", 3, "flink.parallelism: 3 is more than batch.buckets 2"),
     ("batch.buckets", 129, "batch.buckets: Input should be less than or equal to 128"),

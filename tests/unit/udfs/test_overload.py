@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from udfs.overload.board import Board, board_of
 from udfs.overload.controller import ALL, MOST_PATIENCE, STEP_MS, Controller
 from udfs.overload.pacing import RateLimit, limit_of
 from udfs.overload.shedding import Shedding, is_kept
@@ -138,6 +139,7 @@ def test_a_queue_that_is_full_begins_it_too() -> None:
     assert not controller.sheds
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(1, 3_000), st.integers(0, 1_500)), max_size=200),
     st.floats(0, 0.99),
@@ -292,3 +294,27 @@ def test_a_formula_that_cannot_be_read_is_refused() -> None:
     assert mistake.path == ("low_priority",) and "amout" in mistake.message
     (mistake,) = spec(low_priority="amount").unfit(SCHEMA.event)
     assert "not a truth" in mistake.message
+
+
+# -- from the end to the beginning --------------------------------------------------------------
+
+
+def test_the_board_knows_the_worst_of_the_last_second() -> None:
+    board = Board()
+    assert board.worst(0) == (0, 0.0)
+    board.tell(1, 1_000, 300, 0.2)
+    board.tell(2, 1_500, 100, 0.9)
+    assert board.worst(2_000) == (300, 0.9)
+    board.tell(2, 2_100, 100, 0.1)
+    assert board.worst(2_200) == (100, 0.1)
+    assert board.worst(9_000) == (0, 0.0)
+    assert board_of("a") is board_of("a") is not board_of("b")
+
+
+def test_lag_at_the_end_counts_at_the_beginning() -> None:
+    raw = [record(0, 5)]
+    positions = np.array([(0, 0, NOW_MS)])
+    shedding = Shedding(spec(keep=0, sustained=0), SCHEMA, "t", lambda: NOW_MS, lambda: 5)
+    assert shedding.of_records(raw, positions, later_ms=100) is None
+    shed = shedding.of_records(raw, positions, later_ms=900)
+    assert shed is not None and shed.kept.tolist() == [] and shedding.lag_ms == 900
