@@ -10,6 +10,9 @@ ALL = 1.0
 STEP_MS = 1_000
 """How long a share is tried before it is doubled."""
 
+_FIRST_SHARE = 0.1
+"""An attempt begins with this share at least."""
+
 MOST_PATIENCE = 8
 """How often the wait before an end is lengthened, as a factor."""
 
@@ -126,7 +129,7 @@ class Controller:
             self._double(now_ms)
 
     def _double(self, now_ms: int) -> None:
-        self.share, self._doubled_ms = min(ALL, 2 * self.share or 0.1), now_ms
+        self.share, self._doubled_ms = min(ALL, max(2 * self.share, _FIRST_SHARE)), now_ms
         if not self.sheds:
             self._ended_ms = now_ms
 
