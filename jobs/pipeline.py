@@ -229,7 +229,8 @@ def sink_options(settings: Settings, column: str) -> dict[str, str]:
         "topic": topic,
         "properties.bootstrap.servers": settings.kafka.bootstrap_servers,
         "properties.compression.type": "lz4",
-        "properties.linger.ms": "1",
+        # Nobody waits for what is shed, and an overload is no time for many small requests.
+        "properties.linger.ms": "100" if column == "shed" else "1",
         "properties.batch.size": "262144",
         "properties.max.request.size": "8388608",
         "key.format": "raw",

@@ -169,7 +169,8 @@ def test_client_properties_reach_sources_and_sinks_and_win(tmp_path: Path) -> No
 
 def test_each_sink_has_its_topic_and_only_exactly_once_has_transactions(tmp_path: Path) -> None:
     columns = pipeline.sinks.COLUMNS
-    settings_ = job(tmp_path, topics__shadow="fraud-shadow")
+    settings_ = job(tmp_path, topics__shadow="fraud-shadow", topics__shed="fraud-shed")
+    assert pipeline.sink_options(settings_, "shed")["topic"] == "fraud-shed"
     at_least = [pipeline.sink_options(settings_, column) for column in columns]
     assert [o["topic"] for o in at_least] == [
         "fraud-predictions",
