@@ -33,6 +33,7 @@ from bench.common import (
 from bench.lab import Child, Lab, lab
 from bench.latency import prime
 from bench.overload import capacity, send, wait_accounted
+from udfs.batches.events import IntArray
 
 _HIGH_FROM = 0.0
 
@@ -96,14 +97,15 @@ def _of_window(at: Lab, options: argparse.Namespace, window: str) -> list[Result
     ]
 
 
-def _latencies(at: Lab, topic: str, first_ms: float) -> np.ndarray:
-    """Of the predictions of records created since then."""
+def _latencies(at: Lab, topic: str, first_ms: float) -> IntArray:
+    """Of the predictions of records created since then, ms."""
     times = [
         (orjson.loads(message.value() or b"{}")["ingest_time_ms"], message.timestamp()[1])
         for message in at.topics.read(topic)
     ]
     created, written = np.array(times, np.int64).T
-    return (written - created)[created >= first_ms]
+    latencies: IntArray = (written - created)[created >= first_ms]
+    return latencies
 
 
 if __name__ == "__main__":
