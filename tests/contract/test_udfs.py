@@ -1203,3 +1203,18 @@ def test_features_stay_right_if_events_are_shed_before_the_scoring() -> None:
     assert gone | {i for b in kept for i in b.ids} == {i for _, b in whole for i in b.ids}
     refused = [r for _, b in whole for r in (*b.dead_letters, *b.duplicates)]
     assert [r for b in kept for r in (*b.dead_letters, *b.duplicates)] == refused
+
+
+@pytest.mark.parametrize("reader", ["events", "labels"])
+def test_a_source_with_a_rate_is_read_no_faster(reader: str) -> None:
+    """And nothing is dropped: all that it waits for comes."""
+    stream = events() if reader == "events" else labels()
+    many = LabelReader(SCHEMA, ROUTING, "labels", 400) if reader == "labels" else None
+    limited = Subtask(many or first_stage(rate=400))
+    free = Subtask(label_reader() if reader == "labels" else first_stage())
+    began_s = time.monotonic()
+    found = plain(limited.run_all(stream))
+    took_s = time.monotonic() - began_s
+    records = sum(len(offsets_of(element)) for element in stream)
+    assert took_s > (records - len(offsets_of(stream[-1]))) / 400 - 0.1
+    assert found == plain(free.run_all(stream))
