@@ -158,7 +158,7 @@ test: lint jars peers ## Run lint, then all the tests but those of minutes
 		tests/unit tests/contract tests/peers tests/minicluster tests/cluster
 
 test-cluster: jars ## Kill and change jobs on a standalone cluster with a real Kafka
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/cluster
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/cluster tests/contract/test_outages.py
 
 demo: jars ## Score card transactions end to end on this machine (DEMO_ARGS="--help")
 	@$(BIN)/streamscore demo $(DEMO_ARGS)
