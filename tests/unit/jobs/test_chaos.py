@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from jobs.chaos import faults, report
+from jobs.chaos.broker import LinkedBroker
 from jobs.chaos.events import events, number_of, poison
 from jobs.chaos.faults import KINDS, DiskFull, Hang, Kill, NoCheckpoints, chosen
 from jobs.chaos.ledger import Bits, Ledger
@@ -319,6 +320,17 @@ def test_a_link_ends_with_who_started_it(echo: int) -> None:
         assert faults.Injured(link, "slow").inject(0.0) == "slow 20 ms each way"
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((HOST, link.port), timeout=5)
+
+
+def test_the_broker_tells_clients_of_the_link_to_come_by_the_proxy(tmp_path: Path) -> None:
+    broker = LinkedBroker(tmp_path)
+    text = broker._server_properties(1_234)
+    lines = dict(line.split("=", 1) for line in text.splitlines())
+    assert f"LINK://127.0.0.1:{broker.link_port}," in lines["listeners"]
+    advertised = f"LINK://127.0.0.1:{broker.proxy_port},PLAINTEXT://127.0.0.1:1234"
+    assert lines["advertised.listeners"] == advertised
+    hosts = {part.partition("://")[2].rpartition(":")[0] for part in lines["listeners"].split(",")}
+    assert hosts == {"127.0.0.1"}
 
 
 # -- loopback only ------------------------------------------------------------------------------
