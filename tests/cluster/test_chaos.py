@@ -1,0 +1,43 @@
+"""``streamscore chaos`` itself: a job that is hurt loses nothing, and what was started is ended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs.environment import QUICK_JVM, ROOT
+from tests.support.fixtures import CONFIG
+
+pytestmark = [pytest.mark.cluster, pytest.mark.kafka, pytest.mark.timeout(300)]
+
+
+def left_of(folder: Path) -> list[str]:
+    """Processes that have to do with a folder and still run."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if str(folder) in " ".join(process.info["cmdline"] or ()):
+            found.append(str(process))
+    return found
+
+
+def test_three_faults(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JVM_ARGS", QUICK_JVM)
+    at = tmp_path / "chaos"
+    command = [sys.executable, "-m", "jobs.cli", "chaos", str(CONFIG), "--folder", str(at)]
+    command += ["--faults", "kill-taskmanager,cut-broker,poison", "--count", "3"]
+    command += ["--minutes", "3", "--rate", "300", "--set", f"model.path={models}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
+    found = json.loads((at / "report.json").read_bytes())
+    assert (found["lost"], found["wrong"], found["unrecovered"], found["faults"]) == (0, 0, 0, 3)
+    assert found["events"] > 1_000
+    assert found["poison"] >= 50
+    assert found["values_compared"] > 20_000
+    assert sorted(found["recovery_s"]) == ["cut-broker", "kill-taskmanager", "poison"]
+    assert (at / "report.html").is_file()
+    assert left_of(at) == []
