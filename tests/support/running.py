@@ -1,4 +1,4 @@
-"""A job on the mini-cluster of this process' JVM, for the length of a test."""
+"""A job for the length of a test."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ _LAST_LABEL = b"this is no label"
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[RunningJob]:
-    """Start a job, wait until it runs, cancel it at the end; its failure is shown in the test's."""
-    job = runner.start(settings)
+def running(settings: Settings, target: str | None = None) -> Iterator[RunningJob]:
+    """Start a job, wait until it runs, cancel it at the end; its failure is shown in the test's.
+
+    Args:
+        settings: The job's.
+        target: host:port of a cluster; none runs a mini-cluster in this process.
+    """
+    job = runner.start(settings, target)
     try:
         job.wait_running()
         yield job
