@@ -20,7 +20,8 @@ from tests.support.checks import check_accounts
 from tests.support.fixtures import CONFIG, own_overrides
 from tests.support.kafka import Record, Traffic
 from tests.support.running import running
-from tests.support.secure_kafka import PASSWORD, USER, SecureKafka, pem
+from tests.support.secrets import PASSWORD
+from tests.support.secure_kafka import USER, SecureKafka, pem
 
 pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(300)]
 

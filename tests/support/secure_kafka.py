@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from jobs.stack import HOST, KafkaBroker, free_port
+from tests.support.secrets import PASSWORD
 
-USER, PASSWORD = "scorer", "pass;word\\of='scorer"  # what a JAAS text has to escape
+USER = "scorer"
 _LOGIN = "org.apache.kafka.common.security"
 
 _SECURITY = """
