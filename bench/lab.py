@@ -21,10 +21,11 @@ from typing import Any, Self
 
 import pandas as pd
 import psutil
+import yaml
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from bench import records
+from bench import far_model, records
 from bench.common import BENCH, BenchError, say
 from jobs import kafka_topics, settings, stack
 from jobs.demo import data as demo_data
@@ -371,13 +372,35 @@ class Lab(Place):
             yield address
 
     @contextmanager
-    def model_server_process(self) -> Iterator[tuple[Child, str]]:
-        """The same with its process."""
+    def model_server_process(self, far_us: float = 0.0) -> Iterator[tuple[Child, str]]:
+        """The same with its process.
+
+        Args:
+            far_us: Of bench.far_model, microseconds a row; 0 is our server as it is.
+        """
         name_dir = self.model_dir.parent
-        arguments = ["--models-dir", str(name_dir.parent), "--model-name", name_dir.name]
-        arguments += ["--model-version", self.model_dir.name, "--port", "0"]
-        with Child("model-server", "model_server", arguments, self.folder) as server:
-            yield server, f"{stack.HOST}:{server.line('ready port=').partition('=')[2]}"
+        if far_us:
+            module, arguments = "jobs.cli", ["serve", "--config", str(self._far(name_dir, far_us))]
+        else:
+            module, arguments = (
+                "model_server",
+                ["--models-dir", str(name_dir.parent), "--port", "0"],
+            )
+            arguments += ["--model-name", name_dir.name]
+            arguments += ["--model-version", self.model_dir.name]
+        with Child("model-server", module, arguments, self.folder) as server:
+            ports = server.line("ready port=").partition("port=")[2]
+            yield server, f"{stack.HOST}:{ports.split()[0]}"
+
+    def _far(self, name_dir: Path, far_us: float) -> Path:
+        os.environ[far_model.ROW_US] = str(far_us)
+        model = {"name": name_dir.name, "models_dir": str(name_dir.parent)}
+        model["python_class"] = f"{far_model.__name__}:{far_model.FarModel.__name__}"
+        path = self.folder / "far-server.yaml"
+        limits = {"threads": 16}  # one is at work, the others wait
+        document = {"port": 0, "http_port": None, "models": [model], "limits": limits}
+        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+        return path
 
 
 def _started(job: Child) -> Child:
