@@ -8,7 +8,11 @@ from udfs.spec.overload import OverloadSpec
 
 ALL = 1.0
 STEP_MS = 1_000
-"""How long a share is tried before it is doubled."""
+"""How long a share is tried before a larger one is."""
+
+GROWTH = 1.25
+"""Of the share, in one step. One beyond what can be scored lets lag grow by a quarter of a second a
+second at most, so it is seen before it is large; doubling made three times the lag."""
 
 _FIRST_SHARE = 0.1
 """An attempt begins with this share at least."""
@@ -46,7 +50,7 @@ class Controller:
 
     It begins to shed when lag, or the queue, has been at ``enter`` or above for ``sustained``.
     While it sheds it keeps ``keep``. When neither has stood at ``leave`` for ``calm``, it tries
-    twice that share, and twice again, until it keeps all. A queue that stands at ``leave``
+    a quarter more, and more again, until it keeps all. A queue that stands at ``leave``
     meanwhile is an attempt that has failed: it keeps ``keep`` again, and waits twice as long before
     the next. So an overload that lasts costs a small queue now and then, and no events but those of
     low priority.
@@ -70,7 +74,7 @@ class Controller:
         self._queue_left = _Above(queue.leave)
         self._patience = 1
         self._calm_since_ms: int | None = None
-        self._doubled_ms = self._seen_ms = 0
+        self._grown_ms = self._seen_ms = 0
         self._ended_ms: int | None = None
 
     @property
@@ -125,11 +129,11 @@ class Controller:
             self._calm_since_ms = self._seen_ms if was_idle else now_ms
         is_trying = self.share > self._spec.keep
         wait_ms = STEP_MS if is_trying else self._spec.calm * self._patience
-        if now_ms - (self._doubled_ms if is_trying else self._calm_since_ms) >= wait_ms:
-            self._double(now_ms)
+        if now_ms - (self._grown_ms if is_trying else self._calm_since_ms) >= wait_ms:
+            self._grow(now_ms)
 
-    def _double(self, now_ms: int) -> None:
-        self.share, self._doubled_ms = min(ALL, max(2 * self.share, _FIRST_SHARE)), now_ms
+    def _grow(self, now_ms: int) -> None:
+        self.share, self._grown_ms = min(ALL, max(GROWTH * self.share, _FIRST_SHARE)), now_ms
         if not self.sheds:
             self._ended_ms = now_ms
 

@@ -70,8 +70,9 @@ class OverloadSpec(Strict):
     calm: DurationMs = Field(
         5_000,
         ge=100,
-        description="after so long below leave the share that is kept doubles every second; if lag "
-        "comes back it starts again, and the next wait is twice as long, at most 8 times",
+        description="after so long below leave the share that is kept grows by a quarter every "
+        "second; if lag comes back it starts again, and the next wait is twice as long, at most "
+        "8 times",
     )
 
     def unfit(self, event: EventSpec) -> Iterator[Mistake]:
