@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from udfs.compiled import Ints
+from udfs.features.log_kernels import NEVER_MS
 from udfs.rollup.windows import OpenWindows
 
 
@@ -33,6 +34,9 @@ class Idleness:
         self._overdue_ms = overdue_ms
         self._lag_ms: float = np.inf  # after a restart, until readings say how far the job is
         self._heard_ms = np.full(max(1_024, len(windows)), now_ms)
+        self._newest_ms = np.full_like(self._heard_ms, NEVER_MS)
+        self._newest_ms[: len(windows)] = windows.newest(np.arange(len(windows)))
+        self._moved_ms = self._heard_ms.copy()  # when the newest reading came
 
     @property
     def tick_ms(self) -> int:
@@ -58,11 +62,18 @@ class Idleness:
         if len(self._windows) > len(self._heard_ms):
             more = np.full(2 * len(self._windows) - len(self._heard_ms), now_ms)
             self._heard_ms = np.concatenate([self._heard_ms, more])
+            self._moved_ms = np.concatenate([self._moved_ms, more])
+            never = np.full(len(more), NEVER_MS)
+            self._newest_ms = np.concatenate([self._newest_ms, never])
         self._heard_ms[slots] = now_ms
+        newest_ms = self._windows.newest(slots)
+        self._moved_ms[slots[newest_ms != self._newest_ms[slots]]] = now_ms
+        self._newest_ms[slots] = newest_ms
 
     def forgive(self, blocked_ms: int) -> None:
         """The job itself stood still for so long: nobody could be heard."""
         self._heard_ms += blocked_ms
+        self._moved_ms += blocked_ms
 
     def idle(self, now_ms: int) -> Ints:
         """The slots whose open windows must close."""
@@ -70,19 +81,21 @@ class Idleness:
         found: Ints = slots[self._heard_ms[slots] <= now_ms - self._idle_ms]
         return found
 
-    def overdue(self, now_ms: int) -> Ints:
-        """The slots whose next reading is too late to wait for it with their open window.
+    def overdue(self, now_ms: int) -> tuple[Ints, Ints]:
+        """The slots whose next reading is too late to wait for it with an open window.
 
         By their own time: as far as their newest reading, and as much further as time has passed
-        since. While the job is behind its input, and after a restart until it has read of it, it
-        is the job that is late: none is found.
+        since that came. While the job is behind its input, and after a restart until it has read
+        of it, it is the job that is late: none is found.
+
+        Returns:
+            The slots, and where the last such window of each one ends, both int64 (n,).
         """
         if self._overdue_ms is None or self._lag_ms > self._overdue_ms:
-            return np.empty(0, np.int64)
-        slots = self._windows.open_slots()
-        waits = self._windows.due_after(slots) + self._overdue_ms
-        found: Ints = slots[now_ms - self._heard_ms[slots] >= waits]
-        return found
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        keys = len(self._windows)
+        own_ms = self._newest_ms[:keys] + now_ms - self._moved_ms[:keys]
+        return self._windows.open_until(own_ms - self._windows.lateness_ms - self._overdue_ms)
 
     def newly_silent(self, now_ms: int) -> Ints:
         """The slots whose silence has not been told; it counts as told from now on."""

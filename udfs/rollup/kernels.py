@@ -3,7 +3,7 @@
 Readings lie as entries of ``udfs.features.log_kernels``, without blocks: a window is looked through
 once, when it closes, so a reading costs O(1) for each aggregate. A key's windows close by its own
 newest reading: a window ``[start, end)`` when that is at or past ``end`` + lateness. What closed
-windows there are follows from the newest entry, but for those that idleness closed.
+windows there are follows from the newest entry, but for those that the clock closed.
 """
 
 from __future__ import annotations
@@ -181,21 +181,23 @@ def is_full(closed: Closed, rules: Rules) -> bool:
 def close_all(
     log: Log,
     slots: Ints,
+    untils: Ints,
     reason: int,
     layout: Layout,
     rules: Rules,
     idle_until: Ints,
     closed: Closed,
 ) -> int:
-    """Close all windows of some keys, up to that of each one's newest reading.
+    """Close windows of some keys, at most up to that of each one's newest reading.
 
     Args:
         log: The readings.
         slots: Of the keys, (n,).
+        untils: Windows that end later stay open, epoch ms, (n,).
         reason: Why.
         layout: Of the readings.
         rules: The windows'.
-        idle_until: Written: the end of each key's last window, (slots,).
+        idle_until: Written: the end of each key's last window that is closed, (slots,).
         closed: Written.
 
     Returns:
@@ -211,6 +213,7 @@ def close_all(
             continue
         since_ms = closed_until(log, slots[n], rules, idle_until)
         until_ms = newest_ms // rules.every_ms * rules.every_ms + rules.every_ms
+        until_ms = min(until_ms, untils[n] // rules.every_ms * rules.every_ms)
         if until_ms > since_ms:
             _close(log, slots[n], since_ms, until_ms, reason, -1, layout, rules, found, closed)
             idle_until[slots[n]] = until_ms
@@ -235,7 +238,7 @@ def roll(
         rows: Those that come.
         layout: Of the entries.
         rules: The windows'.
-        idle_until: The end of each key's last window that idleness closed, (slots,); written if
+        idle_until: The end of each key's last window that the clock closed, (slots,); written if
             ``rules`` have an idle time.
         verdicts: Written: ``NEW``, ``DUPLICATE``, ``CONFLICT``, or ``LATE`` for a reading of a
             window that is closed, which is not taken; (n,).
@@ -301,6 +304,7 @@ def roll_apart(
 def close_all_apart(
     log: Log,
     slots: Ints,
+    untils: Ints,
     reason: int,
     layout: Layout,
     rules: Rules,
@@ -308,4 +312,4 @@ def close_all_apart(
     closed: Closed,
 ) -> int:
     """As ``close_all``, for threads side by side."""
-    return close_all(log, slots, reason, layout, rules, idle_until, closed)
+    return close_all(log, slots, untils, reason, layout, rules, idle_until, closed)

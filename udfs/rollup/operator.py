@@ -35,7 +35,7 @@ END_MS = 2**63 - 1
 
 _LATE = (
     "its window is closed: the key's newest reading is further ahead than "
-    "event.time.allowed_lateness, or the key was idle"
+    "event.time.allowed_lateness, or the key was idle, or its reading overdue"
 )
 
 
@@ -154,7 +154,8 @@ class RollupStage(KeyedProcessFunction):
     def _by_clock(self, bucket: int, mine: _Bucket, now_ms: int) -> Iterator[Row]:
         idle, silent = mine.idleness.idle(now_ms), mine.idleness.newly_silent(now_ms)
         yield from self._close(bucket, mine, idle, BY_IDLENESS, silent)
-        yield from self._close(bucket, mine, mine.idleness.overdue(now_ms), BY_CLOCK)
+        slots, untils = mine.idleness.overdue(now_ms)
+        yield from self._close(bucket, mine, slots, BY_CLOCK, untils=untils)
 
     def _windows(self, bucket: int) -> OpenWindows:
         windows = self._states.of(bucket).events
@@ -267,15 +268,21 @@ class RollupStage(KeyedProcessFunction):
         return keys if self._privacy is None else self._privacy.keys(keys)
 
     def _close(
-        self, bucket: int, mine: _Bucket, slots: Ints, reason: int, silent: Ints | None = None
+        self,
+        bucket: int,
+        mine: _Bucket,
+        slots: Ints,
+        reason: int,
+        silent: Ints | None = None,
+        untils: Ints | None = None,
     ) -> Iterator[Row]:
-        """Close all windows of some keys, and tell of those gone silent."""
+        """Close windows of some keys, see ``OpenWindows.close``, and tell of those gone silent."""
         windows = self._windows(bucket)
         silent = slots[:0] if silent is None else silent
         changed = np.union1d(slots, silent)
         if not len(changed):
             return
-        closed = windows.close(slots, reason)
+        closed = windows.close(slots, reason, untils)
         marks = windows.pack_marks(changed)
         self._states.write_marks(dict(zip(windows.names(changed), marks, strict=True)))
         if reason == BY_IDLENESS:

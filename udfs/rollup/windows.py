@@ -17,16 +17,17 @@ from udfs.features.window_plan import WindowPlan
 from udfs.rollup import kernels
 from udfs.rollup.kernels import Closed, Rules
 
-_MARK = struct.Struct("<Bqq")  # version; end of the last window closed by idleness; silent since
+_MARK = struct.Struct("<Bqq")  # version; end of the last window the clock closed; silent since
 _MARK_VERSION = 1
 _ROOM = 256
+_NO_END_MS = 2**62
 
 
 class Marks(NamedTuple):
     """What is kept of each key beside its readings, int64 (slots,).
 
     Attributes:
-        idle_until: The end of its last window that idleness closed.
+        idle_until: The end of its last window that the clock closed.
         silent_since: The time of its newest reading when its silence was told.
     """
 
@@ -121,13 +122,21 @@ class OpenWindows(Histories):
                 self._make_room(int(entries.slots[at]))
         return verdicts, _cut(closed)
 
-    def close(self, slots: Ints, reason: int) -> Closed:
-        """Close all windows of some keys."""
+    def close(self, slots: Ints, reason: int, untils: Ints | None = None) -> Closed:
+        """Close windows of some keys.
+
+        Args:
+            slots: The keys', int64 (n,).
+            reason: Why.
+            untils: Those that end later stay open, epoch ms, int64 (n,); none: all are closed.
+        """
+        untils = np.full(len(slots), _NO_END_MS) if untils is None else untils
         at, closed = 0, self._room(2 * len(slots) + _ROOM)
         while True:
             at += self._close_all(
                 self._log,
                 slots[at:],
+                untils[at:],
                 reason,
                 self.plan.layout,
                 self._rules,
@@ -138,6 +147,11 @@ class OpenWindows(Histories):
                 return _cut(closed)
             closed = _grown(closed)
 
+    @property
+    def lateness_ms(self) -> int:
+        """How far a key's time is past the end of a window that closes."""
+        return self._rules.lateness_ms
+
     def newest(self, slots: Ints) -> Ints:
         """The time of each key's newest reading, int64 (n,)."""
         times: Ints = self._log.ints[self._log.regions[slots, END], TIME]
@@ -145,24 +159,24 @@ class OpenWindows(Histories):
 
     def open_slots(self) -> Ints:
         """The keys that have readings in a window that is not closed."""
-        slots = np.arange(len(self))
-        regions, newest, every_ms = (
-            self._log.regions[slots],
-            self.newest(slots),
-            self._rules.every_ms,
-        )
+        return self.open_until(np.full(len(self), _NO_END_MS))[0]
+
+    def open_until(self, times_ms: Ints) -> tuple[Ints, Ints]:
+        """The keys with an open window that ends at or before a time of their own.
+
+        Args:
+            times_ms: Each key's, epoch ms, int64 (keys,).
+
+        Returns:
+            The keys, and where the last such window of each one ends, both int64 (n,).
+        """
+        slots, every_ms = np.arange(len(self)), self._rules.every_ms
+        regions, newest = self._log.regions[slots], self.newest(slots)
         closed = (newest - self._rules.lateness_ms) // every_ms * every_ms
         closed = np.maximum(closed, self.marks.idle_until[slots])
-        has_any = regions[:, END] > regions[:, START]
-        found: Ints = slots[has_any & (newest // every_ms * every_ms + every_ms > closed)]
-        return found
-
-    def due_after(self, slots: Ints) -> Ints:
-        """How far each key's newest reading is before what closes its window, ms, int64 (n,)."""
-        newest, every_ms = self.newest(slots), self._rules.every_ms
-        ends = newest // every_ms * every_ms + every_ms
-        left: Ints = ends + self._rules.lateness_ms - newest
-        return left
+        ends = np.minimum(newest // every_ms * every_ms + every_ms, times_ms // every_ms * every_ms)
+        found = np.flatnonzero((regions[:, END] > regions[:, START]) & (ends > closed))
+        return found, ends[found]
 
     def _room(self, windows: int) -> Closed:
         windows += 4 * (self._rules.lateness_ms // self._rules.every_ms + 2)

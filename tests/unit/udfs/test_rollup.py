@@ -23,7 +23,7 @@ from udfs.offline.history import history_of
 from udfs.offline.rolling import roll_up
 from udfs.rollup.core import Rollup
 from udfs.rollup.idleness import Idleness
-from udfs.rollup.kernels import BY_CLOCK, BY_END, BY_IDLENESS
+from udfs.rollup.kernels import BY_CLOCK, BY_END, BY_IDLENESS, Closed
 from udfs.rollup.windows import OpenWindows
 from udfs.spec.event import EventSpec
 from udfs.spec.feature import FeatureSpec
@@ -155,10 +155,16 @@ class Lists:
         ends = sorted({r.end_ms for _, r in kept if since_ms < r.end_ms <= until_ms})
         return [(reading.machine, end) for end in ends]
 
-    def close(self, machine: str) -> list[tuple[str, int]]:
+    def close(self, machine: str, until_ms: int = 1 << 60) -> list[tuple[str, int]]:
+        """Those that end by then, and not after the newest reading's; what comes for them is late.
+
+        The last may have no readings, as after a gap.
+        """
         kept = [r for _, r in self.kept.get(machine, [])]
-        ends = sorted({r.end_ms for r in kept if r.end_ms > self.closed_until.get(machine, 0)})
-        self.closed_until[machine] = max([self.closed_until.get(machine, 0), *ends])
+        since_ms = self.closed_until.get(machine, 0)
+        until_ms = min([until_ms - until_ms % EVERY_MS, max((r.end_ms for r in kept), default=0)])
+        ends = sorted({r.end_ms for r in kept if since_ms < r.end_ms <= until_ms})
+        self.closed_until[machine] = max(since_ms, until_ms)
         return [(machine, end) for end in ends]
 
     def inside(self, machine: str, end_ms: int) -> list[tuple[int, Reading]]:
@@ -227,7 +233,8 @@ def restored(rollup: Rollup, state: StageState) -> StageState:
 @given(given=st.lists(readings, max_size=50), data=st.data())
 @settings(max_examples=150, deadline=None)
 def test_windows_equal_their_definition(given: list[Reading], data: st.DataObject) -> None:
-    """Batches are cut anywhere; keys go idle anywhere; after each the state is read again."""
+    """Batches are cut anywhere; keys go idle and windows are overdue anywhere; after each the
+    state is read again."""
     rollup, lists, place = Rollup(SCHEMA), Lists(), 0
     state = rollup.new_state()
     texts = texts_of(["a", "b"])
@@ -254,6 +261,9 @@ def test_windows_equal_their_definition(given: list[Reading], data: st.DataObjec
         place += step
         if data.draw(st.integers(0, 3), label="idle") == 0:
             check_idle(rollup, state, lists, texts)
+        if data.draw(st.integers(0, 2), label="clock") == 0:
+            own_ms = data.draw(st.lists(offsets, min_size=2, max_size=2), label="own times")
+            check_clock(rollup, state, lists, texts, [BEGIN_MS + o for o in own_ms])
         state = restored(rollup, state)
 
 
@@ -264,13 +274,41 @@ def check_idle(rollup: Rollup, state: StageState, lists: Lists, texts: dict[int,
     names = windows.names(slots)
     wanted = [window for name in names for window in lists.close(name)]
     assert all(lists.close(name) == [] for name in ("m1", "m2")), "a key with an open window"
-    closed = windows.close(slots, BY_IDLENESS)
+    check_closed(rollup, windows, lists, windows.close(slots, BY_IDLENESS), wanted, texts)
+    assert not len(windows.open_slots())
+
+
+def check_clock(
+    rollup: Rollup, state: StageState, lists: Lists, texts: dict[int, str], own_ms: list[int]
+) -> None:
+    windows = state.events
+    assert isinstance(windows, OpenWindows)
+    times = np.array(own_ms[: len(windows)])
+    slots, untils = windows.open_until(times)
+    wanted = [
+        window
+        for slot, name in enumerate(windows.names(np.arange(len(windows))))
+        for window in lists.close(name, own_ms[slot])
+    ]
+    check_closed(rollup, windows, lists, windows.close(slots, BY_CLOCK, untils), wanted, texts)
+    assert not len(windows.open_until(times)[0])
+
+
+def check_closed(
+    rollup: Rollup,
+    windows: OpenWindows,
+    lists: Lists,
+    closed: Closed,
+    wanted: list[tuple[str, int]],
+    texts: dict[int, str],
+) -> None:
+    """What the clock has closed: these windows, and what they say."""
     events = rollup.events(closed, windows.names(closed.slots), texts)
     assert [(w.split("@")[0], int(w.split("@")[1])) for w in events.texts["window"]] == wanted
-    assert set(events.texts["closed_by"]) <= {"idle"}
+    assert len({*closed.reasons.tolist()}) <= 1
+    assert set(events.texts["closed_by"]) <= {"idle", "clock"}
     for row, window in enumerate(wanted):
         check_window(events, row, lists.inside(*window))
-    assert not len(windows.open_slots())
 
 
 def frame_of(given: list[Reading]) -> pd.DataFrame:
@@ -376,27 +414,57 @@ def test_one_key_s_clock_closes_no_other_key_s_windows() -> None:
     assert not rolled.late and not len(rolled.closed.slots)
 
 
+def overdue_of(idleness: Idleness, windows: OpenWindows, now_ms: int) -> list[tuple[str, int]]:
+    """Keys, and until when their windows are overdue, s after the begin."""
+    slots, untils = idleness.overdue(now_ms)
+    ends = ((untils - BEGIN_MS) // 1_000).tolist()
+    return [*zip(windows.names(slots), ends, strict=True)]
+
+
 def test_an_overdue_reading_is_not_waited_for() -> None:
     """A machine's own time goes on as the clock does; not while the job is behind."""
     rollup = Rollup(SCHEMA)
     state = rollup.new_state()
     windows = state.events
-    assert isinstance(windows, OpenWindows) and SCHEMA.readings is not None
+    assert isinstance(windows, OpenWindows)
     idleness = Idleness(windows, 60_000, None, now_ms=0, overdue_ms=1_000)
     rollup.observe(state, columns_of(by_hand(9, machine="m1") + by_hand(4, machine="m2")))
     slots = windows.slots(["m1", "m2"])
-    due_ms = 50_000 + 1_000 + SCHEMA.readings.time.allowed_lateness + 1_000
-    assert windows.names(idleness.overdue(10**9)) == [], "after a restart, before it has read"
+    due_ms = 50_000 + 1_000 + LATENESS_MS + 1_000
+    assert overdue_of(idleness, windows, 10**9) == [], "after a restart, before it has read"
     idleness.heard(slots, 50_000)
-    assert windows.names(idleness.overdue(due_ms - 1)) == []
-    assert windows.names(idleness.overdue(due_ms)) == ["m1"]
-    windows.close(idleness.overdue(due_ms), BY_CLOCK)
-    assert windows.names(idleness.overdue(due_ms + 4_999)) == []
-    assert windows.names(idleness.overdue(due_ms + 5_000)) == ["m2"]
+    assert overdue_of(idleness, windows, due_ms - 1) == []
+    assert overdue_of(idleness, windows, due_ms) == [("m1", 10)]
+    windows.close(slots[:1], BY_CLOCK)
+    assert overdue_of(idleness, windows, due_ms + 4_999) == []
+    assert overdue_of(idleness, windows, due_ms + 5_000) == [("m2", 10)]
     idleness.heard(slots[:1], 50_000, written_ms=48_999)
-    assert windows.names(idleness.overdue(due_ms + 5_000)) == []
+    assert overdue_of(idleness, windows, due_ms + 5_000) == []
     never = Idleness(windows, 60_000, None, now_ms=0)
-    assert not len(never.overdue(10**9))
+    assert overdue_of(never, windows, 10**9) == []
+
+
+def test_a_reading_of_the_next_window_does_not_make_an_overdue_one_wait() -> None:
+    """The older window alone is closed; what comes for it then is late, for the next it is not."""
+    rollup = Rollup(SCHEMA)
+    state = rollup.new_state()
+    windows = state.events
+    assert isinstance(windows, OpenWindows)
+    idleness = Idleness(windows, 60_000, None, now_ms=0, overdue_ms=1_000)
+    rollup.observe(state, columns_of(by_hand(5, 11.5)))
+    idleness.heard(windows.slots(["m1"]), 50_000)
+    rollup.observe(state, columns_of([by_hand(0, 0, 6)[2]], 2))
+    idleness.heard(windows.slots(["m1"]), 51_000)  # an older one, which moves no time
+    due_ms = 50_000 - 1_500 + LATENESS_MS + 1_000
+    assert overdue_of(idleness, windows, due_ms - 1) == []
+    assert overdue_of(idleness, windows, due_ms) == [("m1", 10)]
+    slots, untils = idleness.overdue(due_ms)
+    closed = windows.close(slots, BY_CLOCK, untils)
+    assert closed.readings.tolist() == [2]
+    assert overdue_of(idleness, windows, due_ms) == [], "each is closed once"
+    rolled = rollup.observe(state, columns_of([*by_hand(0, 0, 0, 7, 11)[3:]], 3))
+    assert rolled.late == [0] and rolled.kept.tolist() == [1]
+    assert overdue_of(idleness, windows, due_ms + 10_000) == [("m1", 20)]
 
 
 def test_idleness_and_silence_go_by_the_clock() -> None:
