@@ -9,7 +9,9 @@ Results, by part:
   live      alert_p99_ms, window_p99_ms   from a window's end, which is event time, to its alert and
                                           its score in Kafka; by the broker's clock. Windows close
                                           at the first reading 500 ms after their end, or by the
-                                          clock when that is overdue (rollup.overdue)
+                                          clock when that is overdue (rollup.overdue). Windows that
+                                          the end of the load leaves open are not among them: they
+                                          are overdue all at once
             memory_growth, memory_slope   of the job's processes: last quarter over second; a line
                                           through all samples after the first quarter
             windows_wrong                 fields of sampled windows that differ from pandas' by more
@@ -85,6 +87,9 @@ _MEMORY_EVERY_S = 5.0
 _WARM, _WARM_READINGS, _WARM_S = "warm", 60, 240.0
 _DONE_S = 60.0
 _CHECKED_MACHINES = 50
+_CLOSING_MS = 1_500
+"""A window's end, the lateness, and a second to the next reading: by then it is closed."""
+
 _MOST_WINDOWS = 0.97
 
 
@@ -97,8 +102,8 @@ class Phase:
         seconds: For how long.
         start_ms: Event time of the first.
         alert_ms: Of each alert that such a window opened, from its end to Kafka.
-        by_end: The same of each window closed by a reading, by its end, epoch ms.
-        window_ms: The same of all of them.
+        by_end: The same of each window not closed by idleness, by its end, epoch ms.
+        window_ms: The same of those whose next readings were sent.
         memory: Bytes of each of the job's processes by name, over time.
         windows: Those of the machines that are checked.
         sent: Readings, repeats and bad records.
@@ -115,6 +120,11 @@ class Phase:
     windows: list[dict[str, Any]] = field(default_factory=list)
     sent: int = 0
     accounted: int = 0
+
+    @property
+    def last_end_ms(self) -> int:
+        """The end of the last window whose next readings are sent, at most; epoch ms."""
+        return self.start_ms + 1_000 * self.seconds - _CLOSING_MS
 
     @property
     def is_held(self) -> bool:
@@ -343,10 +353,11 @@ def _read(at: Place, phase: Phase, topics: dict[str, str]) -> None:
         window = value["window"]
         phase.accounted += window["readings"]
         if window["closed_by"] in ("time", "clock"):
-            by_time.add((value["key"], window["window_end_ms"]))
             took_ms = message.timestamp()[1] - window["window_end_ms"]
-            phase.window_ms.append(took_ms)
             phase.by_end.setdefault(window["window_end_ms"], []).append(took_ms)
+            if window["window_end_ms"] <= phase.last_end_ms:
+                phase.window_ms.append(took_ms)
+                by_time.add((value["key"], window["window_end_ms"]))
         if value["key"] in checked:
             phase.windows.append(window)
     for message in at.topics.read(topics["alerts"]):
