@@ -48,6 +48,9 @@ class MapState:
         for key, value in values.items():
             self.put(key, value)
 
+    def is_empty(self) -> bool:
+        return not self._current()
+
     def items(self) -> Iterable[tuple[Any, bytes]]:
         yield from self._current().items()
 

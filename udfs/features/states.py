@@ -87,10 +87,26 @@ class _Segment:
     slots: IntArray
 
 
+class _Reader:
+    """Reads what is stored of an entity.
+
+    Args:
+        read: Reads the state, which takes as long for an entity that is not there.
+        is_all_unpacked: As of a bucket that began empty: nothing needs to be read.
+    """
+
+    def __init__(self, read: Callable[[str, str], bytes | None], is_all_unpacked: bool) -> None:
+        self._read, self.is_all_unpacked = read, is_all_unpacked
+
+    def __call__(self, stream: str, entity: str) -> bytes | None:
+        return None if self.is_all_unpacked else self._read(stream, entity)
+
+
 @dataclass(slots=True)
 class _Bucket:
     histories: StageState
     idle: IdleKeys
+    reader: _Reader
     next_place: int = 0
     first_segment: int = 0
     journal: deque[_Segment] = field(default_factory=deque)
@@ -144,9 +160,11 @@ class BucketStates:
         if found.histories.events.is_over_size:
             self._state.put_all(self._retire(found, 0) | self._counters(found))
             found.histories.events.clear()
+            found.reader.is_all_unpacked = False
         for histories in (found.histories.labels, found.histories.first):
             if histories is not None and histories.is_over_size:
                 histories.clear()
+                found.reader.is_all_unpacked = False
         return found.histories
 
     def add(self, bucket: int, entities: Sequence[str], entries: Entries) -> int:
@@ -266,14 +284,15 @@ class BucketStates:
         return [entity for entity in entities if entity not in kept]
 
     def _restored(self) -> _Bucket:
+        reader = _Reader(self._read, self._state.is_empty() and self._first_state.is_empty())
         layouts = self._layouts()
-        histories = self._stage.new_state(self._read, self._cached_entries, layouts)
+        histories = self._stage.new_state(reader, self._cached_entries, layouts)
 
         def newest_of(name: str, packed: bytes) -> int:
             own = histories.events if name[0] == "e" else histories.labels
             return own.stored_newest_ms(packed)
 
-        bucket = _Bucket(histories, IdleKeys(self._state, self._idle_ms, newest_of))
+        bucket = _Bucket(histories, IdleKeys(self._state, self._idle_ms, newest_of), reader)
         counters = self._state.get(_COUNTERS)
         if counters is None:
             return bucket

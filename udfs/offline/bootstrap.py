@@ -118,6 +118,9 @@ class _MapState:
     def get(self, name: str) -> bytes | None:
         return self.entries.get(name)
 
+    def is_empty(self) -> bool:
+        return not self.entries
+
     def put(self, name: str, value: bytes) -> None:
         self.entries[name] = value
 

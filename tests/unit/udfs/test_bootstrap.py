@@ -49,6 +49,9 @@ ROWS = st.tuples(
 
 
 class MapState(dict[str, bytes]):
+    def is_empty(self) -> bool:
+        return not self
+
     def put(self, name: str, value: bytes) -> None:
         self[name] = value
 

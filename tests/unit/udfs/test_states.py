@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -77,6 +77,9 @@ class MapState(dict[str, bytes]):
         assert all(type(v) is bytes for v in values.values())
         self.update(values)
         self.writes += sum(key[0] == "e" for key in values)
+
+    def is_empty(self) -> bool:
+        return not self
 
     def put(self, key: str, value: bytes) -> None:
         assert type(value) is bytes
@@ -154,6 +157,26 @@ def test_the_journal_spares_writing_a_busy_keys_history() -> None:
         task.run([("busy", n // 10, 1.0, n)])
     assert state.writes == 400 // 100 - 1
     assert sum(key[0] == "j" for key in state) == 100
+
+
+def test_nothing_is_read_of_a_bucket_that_began_empty() -> None:
+    """Opening thousands of new keys costs no look into the state for each; a restart reads them."""
+
+    class Counted(MapState):
+        read: ClassVar[list[str]] = []
+
+        def get(self, key: str, default: Any = None) -> Any:
+            self.read.append(key)
+            return super().get(key, default)
+
+    state = Counted()
+    first = Task(state, 1_000_000, 0)
+    for n in range(3):
+        first.run([(card, n, 1.0, n) for card in "abc"])
+    assert not [key for key in state.read if key[0] in "elf"]
+    restarted = Task(state, 1_000_000, 0)
+    restarted.run([("a", 4, 1.0, 4), ("d", 4, 1.0, 5)])
+    assert [key for key in state.read if key[0] == "e"] == ["ea", "ed"]
 
 
 def test_an_idle_keys_history_is_written_before_its_journal_is_dropped() -> None:
