@@ -55,7 +55,8 @@ def window_counts(traffic: Traffic) -> dict[str, int]:
 
 
 def test_every_reading_is_in_one_window_or_told(make: MakeIot) -> None:
-    settings = make({"kafka.stop_at_end": True, "rollup.idle": "10m", "rollup.silent_after": "20m"})
+    by_readings = {"rollup.idle": "10m", "rollup.overdue": None, "rollup.silent_after": "20m"}
+    settings = make({"kafka.stop_at_end": True, **by_readings})
     sent = [*arrivals(MACHINES, SECONDS, time.time_ns() // 1_000_000 - 1_000 * SECONDS)]
     partitions = settings.topics.partitions
     with Traffic(settings) as traffic:

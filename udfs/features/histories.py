@@ -120,7 +120,7 @@ class Histories:
 
     def __len__(self) -> int:
         """How many entities are unpacked."""
-        return len(self._slots)
+        return len(self._names)
 
     def __contains__(self, entity: str) -> bool:
         """Whether an entity is unpacked."""
@@ -183,8 +183,10 @@ class Histories:
         unknown = np.flatnonzero(slots < 0)
         if not len(unknown):
             return slots
-        for entity in dict.fromkeys(entities[n] for n in unknown.tolist()):
+        opened = [*dict.fromkeys(entities[n] for n in unknown.tolist())]
+        for entity in opened:
             self._open(entity)
+        self._slots.add(opened)
         return self._slots.find(entities)
 
     def _open(self, entity: str) -> None:
@@ -193,7 +195,7 @@ class Histories:
         if packed is not None:
             packed, panes = self._without_panes(packed)
             until, oldest_ms, entries = self._unpack(packed)
-        slot = len(self._slots)
+        slot = len(self._names)
         if slot == len(self._log.regions):
             regions = np.concatenate([self._log.regions, np.zeros_like(self._log.regions)])
             self._log = self._log._replace(regions=regions)
@@ -206,7 +208,6 @@ class Histories:
         self._log.regions[slot] = begin, begin, begin, begin + capacity, -begin, 0, begin, begin
         kernels.unpack(self._log, slot, oldest_ms, entries, self.plan.layout)
         self._written[slot] = until
-        self._slots.add([entity])
         self._names.append(entity)
         if panes is not None and self._paned:
             while not pane_kernels.put(
@@ -270,7 +271,7 @@ class Histories:
 
     @property
     def _count(self) -> int:
-        return len(self._slots)
+        return len(self._names)
 
     def _start_index(self, needed: int) -> None:
         """An empty index with room; histories enter it anew, without the ids that have expired."""
