@@ -84,6 +84,9 @@ class _Memory(dict[str, bytes]):
     def put(self, name: str, value: bytes) -> None:
         self[name] = value
 
+    def is_empty(self) -> bool:
+        return not self
+
     def put_all(self, values: dict[str, bytes]) -> None:
         self.update(values)
 
