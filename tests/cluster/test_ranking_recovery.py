@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.kafka, pytest.mark.timeout(300)]
 NOW_MS = middle_ms(small_log())
 USERS = 6
 BEFORE, AFTER = 60, 60  # rankings by the model before the fault and after it
-DEADLINE_S = 1.0
+DEADLINE_S = 2.0
 CLICKS = NAMES[-1]
 OVER_MS, LATER_MS = NOW_MS + 3_600_000, NOW_MS + 7_200_000  # visits are before, the last ask after
 
@@ -115,7 +115,7 @@ def test_a_killed_task_manager(bootstrap: str, tmp_path: Path) -> None:
     ):
         overrides = feed_overrides(bootstrap, tmp_path / "models", tmp_path) | {
             "model.server": f"127.0.0.1:{server.port}",
-            "model.deadline": "500ms",
+            "model.deadline": "1s",
             "gateway.deadline": f"{DEADLINE_S * 1_000:.0f}ms",
             "flink.parallelism": 2,
             "flink.restart_attempts": 100,
