@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.environment import BUILD
-from tests.support.secrets import shown
+from tests.support.hidden import shown
 
 # gRPC's fork handlers run in the child between fork and exec. Once, when a test started Flink's
 # gateway, the child ended there ("epoll_wait error: Bad file descriptor") and Java never began. No

@@ -18,9 +18,9 @@ from jobs.environment import BUILD, NotReadyError
 from jobs.settings import Settings
 from tests.support.checks import check_accounts
 from tests.support.fixtures import CONFIG, own_overrides
+from tests.support.hidden import PASSWORD
 from tests.support.kafka import Record, Traffic
 from tests.support.running import running
-from tests.support.secrets import PASSWORD
 from tests.support.secure_kafka import USER, SecureKafka, pem
 
 pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(300)]

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from jobs.stack import HOST, KafkaBroker, free_port
-from tests.support.secrets import PASSWORD
+from tests.support.hidden import PASSWORD
 
 USER = "scorer"
 _LOGIN = "org.apache.kafka.common.security"

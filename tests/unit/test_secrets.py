@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.secrets import PASSWORD, TOKEN, shown
+from tests.support.hidden import PASSWORD, TOKEN, shown
 
 
 def test_a_log_with_a_secret_is_found(tmp_path: Path) -> None:

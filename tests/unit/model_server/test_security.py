@@ -22,7 +22,7 @@ from model_server.errors import Rejected, StartupError, Unavailable
 from model_server.oip.messages import message, stub
 from model_server.protos import PredictionServiceStub
 from model_server.security import TlsOptions
-from tests.support.secrets import TOKEN
+from tests.support.hidden import TOKEN
 
 ROWS = np.zeros((1, 5), np.float32)
 
