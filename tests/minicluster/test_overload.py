@@ -77,7 +77,8 @@ def test_high_priority_is_scored_and_the_rest_is_accounted_for(
             wait_until(lambda: _is_calm(traffic, source, job), 60, "the end of the shedding")
             (place,) = traffic.send(again)
             traffic.wait_accounted()
-            assert job.counts(["shed"]) == {"shed": len(traffic.outputs["shed"])}
+            told = {"shed": len(traffic.outputs["shed"])}
+            wait_until(lambda: job.counts(["shed"]) == told, 30, "the counter of shed events")
             assert restarts(job) == 0
         check_accounts(traffic)
         check_schemas(traffic.outputs)
