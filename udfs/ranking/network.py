@@ -7,7 +7,6 @@ the same weights, as ONNX.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -143,11 +142,11 @@ def _shown(index: ItemIndex, state: UserState, time_ms: int) -> tuple[Any, Any]:
 def _run(what: str, folder: Path, task: dict[str, Any], options: NetworkOptions) -> dict[str, Any]:
     settings = {"epochs": np.int64(options.epochs), "seed": np.int64(options.seed)}
     np.savez(folder / "task.npz", **task, **settings)
-    # Not this interpreter's packages: they may be of other versions.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [options.python or sys.executable, str(_WORKER), what, str(folder)]
+    # -I: not this interpreter's packages, which may be of other versions, nor the modules beside
+    # the worker, whose names other packages have too.
+    command = [options.python or sys.executable, "-I", str(_WORKER), what, str(folder)]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
     except OSError as exc:
         raise NetworkError(f"{command[0]} cannot be run: {exc}") from exc
     if done.returncode:
