@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 from jobs.environment import ROOT, NotReadyError
@@ -135,12 +134,7 @@ class Link:
         self.port = int(line.partition("=")[2])
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     def be(self, how: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from jobs.cluster.standalone import StandaloneCluster
@@ -34,10 +33,5 @@ class FlinkCluster(StandaloneCluster):
         self.up(self._task_managers, self._slots, options=options)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.down()
