@@ -12,6 +12,11 @@ from jobs.exit_codes import ExitCode
 if TYPE_CHECKING:
     from jobs.demo.outcome import Outcome
 
+_NoLive = Annotated[bool, typer.Option("--no-live", help="Print lines instead of a live panel.")]
+_Keep = Annotated[
+    bool, typer.Option("--keep", help="Leave everything running after the report, to Ctrl-C.")
+]
+
 
 def demo(
     size: Annotated[
@@ -20,15 +25,11 @@ def demo(
     seconds: Annotated[
         float, typer.Option(min=5, help="How long the replay takes, in seconds.")
     ] = 90,
-    no_live: Annotated[
-        bool, typer.Option("--no-live", help="Print lines instead of a live panel.")
-    ] = False,
+    no_live: _NoLive = False,
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Score inside the operator, without a server.")
     ] = False,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave everything running after the report, to Ctrl-C.")
-    ] = False,
+    keep: _Keep = False,
     limit: Annotated[
         int, typer.Option(hidden=True, help="Only the first so many transactions; 0 takes all.")
     ] = 0,
@@ -67,12 +68,8 @@ def demo_iot(
     seconds: Annotated[
         float, typer.Option(min=5, help="How long the replay takes, in seconds.")
     ] = 180,
-    no_live: Annotated[
-        bool, typer.Option("--no-live", help="Print lines instead of a live panel.")
-    ] = False,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave everything running after the report, to Ctrl-C.")
-    ] = False,
+    no_live: _NoLive = False,
+    keep: _Keep = False,
 ) -> None:
     """Find anomalies of machines on this machine: data, model, Kafka, Flink, report.
 
@@ -89,12 +86,8 @@ def demo_feed(
         float, typer.Option(min=10, help="How long the replay takes, the training apart.")
     ] = 90,
     requests: Annotated[int, typer.Option(min=20, help="How many visitors at most.")] = 1_800,
-    no_live: Annotated[
-        bool, typer.Option("--no-live", help="Print lines instead of a live panel.")
-    ] = False,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave everything running after the report, to Ctrl-C.")
-    ] = False,
+    no_live: _NoLive = False,
+    keep: _Keep = False,
     users: Annotated[
         int, typer.Option(hidden=True, help="A synthetic log of so many users; 0: the whole data.")
     ] = 0,
