@@ -121,7 +121,7 @@ class _KeyedOperator(KeyedProcessFunction):
         if is_first if spec.before == "features" else scores:
             self._valve = Valve(spec, self._schema, self._topic, runtime_context)
         elif scores:
-            self._teller = Teller(spec, self._schema, self._topic)
+            self._teller = Teller(spec.lag, self._topic)
 
     def close(self) -> None:
         """Close what scores."""

@@ -23,7 +23,7 @@ from udfs.batches.templates import TEXT, WHOLE, Template, as_template, between_q
 from udfs.features.formulas import parse
 from udfs.features.series import columns_of, kinds_of
 from udfs.overload.controller import ALL, Controller
-from udfs.spec.overload import OverloadSpec
+from udfs.spec.overload import LagLimits, OverloadSpec
 from udfs.spec.schema import Schema
 
 _SALT = b"overload"
@@ -43,6 +43,20 @@ def monotonic_ms() -> int:
 def is_kept(event_id: str, share: float) -> bool:
     """Whether an event belongs to the share that is kept; what a share keeps, a larger one does."""
     return xxh3_64_intdigest(_SALT + event_id.encode()) < share * _HASHES
+
+
+def waits_since(batch: FeatureBatch, limits: LagLimits) -> IntArray:
+    """Since when each event of a batch has waited, epoch ms, int64 (n,)."""
+    by_event_time = limits.clock == "event_time"
+    return batch.times if by_event_time else batch.positions[:, KAFKA_TIME_MS]
+
+
+def waited_ms(since: IntArray, now_ms: int) -> int:
+    """How long events have waited, ms.
+
+    The median: one producer's clock, or one record that was sent late, is no overload.
+    """
+    return max(0, now_ms - int(np.median(since)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +95,13 @@ class Shedding:
     ) -> None:
         event, kinds = schema.event, kinds_of(schema.event)
         self._formula = parse(spec.low_priority, kinds)
-        self._by_event_time = spec.lag.clock == "event_time"
         needed = {event.id, schema.key, event.time.field, *self._formula.names}
         fields = [field for field in event.fields if field.name in needed]
         keys = (event.id, schema.key)
         self._decoder = Decoder(fields, event.time, keys, event.max_bytes)
         self._id, self._key = keys
         self._writer = ShedWriter(topic, spec.before, Privacy.of_events(schema))
-        self._now_ms, self._clock_ms = now_ms, clock_ms
+        self._spec, self._now_ms, self._clock_ms = spec, now_ms, clock_ms
         self.controller = Controller(spec)
         self.lag_ms = 0
 
@@ -109,11 +122,11 @@ class Shedding:
         if not raw:
             return None
         events: Events | None = None
-        waits_since = positions[:, KAFKA_TIME_MS]
-        if self._by_event_time:
+        since = positions[:, KAFKA_TIME_MS]
+        if self._spec.lag.clock == "event_time":
             events = self._read(raw, positions)
-            waits_since = events.times if events is not None else waits_since
-        if self._observe(waits_since, queue, later_ms) >= ALL:
+            since = events.times if events is not None else since
+        if self._observe(since, queue, later_ms) >= ALL:
             return None
         events = events or self._read(raw, positions)
         return None if events is None else self._shed(events, positions)
@@ -127,27 +140,14 @@ class Shedding:
         """
         if not len(batch):
             return batch, None
-        times = batch.times if self._by_event_time else batch.positions[:, KAFKA_TIME_MS]
-        if self._observe(times, queue) >= ALL:
+        if self._observe(waits_since(batch, self._spec.lag), queue) >= ALL:
             return batch, None
         events = self._read(batch.raw, batch.positions)
         shed = None if events is None else self._shed(events, batch.positions)
         return (batch.with_records(batch.select(shed.kept)), shed) if shed else (batch, None)
 
-    def lag_of(self, batch: FeatureBatch) -> int:
-        """How long a batch has waited, ms.
-
-        The median of its events: one producer's clock, or one record that was sent late, is no
-        overload.
-        """
-        times = batch.times if self._by_event_time else batch.positions[:, KAFKA_TIME_MS]
-        return self._waited_ms(times)
-
-    def _waited_ms(self, since: IntArray) -> int:
-        return max(0, self._now_ms() - int(np.median(since)))
-
-    def _observe(self, waits_since: IntArray, queue: float, later_ms: int = 0) -> float:
-        self.lag_ms = max(later_ms, self._waited_ms(waits_since))
+    def _observe(self, since: IntArray, queue: float, later_ms: int = 0) -> float:
+        self.lag_ms = max(later_ms, waited_ms(since, self._now_ms()))
         return self.controller.observe(self._clock_ms(), self.lag_ms, queue)
 
     def _read(self, raw: Sequence[bytes], positions: IntArray) -> Events | None:

@@ -9,9 +9,9 @@ from pyflink.metrics import Counter
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import IntArray
 from udfs.overload.board import board_of
-from udfs.overload.shedding import Shed, Shedding, monotonic_ms
+from udfs.overload.shedding import Shed, Shedding, monotonic_ms, waited_ms, waits_since, wall_ms
 from udfs.scoring.scoring import PAIRS, pairs
-from udfs.spec.overload import OverloadSpec
+from udfs.spec.overload import LagLimits, OverloadSpec
 from udfs.spec.schema import Schema
 
 SHED = OutputTag("shed", Types.ROW_NAMED(["shed"], [PAIRS]))
@@ -77,17 +77,16 @@ class Teller:
     """Tells the operator that sheds how its events fare later on.
 
     Args:
-        spec: What the user wants.
-        schema: The job's.
+        limits: By which clock events wait.
         topic: The events topic.
     """
 
-    def __init__(self, spec: OverloadSpec, schema: Schema, topic: str) -> None:
-        self._shedding = Shedding(spec, schema, topic)
+    def __init__(self, limits: LagLimits, topic: str) -> None:
+        self._limits = limits
         self._board = board_of(topic)
 
     def tell(self, batch: FeatureBatch, queue: float) -> None:
         """A batch is about to be scored."""
         if len(batch):
-            lag_ms = self._shedding.lag_of(batch)
+            lag_ms = waited_ms(waits_since(batch, self._limits), wall_ms())
             self._board.tell(id(self), monotonic_ms(), lag_ms, queue)
