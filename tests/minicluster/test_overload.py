@@ -71,6 +71,8 @@ def test_high_priority_is_scored_and_the_rest_is_accounted_for(
             server.behave("busy")
             _overload(traffic, source)
             traffic.wait_accounted()
+            # Flink's metrics are some seconds old: an end is one only after a beginning was seen.
+            wait_until(lambda: job.counts(["shedding"]) == {"shedding": 1}, 30, "the shedding")
             server.behave("well")
             shed = traffic.outputs["shed"][0]
             again = traffic.sent[shed.place]
