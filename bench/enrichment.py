@@ -14,10 +14,10 @@ import numpy as np
 
 from tests.support.stores import PostgresProcess, RedisProcess
 from udfs.batches.events import Events
+from udfs.definition.enrichment import LookupSpec, TableSpec
 from udfs.enrichment.lookups import Lookup
 from udfs.enrichment.stores import store_of
 from udfs.enrichment.tables import VersionedTable
-from udfs.spec.enrichment import LookupSpec, TableSpec
 
 ROWS = 512
 ROUNDS = 100

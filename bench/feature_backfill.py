@@ -20,8 +20,8 @@ from bench.common import BenchError, Result, compared, say
 from bench.feature_data import Column, Floats, Oracle, differences
 from bench.lab import installed_environment
 from jobs.environment import BUILD, ROOT, NotReadyError
+from udfs.definition.schema import Schema
 from udfs.offline.offline import features_of, history_of
-from udfs.spec.schema import Schema
 
 PYTHON = BUILD / "peers" / "history" / "bin" / "python"
 ENGINES = ("polars", "polars_over", "duckdb", "pandas")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from udfs.spec.schema import Schema
+from udfs.definition.schema import Schema
 
 CARDS = 20_000
 TERMINALS = 2_000

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from bench.common import Result, say
+from udfs.definition.schema import Schema
 from udfs.features.keyed import Identities, KeyedStage, StageState
-from udfs.spec.schema import Schema
 
 EVENTS_PER_KEY = 8
 """In the longest window, on average."""

@@ -79,10 +79,10 @@ from jobs.settings import ModelSettings, Settings, load
 from model_server.protos import ModelSpec, PredictionServiceStub, PredictRequest
 from model_server.repository import find_version, load_features, model_file
 from model_server.tensors import from_proto, to_proto
+from udfs.definition.event import FieldSpec, LabelSpec
+from udfs.definition.expression import ExpressionFeature
+from udfs.definition.schema import Schema
 from udfs.features.expressions import EARTH_RADIUS_KM
-from udfs.spec.event import FieldSpec, LabelSpec
-from udfs.spec.expression import ExpressionFeature
-from udfs.spec.schema import Schema
 
 CHECKPOINT_INTERVAL_MS = 60_000
 PREDICT_TIMEOUT_MS = 200

@@ -6,8 +6,8 @@ Their files are named from the root: a TaskManager runs in another folder than t
 from __future__ import annotations
 
 from jobs.settings import Settings
+from udfs.definition.enrichment import LookupSpec
 from udfs.enrichment.table_readers import KafkaAccess, Tables
-from udfs.spec.enrichment import LookupSpec
 
 
 def tables_of(settings: Settings) -> Tables:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jobs.environment import NotReadyError
 from jobs.settings import Settings
 from udfs.batches.events import FloatArray
-from udfs.spec.schema import Schema
+from udfs.definition.schema import Schema
 
 
 class HistoryFileError(NotReadyError):

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from udfs.spec.types import DurationMs, Mistake, Strict
+from udfs.definition.types import DurationMs, Mistake, Strict
 
 _HOST_PORT = re.compile(r"[^\s,]+:\d{1,5}")
 _SHADED = "org.apache.flink.kafka.shaded.org.apache.kafka.common.security"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from udfs.spec.overload import OverloadSpec
-from udfs.spec.types import Mistake
+from udfs.definition.overload import OverloadSpec
+from udfs.definition.types import Mistake
 
 
 def overload_mistakes(sections: Mapping[str, Any]) -> Iterator[Mistake]:

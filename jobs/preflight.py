@@ -12,9 +12,9 @@ from jobs.settings import Settings
 from jobs.stack import HOST
 from model_server.errors import RepositoryError
 from model_server.repository import find_version
+from udfs.definition.types import format_duration
 from udfs.enrichment.store import MissingClient
 from udfs.enrichment.stores import store_of
-from udfs.spec.types import format_duration
 
 _CONNECT_S = 1.0
 _KAFKA_S = 5.0

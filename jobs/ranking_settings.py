@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from udfs.definition.types import DurationMs, Mistake, Strict
 from udfs.ranking.candidates import CandidateOptions
 from udfs.ranking.users import UserLimits
-from udfs.spec.types import DurationMs, Mistake, Strict
 
 
 class RankingSettings(Strict):

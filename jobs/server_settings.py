@@ -20,7 +20,7 @@ from model_server.mirror import is_registry, is_url
 from model_server.options import ServerOptions
 from model_server.repository import is_name
 from model_server.security import TlsOptions
-from udfs.spec.types import DurationMs, Mistake, Strict
+from udfs.definition.types import DurationMs, Mistake, Strict
 
 __all__ = [
     "ServerSettings",

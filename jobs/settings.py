@@ -27,15 +27,15 @@ from jobs.ranking_settings import (
 from jobs.settings_file import SECRET
 from jobs.settings_table import Setting, markdown, rows
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM
-from udfs.spec.enrichment import LookupSpec, TableSpec
-from udfs.spec.episode import EpisodeSpec
-from udfs.spec.event import EventSpec, LabelSpec
-from udfs.spec.feature import FeatureSpec
-from udfs.spec.overload import OverloadSpec, SourceSpec
-from udfs.spec.privacy import PrivacySpec
-from udfs.spec.rollup import RollupSpec
-from udfs.spec.schema import Schema
-from udfs.spec.types import DurationMs, Mistake, Strict, as_python, format_duration
+from udfs.definition.enrichment import LookupSpec, TableSpec
+from udfs.definition.episode import EpisodeSpec
+from udfs.definition.event import EventSpec, LabelSpec
+from udfs.definition.feature import FeatureSpec
+from udfs.definition.overload import OverloadSpec, SourceSpec
+from udfs.definition.privacy import PrivacySpec
+from udfs.definition.rollup import RollupSpec
+from udfs.definition.schema import Schema
+from udfs.definition.types import DurationMs, Mistake, Strict, as_python, format_duration
 
 _EXAMPLE = "conf/fraud.yaml"
 _NAME, _TOPIC = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", r"[A-Za-z0-9._-]{1,249}"

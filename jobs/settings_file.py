@@ -18,7 +18,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from jobs.settings_table import is_duration, model_of
-from udfs.spec.types import UNITS_NEEDED, Mistake, format_duration
+from udfs.definition.types import UNITS_NEEDED, Mistake, format_duration
 
 __all__ = [
     "MASK",

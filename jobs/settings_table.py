@@ -12,7 +12,7 @@ import annotated_types
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from udfs.spec.types import duration_setting, format_duration
+from udfs.definition.types import duration_setting, format_duration
 
 __all__ = ["Setting", "is_duration", "markdown", "model_of", "rows"]
 

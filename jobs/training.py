@@ -26,6 +26,7 @@ from model_server.errors import RepositoryError
 from model_server.repository import FEATURES_FILE, ModelVersion
 from udfs.batches.categories import texts_of
 from udfs.batches.events import Events, FloatArray
+from udfs.definition.schema import Schema
 from udfs.enrichment.table_readers import TableError
 from udfs.offline.offline import (
     HistoryError,
@@ -38,7 +39,6 @@ from udfs.offline.offline import (
 from udfs.preparation.encoders import Matrix
 from udfs.preparation.fitting import Rows, fit, training_matrix
 from udfs.preparation.preparation import Preparation
-from udfs.spec.schema import Schema
 
 _PART = "{rows:,} rows, {positives:,} positive, {from} to {to}"
 

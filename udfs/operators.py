@@ -21,6 +21,8 @@ from udfs.batches.events import Decoder, Events, Reject, split_batch
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import dead_letter, duplicate
 from udfs.batches.routing import Routing, conflict, stray
+from udfs.definition.overload import OverloadSpec
+from udfs.definition.schema import Schema
 from udfs.enrichment.table_readers import OpenTables, Tables
 from udfs.features.coverage import Coverage, of_formulas
 from udfs.features.expressions import evaluate
@@ -32,8 +34,6 @@ from udfs.overload.pacing import limit_of
 from udfs.overload.valve import Teller, Valve
 from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 from udfs.scoring.scoring import Scoring
-from udfs.spec.overload import OverloadSpec
-from udfs.spec.schema import Schema
 from udfs.state_ttl import state_ttl
 
 __all__ = ["FirstStage", "LabelReader", "NextStage", "Routing"]

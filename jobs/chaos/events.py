@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from udfs.spec.event import FieldSpec
-from udfs.spec.schema import Schema
+from udfs.definition.event import FieldSpec
+from udfs.definition.schema import Schema
 
 START_MS = 1_750_000_000_000
 STEP_MS = 5

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+from udfs.definition.enrichment import LookupSpec
+from udfs.definition.expression import ExpressionFeature
+from udfs.definition.feature import FormulaFeature, WindowFeature
+from udfs.definition.schema import Schema
+from udfs.definition.types import format_duration
+from udfs.definition.window import Window
 from udfs.features import aggregates as a
 from udfs.features.aggregates import Named, parse_aggregate
-from udfs.spec.enrichment import LookupSpec
-from udfs.spec.expression import ExpressionFeature
-from udfs.spec.feature import FormulaFeature, WindowFeature
-from udfs.spec.schema import Schema
-from udfs.spec.types import format_duration
-from udfs.spec.window import Window
 
 Kind = Literal["expression", "window", "formula", "lookup"]
 

@@ -16,8 +16,8 @@ from jobs.settings import Settings
 from model_server.errors import RepositoryError
 from model_server.repository import find_version, load_features
 from udfs.batches.events import IntArray
+from udfs.definition.types import format_duration
 from udfs.features.formulas import parse
-from udfs.spec.types import format_duration
 
 
 class Trained:

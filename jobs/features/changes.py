@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from jobs.settings import Settings
+from udfs.definition.schema import Schema
+from udfs.definition.types import format_duration
 from udfs.features.coverage import ENTRIES, Need, needs_of
 from udfs.features.fingerprint import Fingerprint, fingerprint, refusals
 from udfs.features.keyed import FormulaColumns
-from udfs.spec.schema import Schema
-from udfs.spec.types import format_duration
 
 Effect = Literal["keeps", "starts", "lost", "refused"]
 

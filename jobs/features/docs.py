@@ -7,9 +7,9 @@ from html import escape
 
 from jobs.features.catalogue import Described, describe
 from jobs.settings import Settings
+from udfs.definition.schema import Schema
+from udfs.definition.types import format_duration
 from udfs.features.keyed import KeyedStage
-from udfs.spec.schema import Schema
-from udfs.spec.types import format_duration
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Headings and rows."""

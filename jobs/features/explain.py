@@ -14,10 +14,10 @@ from jobs.features.reach import not_recomputed
 from jobs.features.replay import Rows, event_rows, replay
 from jobs.settings import Settings
 from udfs.batches.events import FloatArray
+from udfs.definition.feature import WindowFeature
+from udfs.definition.schema import Schema
+from udfs.definition.window import Window
 from udfs.features.window_plan import bounds_of, series_of
-from udfs.spec.feature import WindowFeature
-from udfs.spec.schema import Schema
-from udfs.spec.window import Window
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from jobs.features.catalogue import Described
 from jobs.features.columns import PREDICTED_EVENT, PREDICTED_SCORED, LabelColumns, Source
 from jobs.features.replay import Rows
 from udfs.batches.events import IntArray
+from udfs.definition.feature import WindowFeature
+from udfs.definition.schema import Schema
+from udfs.definition.types import format_duration
 from udfs.features.keyed import Identities, KeyedStage
-from udfs.spec.feature import WindowFeature
-from udfs.spec.schema import Schema
-from udfs.spec.types import format_duration
 
 _TOLERANCE = 1e-9
 _MOST_LABELS = 5_000

@@ -10,7 +10,7 @@ from jobs.features.columns import Source
 from jobs.features.replay import Rows
 from udfs.batches.buckets import sql_buckets
 from udfs.batches.events import IntArray
-from udfs.spec.schema import Schema
+from udfs.definition.schema import Schema
 
 
 class Places:

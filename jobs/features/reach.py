@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from udfs.batches.events import Events, FloatArray
+from udfs.definition.schema import Schema
 from udfs.features.formulas import Kind, parse
 from udfs.features.series import kinds_of
-from udfs.spec.schema import Schema
 
 
 def not_recomputed(schema: Schema) -> frozenset[str]:

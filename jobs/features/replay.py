@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from jobs.features.columns import EventColumns, LabelColumns, Source
 from udfs.batches.events import FloatArray, IntArray
+from udfs.definition.schema import Schema
 from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageState
-from udfs.spec.schema import Schema
 
 Progress = Callable[[str, float], None]
 Rows = npt.NDArray[np.intp]

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from jobs.features.size import Journal, Size
-from udfs.spec.types import format_duration
+from udfs.definition.types import format_duration
 
 
 def as_document(sizes: Sequence[Size], journals: Sequence[Journal], keys: int) -> dict[str, Any]:

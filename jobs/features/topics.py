@@ -25,11 +25,11 @@ from jobs.features.reach import without_tables
 from jobs.kafka_topics import StackError, topic_partitions
 from jobs.settings import Settings
 from udfs.batches.events import Decoded, Decoder, Events, IntArray
+from udfs.definition.schema import Schema
 from udfs.features.expressions import evaluate
 from udfs.features.keyed import Identities, StageInputs
 from udfs.features.series import kinds_of
 from udfs.offline.rolling import roll_up
-from udfs.spec.schema import Schema
 
 Progress = Callable[[str, float], None]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jobs.outlets.columns import BASE, IDENTITY
 from jobs.outlets.settings import PostgresStoreSettings
-from udfs.spec.types import format_duration
+from udfs.definition.types import format_duration
 
 _UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 

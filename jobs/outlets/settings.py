@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from udfs.spec.enrichment import dsn_mistakes
-from udfs.spec.types import DurationMs, Mistake, Strict
+from udfs.definition.enrichment import dsn_mistakes
+from udfs.definition.types import DurationMs, Mistake, Strict
 
 _ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[A-Za-z0-9_-]+(\.fifo)?")
 _TABLE = re.compile(r"([a-z_][a-z0-9_]*\.)?[a-z_][a-z0-9_]*")

@@ -33,11 +33,11 @@ from tests.contract.test_udfs import (
 )
 from tests.support.servers import ModelServerProcess
 from tests.support.stores import RedisProcess
+from udfs.definition.schema import Schema
 from udfs.enrichment.table_readers import Tables
 from udfs.offline.offline import features_of, history_of
 from udfs.scoring.embedded import EmbeddedScoring
 from udfs.scoring.scoring import ServedScoring
-from udfs.spec.schema import Schema
 
 CARDS = ("a", "b", "c", "d")
 PROFILES = {"a": {"limit": 10.5}, "c": {"limit": 30.0}}

@@ -11,7 +11,7 @@ import pytest
 from tests.contract.test_udfs import PROCESSING_TIME, Subtask
 from udfs.alerting.operator import EpisodeOperator
 from udfs.alerting.scored import ScoredBatch
-from udfs.spec.episode import EpisodeSpec
+from udfs.definition.episode import EpisodeSpec
 
 BEGIN_MS = 1_700_000_000_000
 BUCKET = 3

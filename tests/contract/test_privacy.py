@@ -23,9 +23,9 @@ from tests.contract.test_udfs import (
     write_model,
 )
 from udfs.batches.privacy import Privacy
+from udfs.definition.schema import Schema
 from udfs.operators import LabelReader
 from udfs.scoring.embedded import EmbeddedScoring
-from udfs.spec.schema import Schema
 
 MAIL, CARDS = "someone@example.org", ("a", "b")
 

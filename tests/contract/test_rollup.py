@@ -17,14 +17,14 @@ from tests.support.flink import END_MS, EVENT_TIME, PROCESSING_TIME, Stored, Sub
 from udfs.batches.batch import ClosedWindows
 from udfs.batches.buckets import sql_buckets
 from udfs.batches.routing import Routing
+from udfs.definition.event import EventSpec
+from udfs.definition.feature import FeatureSpec
+from udfs.definition.rollup import RollupSpec
+from udfs.definition.schema import Schema
 from udfs.features.histories import StateFormatError
 from udfs.operators import FirstStage
 from udfs.rollup.operator import RollupStage
 from udfs.scoring.scoring import Scoring
-from udfs.spec.event import EventSpec
-from udfs.spec.feature import FeatureSpec
-from udfs.spec.rollup import RollupSpec
-from udfs.spec.schema import Schema
 
 BUCKETS = (3, 8)
 BEGIN_MS = 1_700_000_000_000

@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 
 from tests.support.stores import PostgresProcess, RedisProcess
+from udfs.definition.enrichment import LookupSpec
 from udfs.enrichment.lookups import Lookup
 from udfs.enrichment.store import MissingClient, Store
 from udfs.enrichment.stores import store_of
-from udfs.spec.enrichment import LookupSpec
 
 pytestmark = pytest.mark.timeout(120)
 

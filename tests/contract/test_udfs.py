@@ -43,6 +43,9 @@ from udfs.batches.batch import FeatureBatch, LabelBatch
 from udfs.batches.buckets import sql_buckets
 from udfs.batches.categories import code_of
 from udfs.batches.records import RecordWriter
+from udfs.definition.episode import EpisodeSpec
+from udfs.definition.overload import OverloadSpec
+from udfs.definition.schema import Schema
 from udfs.features.layouts import StateFormatError
 from udfs.feedback.join import FeedbackOptions
 from udfs.feedback.operator import FeedbackStage
@@ -55,9 +58,6 @@ from udfs.ranking.item_stage import ItemStage
 from udfs.ranking.live_popularity import ItemPopularity
 from udfs.scoring.embedded import EmbeddedScoring
 from udfs.scoring.scoring import Output, Scoring, ServedScoring
-from udfs.spec.episode import EpisodeSpec
-from udfs.spec.overload import OverloadSpec
-from udfs.spec.schema import Schema
 
 BUCKETS = (3, 8)
 ROUTING = Routing(BUCKETS)

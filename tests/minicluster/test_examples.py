@@ -22,11 +22,11 @@ from tests.support.fixtures import own_overrides
 from tests.support.kafka import Record, Traffic
 from tests.support.running import restarts, running
 from udfs.batches.events import Events
+from udfs.definition.schema import Schema
 from udfs.features.expressions import evaluate
 from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
 from udfs.features.series import kinds_of
 from udfs.offline.offline import history_of
-from udfs.spec.schema import Schema
 
 pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(300)]
 

@@ -16,6 +16,7 @@ import pytest
 from tests.support.topics import TableTopic
 from tests.support.waiting import wait_until
 from tests.unit.udfs.test_tables import events
+from udfs.definition.enrichment import TableSpec
 from udfs.enrichment.table_readers import (
     KafkaAccess,
     OpenTables,
@@ -24,7 +25,6 @@ from udfs.enrichment.table_readers import (
     Tables,
     _readings,
 )
-from udfs.spec.enrichment import TableSpec
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 

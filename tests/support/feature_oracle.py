@@ -12,9 +12,9 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from udfs.definition.feature import WindowFeature
+from udfs.definition.window import Window
 from udfs.features.aggregates import parse_aggregate
-from udfs.spec.feature import WindowFeature
-from udfs.spec.window import Window
 
 NAN = math.nan
 Value = float | str | tuple[float, float] | None

@@ -27,10 +27,10 @@ from model_server.errors import Reason
 from model_server.metrics import ServerMetrics
 from model_server.servables import Servables
 from udfs.batches.events import Decoded, Decoder
+from udfs.definition.types import format_duration
 from udfs.enrichment.lookups import LookupCounts
 from udfs.features import aggregates
 from udfs.features.keyed import IntArray, KeyedStage
-from udfs.spec.types import format_duration
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from udfs.alerting.hysteresis import Rules, Score
 from udfs.alerting.packing import is_open, pack, unpack
 from udfs.alerting.scored import ScoredBatch
 from udfs.alerting.timeline import Limits, Notice, Timeline
-from udfs.spec.episode import EpisodeSpec
+from udfs.definition.episode import EpisodeSpec
 
 _CACHED = 20_000
 """Entities of a bucket that are kept unpacked; the others are read from the state when needed."""

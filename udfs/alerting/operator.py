@@ -12,8 +12,8 @@ from pyflink.datastream.state import MapStateDescriptor
 
 from udfs.alerting.episodes import Episodes, Told
 from udfs.alerting.records import EpisodeWriter
+from udfs.definition.episode import EpisodeSpec
 from udfs.runtime import share_interpreter_fairly
-from udfs.spec.episode import EpisodeSpec
 from udfs.state_ttl import state_ttl
 
 SCORED = OutputTag("scored", Types.ROW([Types.INT(), Types.PICKLED_BYTE_ARRAY()]))

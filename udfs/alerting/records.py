@@ -11,7 +11,7 @@ from udfs.alerting.episodes import Silence, Told
 from udfs.alerting.hysteresis import NO_MOVER, Score
 from udfs.alerting.timeline import Notice
 from udfs.batches.records import SCHEMA_VERSION
-from udfs.spec.episode import EpisodeSpec
+from udfs.definition.episode import EpisodeSpec
 
 
 class EpisodeWriter:

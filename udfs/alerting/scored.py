@@ -13,7 +13,7 @@ from udfs.alerting.hysteresis import NO_MOVER, Score
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import FloatArray, IntArray
 from udfs.batches.records import Verdict
-from udfs.spec.episode import EpisodeSpec
+from udfs.definition.episode import EpisodeSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import orjson
 
 from udfs.batches import frames as framing
-from udfs.spec.event import EventSpec, FieldSpec, LabelSpec, TimeSpec
+from udfs.definition.event import EventSpec, FieldSpec, LabelSpec, TimeSpec
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import orjson
 
-from udfs.spec.event import EventSpec, LabelSpec
-from udfs.spec.schema import Schema
+from udfs.definition.event import EventSpec, LabelSpec
+from udfs.definition.schema import Schema
 
 How = Literal["hash", "drop"]
 _HASH_BYTES = 16

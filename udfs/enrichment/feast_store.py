@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar
 
+from udfs.definition.enrichment import FeastSpec
 from udfs.enrichment.store import Answer, canonical
-from udfs.spec.enrichment import FeastSpec
 
 __all__ = ["FeastStore"]
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from udfs.spec.enrichment import CacheSpec
+from udfs.definition.enrichment import CacheSpec
 
 __all__ = ["Cache", "Found"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import astuple, fields
 from typing import Any
 
+from udfs.definition.enrichment import LookupSpec
 from udfs.enrichment.lookups import LookupCounts
-from udfs.spec.enrichment import LookupSpec
 
 __all__ = ["LookupMetrics"]
 

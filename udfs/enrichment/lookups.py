@@ -26,10 +26,10 @@ from model_server.breaker import BreakerOptions, CircuitBreaker, Permit
 from model_server.errors import CircuitOpen
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import FloatArray
+from udfs.definition.enrichment import LookupField, LookupSpec
 from udfs.enrichment.lookup_cache import Cache, Found
 from udfs.enrichment.store import Answer, Store
 from udfs.enrichment.stores import store_of
-from udfs.spec.enrichment import LookupField, LookupSpec
 
 __all__ = ["Lookup", "LookupCounts", "Lookups"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
+from udfs.definition.enrichment import LookupSpec, PostgresSpec, RedisSpec
 from udfs.enrichment.store import Answer, MissingClient, Store, canonical
-from udfs.spec.enrichment import LookupSpec, PostgresSpec, RedisSpec
 
 __all__ = [
     "PostgresStore",

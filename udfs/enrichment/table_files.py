@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
+from udfs.definition.enrichment import TableSpec
 from udfs.enrichment.tables import ALWAYS, Row, TableRecordError, VersionedTable
-from udfs.spec.enrichment import TableSpec
 
 __all__ = ["TableFileError", "put_file", "state_of"]
 

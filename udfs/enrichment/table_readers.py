@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from threading import Event, Lock, Thread
 
 from udfs.batches.events import Events
+from udfs.definition.enrichment import TableSpec
 from udfs.enrichment.table_sources import POLL_S, FileSource, KafkaAccess, Source, TopicSource
 from udfs.enrichment.tables import VersionedTable
-from udfs.spec.enrichment import TableSpec
 
 __all__ = ["KafkaAccess", "OpenTables", "TableCounts", "TableError", "Tables"]
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from udfs.batches.events import Events
-from udfs.spec.enrichment import TableSpec
-from udfs.spec.event import PYTHON_TYPES, FieldSpec
+from udfs.definition.enrichment import TableSpec
+from udfs.definition.event import PYTHON_TYPES, FieldSpec
 
 __all__ = ["ALWAYS", "Row", "TableRecordError", "VersionedTable"]
 

@@ -21,12 +21,12 @@ import numpy as np
 import orjson
 
 from udfs.batches.events import IntArray
+from udfs.definition.feature import WindowFeature
+from udfs.definition.schema import Schema
+from udfs.definition.window import Window
 from udfs.features.fingerprint import Fingerprint, refusals
 from udfs.features.layouts import StateFormatError
 from udfs.features.window_plan import series_of
-from udfs.spec.feature import WindowFeature
-from udfs.spec.schema import Schema
-from udfs.spec.window import Window
 
 ENTRIES = ""
 """Stands for the events themselves, which features without a value count."""

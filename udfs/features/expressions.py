@@ -9,11 +9,11 @@ import numpy as np
 
 from udfs.batches.categories import codes_of
 from udfs.batches.events import Events, FloatArray
+from udfs.definition.expression import ExpressionFeature
 from udfs.features.aggregate_kernels import EARTH_RADIUS_KM
 from udfs.features.clock import DAY_MS, HOUR_MS, local_ms
 from udfs.features.formulas import Kind, parse
 from udfs.features.series import columns_of
-from udfs.spec.expression import ExpressionFeature
 
 
 def distance_km(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from udfs.definition.schema import Schema
 from udfs.features.keyed import KeyedStage
 from udfs.features.series import Series, kinds_of
-from udfs.spec.schema import Schema
 
 Fingerprint = dict[str, Any]
 """Plain JSON::

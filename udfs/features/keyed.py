@@ -17,6 +17,8 @@ from xxhash import xxh3_64_intdigest
 
 from udfs.batches.events import Events, FloatArray, IntArray
 from udfs.compiled import Floats
+from udfs.definition.feature import KEY_SEPARATOR, WindowFeature
+from udfs.definition.schema import Schema
 from udfs.features import log_kernels as kernels
 from udfs.features.first_histories import FirstHistories, PartFirstHistories
 from udfs.features.formulas import parse
@@ -25,8 +27,6 @@ from udfs.features.layouts import Layouts
 from udfs.features.part_histories import PartHistories
 from udfs.features.series import Series, SeriesReader
 from udfs.features.window_plan import WindowPlan, series_of
-from udfs.spec.feature import KEY_SEPARATOR, WindowFeature
-from udfs.spec.schema import Schema
 
 Rows = npt.NDArray[np.intp]
 

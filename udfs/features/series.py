@@ -14,8 +14,8 @@ import numpy as np
 
 from udfs.batches.categories import codes_of
 from udfs.batches.events import Events, FloatArray
+from udfs.definition.event import EventSpec
 from udfs.features.formulas import Columns, Formula, Kind, parse
-from udfs.spec.event import EventSpec
 
 
 class Series(NamedTuple):

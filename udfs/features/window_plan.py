@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from udfs.compiled import Floats, Ints
+from udfs.definition.feature import WindowFeature
+from udfs.definition.window import Window
 from udfs.features import aggregates as a
 from udfs.features import log_kernels as log
 from udfs.features.aggregates import Named, parse_aggregate
@@ -19,8 +21,6 @@ from udfs.features.measure_kernels import BY_EVENTS, BY_FIRST, BY_SESSION, BY_TI
 from udfs.features.pane_kernels import Panes
 from udfs.features.series import Series
 from udfs.features.sketch_kernels import SMALLEST, Sketches
-from udfs.spec.feature import WindowFeature
-from udfs.spec.window import Window
 
 _BLOCKS = {
     a.SUM: (log.SUMS,),

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from udfs.batches.events import FloatArray, IntArray
+from udfs.definition.schema import Schema
 from udfs.features.coverage import Coverage
 from udfs.features.fingerprint import fingerprint
 from udfs.features.keyed import Identities, KeyedStage
 from udfs.features.states import BucketStates
-from udfs.spec.schema import Schema
 
 Rows = npt.NDArray[np.intp]
 BucketsOf = Callable[[str, list[str]], IntArray]

@@ -27,11 +27,11 @@ from udfs.batches.events import (
     IntArray,
     Reject,
 )
+from udfs.definition.event import FieldSpec
+from udfs.definition.schema import Schema
 from udfs.enrichment.table_readers import Tables
 from udfs.offline.rolling import Order, largest_of, roll_up
 from udfs.offline.table_columns import Columns, read_columns
-from udfs.spec.event import FieldSpec
-from udfs.spec.schema import Schema
 
 _DECODE_ROWS = 4_096
 _NO_KAFKA_TIME_MS = 1 << 62  # later than any event: nothing is too far in the future

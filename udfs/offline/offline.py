@@ -18,13 +18,13 @@ import pandas as pd
 
 from udfs.batches.batch import LabelBatch
 from udfs.batches.events import BoolArray, CodedTexts, Events, FloatArray, IntArray
+from udfs.definition.schema import Schema
 from udfs.features.expressions import evaluate
 from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
 from udfs.features.series import kinds_of
 from udfs.offline.history import History, HistoryError, Progress, history_of, labels_of, silent
 from udfs.offline.rolling import Order
 from udfs.offline.stage_pass import StageEvents, StagePass
-from udfs.spec.schema import Schema
 
 __all__ = [
     "History",

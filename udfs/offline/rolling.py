@@ -14,11 +14,11 @@ import pandas as pd
 from udfs.batches.categories import texts_of
 from udfs.batches.events import Events, FloatArray, IntArray, Reject
 from udfs.batches.routing import conflict, refused
+from udfs.definition.schema import Schema
 from udfs.features.keyed import Identities
 from udfs.features.parallel_kernels import group
 from udfs.rollup.core import Rollup
 from udfs.rollup.kernels import BY_END, Closed
-from udfs.spec.schema import Schema
 
 PART_ROWS = 65_536
 """About how many readings a thread takes at a time; the windows do not depend on it."""

@@ -24,7 +24,7 @@ from udfs.batches.events import (
     numbers_fit,
     times_fit,
 )
-from udfs.spec.event import PYTHON_TYPES, EventSpec, FieldSpec
+from udfs.definition.event import PYTHON_TYPES, EventSpec, FieldSpec
 
 Rows = slice | npt.NDArray[np.intp]
 

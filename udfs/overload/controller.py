@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from udfs.spec.overload import OverloadSpec
+from udfs.definition.overload import OverloadSpec
 
 ALL = 1.0
 STEP_MS = 1_000

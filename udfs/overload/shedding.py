@@ -20,11 +20,11 @@ from udfs.batches.events import KAFKA_TIME_MS, OFFSET, BoolArray, Decoder, Event
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import SCHEMA_VERSION
 from udfs.batches.templates import TEXT, WHOLE, Template, as_template, between_quotes
+from udfs.definition.overload import LagLimits, OverloadSpec
+from udfs.definition.schema import Schema
 from udfs.features.formulas import parse
 from udfs.features.series import columns_of, kinds_of
 from udfs.overload.controller import ALL, Controller
-from udfs.spec.overload import LagLimits, OverloadSpec
-from udfs.spec.schema import Schema
 
 _SALT = b"overload"
 _HASHES = 2**64

@@ -8,11 +8,11 @@ from pyflink.metrics import Counter
 
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import IntArray
+from udfs.definition.overload import LagLimits, OverloadSpec
+from udfs.definition.schema import Schema
 from udfs.overload.board import board_of
 from udfs.overload.shedding import Shed, Shedding, monotonic_ms, waited_ms, waits_since, wall_ms
 from udfs.scoring.scoring import PAIRS, pairs
-from udfs.spec.overload import LagLimits, OverloadSpec
-from udfs.spec.schema import Schema
 
 SHED = OutputTag("shed", Types.ROW_NAMED(["shed"], [PAIRS]))
 """Side output of what sheds: a row of its topic's records."""

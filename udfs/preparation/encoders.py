@@ -17,7 +17,7 @@ from pydantic import Field
 
 from udfs.batches.categories import MAX_CODE, code_of
 from udfs.batches.events import FloatArray
-from udfs.spec.types import Mistake, Strict
+from udfs.definition.types import Mistake, Strict
 
 __all__ = ["Encoder", "Hashing", "Matrix", "OneHot", "Ordinal", "Target"]
 

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from udfs.batches.events import FloatArray, IntArray
+from udfs.definition.expression import ExpressionFeature
+from udfs.definition.preparation import Impute
+from udfs.definition.schema import Schema
 from udfs.preparation.encoders import Encoder, Hashing, Matrix, OneHot, Ordinal, Target
 from udfs.preparation.preparation import Input, Preparation
-from udfs.spec.expression import ExpressionFeature
-from udfs.spec.preparation import Impute
-from udfs.spec.schema import Schema
 
 __all__ = ["TARGET_BLOCKS", "Rows", "fit", "training_matrix"]
 

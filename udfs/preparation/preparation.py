@@ -16,9 +16,9 @@ from pydantic import Field, ValidationError
 from model_server.errors import RepositoryError
 from model_server.repository import FEATURES_FILE, load_document, load_features
 from udfs.batches.events import FloatArray
+from udfs.definition.preparation import INDICATOR
+from udfs.definition.types import Strict
 from udfs.preparation.encoders import Encoder, Finite, Matrix
-from udfs.spec.preparation import INDICATOR
-from udfs.spec.types import Strict
 
 __all__ = ["Input", "Preparation"]
 

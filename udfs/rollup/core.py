@@ -24,16 +24,7 @@ from udfs.batches.templates import (
     members_of,
 )
 from udfs.compiled import Ints
-from udfs.features import log_kernels
-from udfs.features.aggregates import parse_aggregate
-from udfs.features.histories import Entries, Histories, as_matrix
-from udfs.features.keyed import Identities, StageState, Stored
-from udfs.features.layouts import Layouts
-from udfs.features.series import Series, SeriesReader
-from udfs.features.window_plan import WindowPlan
-from udfs.rollup.kernels import Closed, Rules
-from udfs.rollup.windows import OpenWindows, PartWindows
-from udfs.spec.rollup import (
+from udfs.definition.rollup import (
     BY_CLOCK,
     BY_END,
     BY_IDLENESS,
@@ -45,7 +36,16 @@ from udfs.spec.rollup import (
     WINDOW_START,
     RollupSpec,
 )
-from udfs.spec.schema import Schema
+from udfs.definition.schema import Schema
+from udfs.features import log_kernels
+from udfs.features.aggregates import parse_aggregate
+from udfs.features.histories import Entries, Histories, as_matrix
+from udfs.features.keyed import Identities, StageState, Stored
+from udfs.features.layouts import Layouts
+from udfs.features.series import Series, SeriesReader
+from udfs.features.window_plan import WindowPlan
+from udfs.rollup.kernels import Closed, Rules
+from udfs.rollup.windows import OpenWindows, PartWindows
 
 Rows = npt.NDArray[np.intp]
 

@@ -20,6 +20,7 @@ from udfs.batches.privacy import Privacy
 from udfs.batches.records import dead_letter, duplicate, silence
 from udfs.batches.routing import Routing, conflict, refused, stray
 from udfs.compiled import Ints
+from udfs.definition.schema import Schema
 from udfs.features.states import BucketStates
 from udfs.overload.pacing import limit_of
 from udfs.rollup.core import Rolled, Rollup
@@ -27,7 +28,6 @@ from udfs.rollup.idleness import Idleness
 from udfs.rollup.kernels import BY_CLOCK, BY_END, BY_IDLENESS, Closed
 from udfs.rollup.windows import OpenWindows
 from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
-from udfs.spec.schema import Schema
 from udfs.state_ttl import state_ttl
 
 END_MS = 2**63 - 1

@@ -15,13 +15,13 @@ from model_server.errors import InvalidRows
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import FloatArray
 from udfs.batches.records import Verdict
+from udfs.definition.enrichment import LookupSpec
 from udfs.enrichment.lookup_metrics import LookupMetrics
 from udfs.enrichment.lookups import Lookups
 from udfs.preparation.encoders import Matrix
 from udfs.scoring.followed import FollowedModel, Loaded
 from udfs.scoring.loop import CLOSE_S, open_lookups, run
 from udfs.scoring.scoring import Outputs
-from udfs.spec.enrichment import LookupSpec
 
 __all__ = ["EmbeddedScoring"]
 

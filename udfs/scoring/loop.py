@@ -9,8 +9,8 @@ from functools import cache
 from threading import Thread
 from typing import Any
 
+from udfs.definition.enrichment import LookupSpec
 from udfs.enrichment.lookups import Lookups
-from udfs.spec.enrichment import LookupSpec
 
 __all__ = ["CLOSE_S", "open_lookups", "run"]
 

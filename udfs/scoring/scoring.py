@@ -31,13 +31,13 @@ from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import FloatArray
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import RecordWriter, Verdict
+from udfs.definition.enrichment import LookupSpec
 from udfs.enrichment.lookup_metrics import LookupMetrics
 from udfs.preparation.encoders import Matrix
 from udfs.preparation.preparation import Preparation
 from udfs.preparation.preparations import Answer, Preparations
 from udfs.scoring.arms import Arm, Arms
 from udfs.scoring.loop import CLOSE_S, open_lookups, run
-from udfs.spec.enrichment import LookupSpec
 
 Pair = list[bytes]
 """Key and value of a Kafka record; PyFlink wants a list for an array."""

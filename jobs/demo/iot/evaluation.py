@@ -27,9 +27,9 @@ from jobs.settings import Settings
 from model_server.backends.onnx import OnnxTable
 from udfs.alerting.hysteresis import Hysteresis, Rules, Score
 from udfs.batches.events import FloatArray, IntArray
+from udfs.definition.rollup import WINDOW_END
 from udfs.offline.offline import features_of, history_of
 from udfs.preparation.preparation import Preparation
-from udfs.spec.rollup import WINDOW_END
 
 PIECE_S, STEP_S = 1_200, 400
 """Length of the pieces that the normal run is cut into, and how far apart they begin."""

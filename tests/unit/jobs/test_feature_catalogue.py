@@ -14,10 +14,10 @@ from jobs.features.docs import html, markdown
 from jobs.features.reach import not_recomputed
 from jobs.settings import Settings
 from tests.support.recorded_case import case_settings
+from udfs.definition.feature import FeatureSpec
+from udfs.definition.schema import Schema
+from udfs.definition.window import Window
 from udfs.features.aggregates import AGGREGATES
-from udfs.spec.feature import FeatureSpec
-from udfs.spec.schema import Schema
-from udfs.spec.window import Window
 
 CONFIGS = [ROOT / "conf" / "fraud.yaml", *sorted((ROOT / "conf" / "examples").glob("*.yaml"))]
 

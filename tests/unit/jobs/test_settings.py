@@ -13,7 +13,7 @@ import yaml
 from jobs import settings
 from jobs.environment import ROOT
 from jobs.settings_file import SettingsError
-from udfs.spec.types import format_duration, parse_duration_ms
+from udfs.definition.types import format_duration, parse_duration_ms
 
 FRAUD = ROOT / "conf" / "fraud.yaml"
 FILES = (FRAUD, ROOT / "conf" / "examples" / "payments.yaml")

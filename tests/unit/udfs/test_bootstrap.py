@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udfs.batches.events import FloatArray, IntArray
+from udfs.definition.schema import Schema
 from udfs.features.keyed import Identities, KeyedStage
 from udfs.features.states import BucketStates
 from udfs.offline import bootstrap
 from udfs.offline.bootstrap import Bootstrap, Coded, PastEvents
 from udfs.offline.state_files import read_blocks, write_block
-from udfs.spec.schema import Schema
 
 MINUTE_MS = 60_000
 FIELDS = [

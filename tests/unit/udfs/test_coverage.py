@@ -8,10 +8,10 @@ import numpy as np
 import orjson
 import pytest
 
+from udfs.definition.schema import Schema
 from udfs.features.coverage import Coverage, of_formulas
 from udfs.features.fingerprint import fingerprint, refusals
 from udfs.features.histories import StateFormatError
-from udfs.spec.schema import Schema
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS

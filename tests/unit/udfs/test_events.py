@@ -20,7 +20,7 @@ from udfs.batches.events import (
     Events,
     split_batch,
 )
-from udfs.spec.event import EventSpec, FieldSpec, LabelSpec, TimeSpec
+from udfs.definition.event import EventSpec, FieldSpec, LabelSpec, TimeSpec
 
 KAFKA_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000

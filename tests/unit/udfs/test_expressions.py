@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from udfs.batches.categories import code_of
 from udfs.batches.events import Events
+from udfs.definition.expression import ExpressionFeature
 from udfs.features.expressions import EARTH_RADIUS_KM, distance_km, evaluate
-from udfs.spec.expression import ExpressionFeature
 
 
 def make_events(

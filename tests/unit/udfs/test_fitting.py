@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udfs.batches.categories import code_of, codes_of, texts_of
+from udfs.definition.schema import Schema
 from udfs.preparation.encoders import Hashing, OneHot, Ordinal, Target
 from udfs.preparation.fitting import TARGET_BLOCKS, Rows, fit, training_matrix
-from udfs.spec.schema import Schema
 
 SHOPS = ["a", "b", "c", "d"]
 

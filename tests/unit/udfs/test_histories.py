@@ -14,12 +14,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from udfs.definition.feature import WindowFeature
 from udfs.features.histories import Entries, Histories
 from udfs.features.layouts import Layouts, StateFormatError
 from udfs.features.log_kernels import ANY_CONTENT, CONFLICT, DUPLICATE, LONG, NEW
 from udfs.features.series import Series
 from udfs.features.window_plan import WindowPlan
-from udfs.spec.feature import WindowFeature
 
 SPANS = [(5, 0), (30, 0), (30, 10), (1_000, 0), (1, 3), (1 << 40, 0)]
 

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from udfs.definition.event import EventSpec, FieldSpec, LabelSpec, TimeSpec
+from udfs.definition.feature import FeatureSpec, WindowFeature
+from udfs.definition.schema import Schema
 from udfs.features import log_kernels, measure_kernels
 from udfs.features.histories import Entries, Histories
 from udfs.features.keyed import Identities, KeyedStage, StageState
 from udfs.features.series import Series
 from udfs.features.window_plan import WindowPlan
-from udfs.spec.event import EventSpec, FieldSpec, LabelSpec, TimeSpec
-from udfs.spec.feature import FeatureSpec, WindowFeature
-from udfs.spec.schema import Schema
 
 WINDOWS_MS = (5, 20, 100)
 DELAY_MS = 10

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from udfs.definition.enrichment import CacheSpec, LookupSpec
 from udfs.enrichment.lookup_cache import Cache, Found
 from udfs.enrichment.lookup_metrics import LookupMetrics
 from udfs.enrichment.lookups import Lookup, LookupCounts
 from udfs.enrichment.store import Answer
-from udfs.spec.enrichment import CacheSpec, LookupSpec
 
 
 class Clock:

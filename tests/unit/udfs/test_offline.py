@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udfs.batches.events import KAFKA_TIME_MS, Events
+from udfs.definition.event import EventSpec, FieldSpec, LabelSpec, TimeSpec
+from udfs.definition.expression import ExpressionFeature
+from udfs.definition.feature import FeatureSpec, WindowFeature
+from udfs.definition.schema import Schema
 from udfs.offline.offline import HistoryError, OfflineFeatures, features_of, history_of, labels_of
-from udfs.spec.event import EventSpec, FieldSpec, LabelSpec, TimeSpec
-from udfs.spec.expression import ExpressionFeature
-from udfs.spec.feature import FeatureSpec, WindowFeature
-from udfs.spec.schema import Schema
 
 WINDOWS_MS = (5, 100)
 DELAY_MS = 10

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from udfs.definition.overload import OverloadSpec
+from udfs.definition.schema import Schema
 from udfs.overload.board import Board, board_of
 from udfs.overload.controller import ALL, MOST_PATIENCE, STEP_MS, Controller
 from udfs.overload.pacing import RateLimit, limit_of
 from udfs.overload.shedding import Shedding, is_kept
-from udfs.spec.overload import OverloadSpec
-from udfs.spec.schema import Schema
 
 NOW_MS = 1_700_000_000_000
 SCHEMA = Schema.model_validate(

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.feature_oracle import Entry, bounds, inside, measure
+from udfs.definition.feature import WindowFeature
+from udfs.definition.schema import Schema
+from udfs.definition.window import Window
 from udfs.features.aggregates import AGGREGATES, PANED, parse_aggregate
 from udfs.features.histories import Entries
 from udfs.features.keyed import Identities, KeyedStage, StageState
 from udfs.features.layouts import Layouts
-from udfs.spec.feature import WindowFeature
-from udfs.spec.schema import Schema
-from udfs.spec.window import Window
 
 BEGIN_MS = 1_711_756_800_000
 MINUTE_MS = 60_000

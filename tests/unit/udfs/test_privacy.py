@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from udfs.batches.privacy import Privacy
-from udfs.spec.schema import Schema
+from udfs.definition.schema import Schema
 
 KEY = "0123456789abcdef"
 DOCUMENT: dict[str, Any] = {

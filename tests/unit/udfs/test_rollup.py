@@ -17,6 +17,10 @@ from hypothesis import strategies as st
 from tests.support.feature_oracle import Entry, of_numbers, slope
 from udfs.batches.categories import texts_of
 from udfs.batches.events import Events
+from udfs.definition.event import EventSpec
+from udfs.definition.feature import FeatureSpec
+from udfs.definition.rollup import RollupSpec
+from udfs.definition.schema import Schema
 from udfs.features.aggregates import parse_aggregate
 from udfs.features.keyed import StageState
 from udfs.offline.history import history_of
@@ -25,10 +29,6 @@ from udfs.rollup.core import Rollup
 from udfs.rollup.idleness import Idleness
 from udfs.rollup.kernels import BY_CLOCK, BY_END, BY_IDLENESS, Closed
 from udfs.rollup.windows import OpenWindows
-from udfs.spec.event import EventSpec
-from udfs.spec.feature import FeatureSpec
-from udfs.spec.rollup import RollupSpec
-from udfs.spec.schema import Schema
 
 BEGIN_MS = 1_700_000_000_000
 EVERY_MS, LATENESS_MS, IDLE_MS, DEDUPE_MS = 10_000, 2_000, 15_000, 60_000

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from udfs.spec.event import EventSpec, FieldSpec, TimeSpec
-from udfs.spec.expression import ExpressionFeature
-from udfs.spec.feature import FeatureSpec, WindowFeature
-from udfs.spec.schema import Schema
-from udfs.spec.types import as_python, format_duration, parse_duration_ms
+from udfs.definition.event import EventSpec, FieldSpec, TimeSpec
+from udfs.definition.expression import ExpressionFeature
+from udfs.definition.feature import FeatureSpec, WindowFeature
+from udfs.definition.schema import Schema
+from udfs.definition.types import as_python, format_duration, parse_duration_ms
 
 DAY_MS = 86_400_000
 

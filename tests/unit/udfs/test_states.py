@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from udfs.definition.feature import FeatureSpec
+from udfs.definition.schema import Schema
 from udfs.features.keyed import Identities, KeyedStage, Observed
 from udfs.features.layouts import StateFormatError
 from udfs.features.states import BucketStates
-from udfs.spec.feature import FeatureSpec
-from udfs.spec.schema import Schema
 
 SCHEMA = Schema.model_validate(
     {

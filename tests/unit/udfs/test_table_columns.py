@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udfs.batches.events import OFFSET, Decoder, Events, Reject
+from udfs.definition.event import EventSpec, FieldSpec, TimeSpec
+from udfs.definition.expression import ExpressionFeature
+from udfs.definition.feature import FeatureSpec
+from udfs.definition.schema import Schema
 from udfs.offline import history
 from udfs.offline.history import HistoryError, history_of
 from udfs.offline.table_columns import read_columns
-from udfs.spec.event import EventSpec, FieldSpec, TimeSpec
-from udfs.spec.expression import ExpressionFeature
-from udfs.spec.feature import FeatureSpec
-from udfs.spec.schema import Schema
 
 FIRST_MS = 1_735_689_600_000
 KAFKA_MS = 1 << 62

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from tests.unit.udfs.test_tables import FIELDS
+from udfs.definition.enrichment import TableSpec
 from udfs.enrichment.table_files import TableFileError, put_file, state_of
 from udfs.enrichment.tables import VersionedTable
-from udfs.spec.enrichment import TableSpec
 
 ROWS = [
     {"merchant": "0012", "risk": 0.5, "country": "NO", "chains": 3, "open": True, "since": 100},

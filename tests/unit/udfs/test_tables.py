@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from udfs.batches.events import Events
+from udfs.definition.enrichment import TableSpec
 from udfs.enrichment.tables import ALWAYS, TableRecordError, VersionedTable
-from udfs.spec.enrichment import TableSpec
 
 FIELDS = (
     {"name": "risk", "type": "float"},

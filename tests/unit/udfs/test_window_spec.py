@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from jobs.environment import ROOT
+from udfs.definition.schema import Schema
+from udfs.definition.types import parse_duration_ms
+from udfs.definition.window import Window
 from udfs.features import clock
 from udfs.features.aggregates import AGGREGATES, parse_aggregate
 from udfs.features.keyed import Identities, KeyedStage
-from udfs.spec.schema import Schema
-from udfs.spec.types import parse_duration_ms
-from udfs.spec.window import Window
 
 CHAPTER = (ROOT / "udfs" / "README.md").read_text(encoding="utf-8")
 MINUTE_MS = 60_000

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from udfs.spec.event import EventSpec, FieldSpec
-from udfs.spec.types import DurationMs, Mistake, Strict, as_python, doubles
+from udfs.definition.event import EventSpec, FieldSpec
+from udfs.definition.types import DurationMs, Mistake, Strict, as_python, doubles
 
 __all__ = [
     "CacheSpec",

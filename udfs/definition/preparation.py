@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from udfs.spec.types import Mistake, Strict
+from udfs.definition.types import Mistake, Strict
 
 __all__ = ["ColumnPreparation", "Encoding", "Impute", "PreparationSpec", "encoding_mistakes"]
 

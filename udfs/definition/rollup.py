@@ -8,12 +8,12 @@ from contextlib import suppress
 
 from pydantic import Field
 
+from udfs.definition.event import EventSpec, FieldSpec, TimeSpec, is_key
+from udfs.definition.readable import unreadable
+from udfs.definition.types import DurationMs, Mistake, Strict, doubles
 from udfs.features.aggregates import OF_A_WINDOW, parse_aggregate
 from udfs.features.formulas import FormulaError, parse
 from udfs.features.series import Series, kinds_of
-from udfs.spec.event import EventSpec, FieldSpec, TimeSpec, is_key
-from udfs.spec.readable import unreadable
-from udfs.spec.types import DurationMs, Mistake, Strict, doubles
 
 WINDOW_ID, WINDOW_START, WINDOW_END = "window", "window_start_ms", "window_end_ms"
 READINGS, CLOSED_BY = "readings", "closed_by"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from udfs.spec.event import EventSpec, is_key
-from udfs.spec.types import DurationMs, Mistake, Strict
+from udfs.definition.event import EventSpec, is_key
+from udfs.definition.types import DurationMs, Mistake, Strict
 
 
 class ThresholdSpec(Strict):

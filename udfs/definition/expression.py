@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from udfs.spec.preparation import Encoding, encoding_mistakes
-from udfs.spec.types import Mistake, Strict
-from udfs.spec.window import is_timezone
+from udfs.definition.preparation import Encoding, encoding_mistakes
+from udfs.definition.types import Mistake, Strict
+from udfs.definition.window import is_timezone
 
 _FIELDS_READ = {
     "value": 1,

@@ -11,18 +11,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from udfs.definition.enrichment import LookupSpec, TableSpec, mistakes_of, with_tables
+from udfs.definition.event import EventSpec, LabelSpec, is_key
+from udfs.definition.expression import ExpressionFeature
+from udfs.definition.feature import FeatureSpec, WindowFeature
+from udfs.definition.privacy import PrivacySpec, privacy_mistakes
+from udfs.definition.readable import unreadable
+from udfs.definition.rollup import RollupSpec
+from udfs.definition.types import Mistake, Strict, format_duration
+from udfs.definition.window import Window
 from udfs.features.aggregates import Reads, parse_aggregate
 from udfs.features.formulas import FormulaError, Kind, parse
 from udfs.features.series import kinds_of
-from udfs.spec.enrichment import LookupSpec, TableSpec, mistakes_of, with_tables
-from udfs.spec.event import EventSpec, LabelSpec, is_key
-from udfs.spec.expression import ExpressionFeature
-from udfs.spec.feature import FeatureSpec, WindowFeature
-from udfs.spec.privacy import PrivacySpec, privacy_mistakes
-from udfs.spec.readable import unreadable
-from udfs.spec.rollup import RollupSpec
-from udfs.spec.types import Mistake, Strict, format_duration
-from udfs.spec.window import Window
 
 Path = tuple[int | str, ...]
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from udfs.definition.event import EventSpec
+from udfs.definition.readable import unreadable
+from udfs.definition.types import DurationMs, Mistake, Strict, format_duration
 from udfs.features.series import kinds_of
-from udfs.spec.event import EventSpec
-from udfs.spec.readable import unreadable
-from udfs.spec.types import DurationMs, Mistake, Strict, format_duration
 
 
 class LagLimits(Strict):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from udfs.spec.types import DurationMs, Mistake, Strict, UtcDatetime, doubles
+from udfs.definition.types import DurationMs, Mistake, Strict, UtcDatetime, doubles
 
 PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),

@@ -8,6 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
+from udfs.definition.expression import ExpressionFeature
+from udfs.definition.preparation import PreparationSpec
+from udfs.definition.types import DurationMs, Mistake, Strict, doubles
+from udfs.definition.window import Window
 from udfs.features.aggregates import (
     AGGREGATES,
     DECAYED,
@@ -16,10 +20,6 @@ from udfs.features.aggregates import (
     Reads,
     parse_aggregate,
 )
-from udfs.spec.expression import ExpressionFeature
-from udfs.spec.preparation import PreparationSpec
-from udfs.spec.types import DurationMs, Mistake, Strict, doubles
-from udfs.spec.window import Window
 
 KEY_SEPARATOR = "\x1f"
 """Stands between the values of a key of several fields; no key field holds control characters."""

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator
 
 from pydantic import Field
 
-from udfs.spec.event import EventSpec
-from udfs.spec.expression import ExpressionFeature
-from udfs.spec.types import Mistake, Strict
+from udfs.definition.event import EventSpec
+from udfs.definition.expression import ExpressionFeature
+from udfs.definition.types import Mistake, Strict
 
 _READABLE = ("category", "one_hot")
 

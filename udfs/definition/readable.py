@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from udfs.definition.types import Mistake
 from udfs.features.formulas import FormulaError, Kind, parse
-from udfs.spec.types import Mistake
 
 _EXAMPLES = {"truth": "amount > 100"}
 

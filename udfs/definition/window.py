@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from udfs.spec.types import DurationMs, Mistake, Strict, format_duration
+from udfs.definition.types import DurationMs, Mistake, Strict, format_duration
 
 DAY_MS = 86_400_000
 LONGEST_DAY_MS = 25 * 3_600_000
