@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from bench.common import BenchError, Sample, say
-from bench.lab import Child
+
+
+class Watched(Protocol):
+    """What writes the records."""
+
+    name: str
+
+    def check(self) -> None:
+        """Do nothing while it runs; ``BenchError`` if it ended."""
+
 
 _SAMPLE_EVERY_S = 0.5
 _FIRST_OUTPUT_S = 120.0
@@ -17,7 +27,7 @@ def watch(
     size: Callable[[str], int],
     topic: str,
     total: int,
-    jobs: Sequence[Child],
+    jobs: Sequence[Watched],
     is_enough: Callable[[int, float], bool],
 ) -> list[Sample]:
     """Sample a topic's size.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from jobs.environment import ROOT, NotReadyError
@@ -23,8 +24,8 @@ class Costs:
     """Measured unit costs; ``bench/scaling.py`` writes them, with the machine they are of.
 
     Attributes:
-        python_us: Python's time of an event with the features of the file's ``job``, in
-            microseconds; one TaskManager's Python runs on one core.
+        python_us: Python's time of an event with the features that were measured, in microseconds,
+            by the number of keys; one TaskManager's Python runs on one core.
         jvm_us: The JVM's time of an event.
         batch_us: Python's time of a micro-batch beside its events'.
         event_bytes: Of an event's record in Kafka.
@@ -36,7 +37,7 @@ class Costs:
         measured: Where and how.
     """
 
-    python_us: float
+    python_us: Mapping[int, float]
     jvm_us: float
     batch_us: float
     event_bytes: float
@@ -60,6 +61,15 @@ class Costs:
             )
         return cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
 
+    def python_us_at(self, keys: int) -> float:
+        """Python's time of an event with so many keys: more of them are in no cache.
+
+        Between those measured it grows by the logarithm of the keys; beyond them it does not.
+        """
+        measured = sorted(self.python_us)
+        times = [self.python_us[n] for n in measured]
+        return float(np.interp(math.log(max(1, keys)), [math.log(n) for n in measured], times))
+
 
 @dataclass(frozen=True)
 class Line:
@@ -76,7 +86,9 @@ class Line:
     reason: str
 
 
-def python_load(costs: Costs, columns: int, rate: float, batches_s: float) -> float:
+def python_load(
+    costs: Costs, columns: int, rate: float, batches_s: float, keys: int = 10_000
+) -> float:
     """Cores of Python that a rate takes.
 
     Args:
@@ -84,8 +96,9 @@ def python_load(costs: Costs, columns: int, rate: float, batches_s: float) -> fl
         columns: Features of the job.
         rate: Events a second.
         batches_s: Micro-batches a second, of all stages.
+        keys: Of the first stage.
     """
-    an_event_us = costs.python_us * columns / costs.columns
+    an_event_us = costs.python_us_at(keys) * columns / costs.columns
     return (rate * an_event_us + batches_s * costs.batch_us) / 1e6
 
 
@@ -102,7 +115,7 @@ def plan(settings: Settings, rate: float, keys: int, per_key: float, costs: Cost
     schema, batch = settings.schema_, settings.batch
     stages, columns = len(schema.stages), len(schema.columns)
     batches_s = stages * min(rate, batch.buckets * 1_000 / batch.window)
-    python = python_load(costs, columns, rate, batches_s)
+    python = python_load(costs, columns, rate, batches_s, keys)
     tasks = max(1, math.ceil(python / costs.utilization))
     jvm = rate * costs.jvm_us / 1e6
     cores = tasks + math.ceil(jvm / costs.utilization)

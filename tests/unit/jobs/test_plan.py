@@ -15,7 +15,7 @@ from jobs.environment import ROOT, NotReadyError
 
 FRAUD = ROOT / "conf" / "fraud.yaml"
 GIVEN = Costs(
-    python_us=20.0,
+    python_us={1_000: 20.0, 100_000: 40.0},
     jvm_us=10.0,
     batch_us=500.0,
     event_bytes=150.0,
@@ -37,9 +37,16 @@ def test_python_is_a_core_per_task_manager() -> None:
     """10,000 events take 0.2 cores and 400 batches 0.2; half a core of one is planned for."""
     columns = len(settings.load(FRAUD).schema_.columns)
     assert columns == GIVEN.columns
-    assert math.isclose(python_load(GIVEN, columns, 10_000, 400), 0.4)
+    assert math.isclose(python_load(GIVEN, columns, 10_000, 400, keys=1_000), 0.4)
     assert planned(10_000)["TaskManagers"] == "1 of one slot"
     assert planned(100_000)["TaskManagers"] == "5 of one slot"
+
+
+@pytest.mark.parametrize(
+    ("keys", "us"), [(1, 20.0), (1_000, 20.0), (10_000, 30.0), (100_000, 40.0), (10**7, 40.0)]
+)
+def test_more_keys_cost_more(keys: int, us: float) -> None:
+    assert math.isclose(GIVEN.python_us_at(keys), us)
 
 
 @pytest.mark.parametrize(
