@@ -6,6 +6,7 @@ The job's life is watched through Flink's REST API, which both have.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -374,6 +375,8 @@ def _environment(configuration: Any, *, remote: bool) -> Any:
 def prepare() -> None:
     """Set what PyFlink's JVM inherits; does nothing to a JVM that already runs."""
     os.environ.update(thread_mode_env())
+    # Beam, which PyFlink imports, warns of stores' packages that nothing here asks for.
+    logging.getLogger("apache_beam.io.filesystems").setLevel(logging.ERROR)
     (BUILD / "logs").mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("FLINK_LOG_DIR", str(BUILD / "logs"))
 
