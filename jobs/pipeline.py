@@ -138,6 +138,7 @@ def _stages(inputs: Inputs, scoring: Scoring, begins_ms: int | None) -> _Scored:
             settings.flink.journal_events,
             scoring if last else None,
             overload=overload if last or not number else None,
+            job=settings.name,
             **({} if number else of_first),
         )
         if number and settings.labels is not None and key == settings.labels.key:

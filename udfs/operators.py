@@ -63,6 +63,7 @@ class _KeyedOperator(KeyedProcessFunction):
         journal_events: See ``BucketStates``.
         scoring: What the last stage does with its batches; none for the others.
         overload: When events are shed; none sheds nothing.
+        job: The job's name: the operators of one tell each other of an overload.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class _KeyedOperator(KeyedProcessFunction):
         journal_events: int,
         scoring: Scoring | None = None,
         overload: OverloadSpec | None = None,
+        job: str = "",
     ) -> None:
         self._schema = schema
         self._key = key
@@ -89,6 +91,7 @@ class _KeyedOperator(KeyedProcessFunction):
         assert (scoring is None) == bool(later), "the last stage scores, no other"
         self._scoring = scoring
         self._overload = overload
+        self._job = job
         self._valve: Valve | None = None
         self._teller: Teller | None = None
 
@@ -119,9 +122,9 @@ class _KeyedOperator(KeyedProcessFunction):
     def _open_overload(self, spec: OverloadSpec, runtime_context: RuntimeContext) -> None:
         scores, is_first = self._scoring is not None, self._key == self._schema.stages[0]
         if is_first if spec.before == "features" else scores:
-            self._valve = Valve(spec, self._schema, self._topic, runtime_context)
+            self._valve = Valve(spec, self._schema, self._topic, self._job, runtime_context)
         elif scores:
-            self._teller = Teller(spec.lag, self._topic)
+            self._teller = Teller(spec.lag, self._job)
 
     def close(self) -> None:
         """Close what scores."""

@@ -299,7 +299,7 @@ def stage_settings(key: str, **changes: Any) -> dict[str, Any]:
 def overload(before: str) -> OverloadSpec:
     """Sheds from the first batch on: the records' Kafka time is years ago."""
     formula = "amount < 50 and kind == 'CP'"
-    return OverloadSpec(low_priority=formula, keep=0.3, before=before, sustained=0)
+    return OverloadSpec(low_priority=formula, keep=0.3, before=before, sustained=0, warm_up=0)
 
 
 EPISODES = EpisodeSpec(

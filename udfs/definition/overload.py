@@ -67,12 +67,22 @@ class OverloadSpec(Strict):
     sustained: DurationMs = Field(
         250, ge=0, description="a limit counts when it is passed for so long without a pause"
     )
+    warm_up: DurationMs = Field(
+        30_000,
+        ge=0,
+        description="nothing is shed for so long after a start: a JVM is slow at first",
+    )
     calm: DurationMs = Field(
         5_000,
         ge=100,
-        description="after so long below leave the share that is kept grows by a quarter every "
-        "second; if lag comes back it starts again, and the next wait is twice as long, at most "
-        "8 times",
+        description="after so long below leave, with no more events than could be scored before, "
+        "the share that is kept grows by a quarter every second; if lag comes back it starts "
+        "again, and the next wait is twice as long, at most retry",
+    )
+    retry: DurationMs = Field(
+        300_000,
+        ge=100,
+        description="after so long below leave it is tried with however many events",
     )
 
     def unfit(self, event: EventSpec) -> Iterator[Mistake]:

@@ -38,6 +38,6 @@ class Board:
 _boards: dict[str, Board] = {}
 
 
-def board_of(topic: str) -> Board:
-    """The board of the job that reads that events topic."""
-    return _boards.setdefault(topic, Board())
+def board_of(job: str) -> Board:
+    """The board of the job of that name."""
+    return _boards.setdefault(job, Board())

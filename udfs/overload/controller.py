@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from udfs.definition.overload import OverloadSpec
+from udfs.overload.load import Load
 
 ALL = 1.0
 STEP_MS = 1_000
@@ -16,9 +17,6 @@ second at most, so it is seen before it is large; doubling made three times the 
 
 _FIRST_SHARE = 0.1
 """An attempt begins with this share at least."""
-
-MOST_PATIENCE = 8
-"""How often the wait before an end is lengthened, as a factor."""
 
 _RELAPSE_MS = 60_000
 """An overload that comes back within this time has not ended."""
@@ -48,16 +46,21 @@ class _Above:
 class Controller:
     """The state of one operator: all events, or a share of those of low priority.
 
-    It begins to shed when lag, or the queue, has been at ``enter`` or above for ``sustained``.
-    While it sheds it keeps ``keep``. When neither has stood at ``leave`` for ``calm``, it tries
-    a quarter more, and more again, until it keeps all. A queue that stands at ``leave``
-    meanwhile is an attempt that has failed: it keeps ``keep`` again, and waits twice as long before
-    the next. So an overload that lasts costs a small queue now and then, and no events but those of
-    low priority.
+    It begins to shed when lag, or the queue, has been at ``enter`` or above for ``sustained``, but
+    not within ``warm_up`` of its first batch. While it sheds it keeps ``keep``. An attempt to end
+    tries a quarter more each second, until it keeps all. A queue that stands at ``leave`` meanwhile
+    is an attempt that has failed: it keeps ``keep`` again.
+
+    An attempt costs a small queue, so it is made when it can succeed: when for ``calm`` no queue
+    has stood at ``leave``, and no more came than has been carried before, or clearly less than
+    was too much (``Load``). After one that has failed that wait is twice as long, up to ``retry``.
+    What can be scored may also have grown, which nothing shows: after ``retry`` without a queue it
+    tries whatever comes.
 
     Attributes:
         share: Of the low-priority events that is kept now; 1 keeps all.
         reason: ``lag`` or ``queue``: what began the shedding.
+        load: What comes and goes on.
 
     Args:
         spec: The limits.
@@ -67,13 +70,16 @@ class Controller:
         self._spec = spec
         self.share = ALL
         self.reason = "lag"
+        self.load = Load()
         queue = spec.queue
         self._lag_over = _Above(spec.lag.enter)
         self._queue_over = _Above(queue.enter)
         self._lag_left = _Above(spec.lag.leave)
         self._queue_left = _Above(queue.leave)
-        self._patience = 1
+        self._wait_ms = spec.calm
+        self._fits_since_ms: int | None = None
         self._calm_since_ms: int | None = None
+        self._first_ms: int | None = None
         self._grown_ms = self._seen_ms = 0
         self._ended_ms: int | None = None
 
@@ -82,14 +88,19 @@ class Controller:
         """Whether events of low priority are shed now."""
         return self.share < ALL
 
-    def observe(self, now_ms: int, lag_ms: float, queue: float = 0.0) -> float:
+    def observe(self, now_ms: int, lag_ms: float, queue: float = 0.0, events: int = 0) -> float:
         """Take notice of a micro-batch; the share that is kept of it.
 
         Args:
             now_ms: A clock that never goes back.
             lag_ms: How long the batch has waited.
             queue: How full the calls to the model server are, 0 to 1.
+            events: Of the batch; how many are shed is told to ``load``.
         """
+        if self._first_ms is None:
+            self._first_ms = now_ms
+        limits = self._spec.lag.leave, self._spec.queue.leave
+        self.load.add(now_ms, events, lag_ms >= limits[0] or queue >= limits[1])
         over = [
             name
             for name, above, value in (
@@ -104,7 +115,7 @@ class Controller:
         ]
         if self.sheds:
             self._try_to_end(now_ms, not any(left))
-        elif over:
+        elif over and now_ms - self._first_ms >= self._spec.warm_up:
             self._begin(now_ms, over[0])
         self._seen_ms = now_ms
         return self.share
@@ -114,28 +125,42 @@ class Controller:
 
     def _begin(self, now_ms: int, reason: str) -> None:
         relapsed = self._ended_ms is not None and now_ms - self._ended_ms < _RELAPSE_MS
-        self._patience = self._longer() if relapsed else 1
-        self.share, self.reason, self._calm_since_ms = self._spec.keep, reason, None
+        self._wait_ms = self._longer() if relapsed else self._spec.calm
+        self.share, self.reason = self._spec.keep, reason
+        self._calm_since_ms = self._fits_since_ms = None
+        self.load.begin()
 
     def _try_to_end(self, now_ms: int, calm: bool) -> None:
         if not calm:
-            self._calm_since_ms = None
+            self._calm_since_ms = self._fits_since_ms = None
             if self.share > self._spec.keep:
-                self.share, self._patience = self._spec.keep, self._longer()
+                self.share, self._wait_ms = self._spec.keep, self._longer()
+                self.load.fail()
             return
+        # Nothing came for long: nothing can have waited.
+        was_idle = now_ms - self._seen_ms >= self._spec.calm
+        since_ms = self._seen_ms if was_idle else now_ms
         if self._calm_since_ms is None:
-            # Nothing came for long: nothing can have waited.
-            was_idle = now_ms - self._seen_ms >= self._spec.calm
-            self._calm_since_ms = self._seen_ms if was_idle else now_ms
-        is_trying = self.share > self._spec.keep
-        wait_ms = STEP_MS if is_trying else self._spec.calm * self._patience
-        if now_ms - (self._grown_ms if is_trying else self._calm_since_ms) >= wait_ms:
+            self._calm_since_ms = since_ms
+        if not self.load.fits():
+            self._fits_since_ms = None
+        elif self._fits_since_ms is None:
+            self._fits_since_ms = since_ms
+        if self._is_time(now_ms):
             self._grow(now_ms)
+
+    def _is_time(self, now_ms: int) -> bool:
+        """For a larger share: the next step of an attempt, or the first one."""
+        if self.share > self._spec.keep:
+            return now_ms - self._grown_ms >= STEP_MS
+        waits = (self._fits_since_ms, self._wait_ms), (self._calm_since_ms, self._spec.retry)
+        return any(since is not None and now_ms - since >= wait for since, wait in waits)
 
     def _grow(self, now_ms: int) -> None:
         self.share, self._grown_ms = min(ALL, max(GROWTH * self.share, _FIRST_SHARE)), now_ms
         if not self.sheds:
             self._ended_ms = now_ms
+            self.load.end()
 
     def _longer(self) -> int:
-        return min(MOST_PATIENCE, 2 * self._patience)
+        return max(self._spec.calm, min(self._spec.retry, 2 * self._wait_ms))

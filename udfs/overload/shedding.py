@@ -148,7 +148,7 @@ class Shedding:
 
     def _observe(self, since: IntArray, queue: float, later_ms: int = 0) -> float:
         self.lag_ms = max(later_ms, waited_ms(since, self._now_ms()))
-        return self.controller.observe(self._clock_ms(), self.lag_ms, queue)
+        return self.controller.observe(self._clock_ms(), self.lag_ms, queue, len(since))
 
     def _read(self, raw: Sequence[bytes], positions: IntArray) -> Events | None:
         """The records that can be read; in place of its offset each has its row."""
@@ -168,6 +168,7 @@ class Shedding:
         gone = events.select(np.flatnonzero(self._may_go(events)))
         if not len(gone):
             return None
+        self.controller.load.shed(len(gone))
         rows = gone.positions[:, OFFSET]
         kept = np.ones(len(positions), np.bool_)
         kept[rows] = False

@@ -27,14 +27,20 @@ class Valve:
         spec: What the user wants.
         schema: The job's.
         topic: The events topic.
+        job: The job's name.
         runtime_context: The operator's.
     """
 
     def __init__(
-        self, spec: OverloadSpec, schema: Schema, topic: str, runtime_context: RuntimeContext
+        self,
+        spec: OverloadSpec,
+        schema: Schema,
+        topic: str,
+        job: str,
+        runtime_context: RuntimeContext,
     ) -> None:
         self.shedding = Shedding(spec, schema, topic)
-        self._board = board_of(topic)
+        self._board = board_of(job)
         metrics = runtime_context.get_metrics_group()
         self._shed = metrics.counter("shed")
         self._reasons = {"lag": metrics.counter("shed_lag"), "queue": metrics.counter("shed_queue")}
@@ -78,12 +84,12 @@ class Teller:
 
     Args:
         limits: By which clock events wait.
-        topic: The events topic.
+        job: The job's name.
     """
 
-    def __init__(self, limits: LagLimits, topic: str) -> None:
+    def __init__(self, limits: LagLimits, job: str) -> None:
         self._limits = limits
-        self._board = board_of(topic)
+        self._board = board_of(job)
 
     def tell(self, batch: FeatureBatch, queue: float) -> None:
         """A batch is about to be scored."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from pydantic import ValidationError
 from udfs.definition.overload import OverloadSpec
 from udfs.definition.schema import Schema
 from udfs.overload.board import Board, board_of
-from udfs.overload.controller import ALL, MOST_PATIENCE, STEP_MS, Controller
+from udfs.overload.controller import ALL, STEP_MS, Controller
 from udfs.overload.pacing import RateLimit, limit_of
 from udfs.overload.shedding import Shedding, is_kept
 
@@ -46,7 +48,7 @@ SCHEMA = Schema.model_validate(
 
 
 def spec(**changes: Any) -> OverloadSpec:
-    return OverloadSpec.model_validate({"low_priority": "amount < 20"} | changes)
+    return OverloadSpec.model_validate({"low_priority": "amount < 20", "warm_up": 0} | changes)
 
 
 # -- the controller -----------------------------------------------------------------------------
@@ -91,7 +93,7 @@ def test_it_ends_by_larger_and_larger_shares() -> None:
 
 
 def test_an_attempt_that_fails_makes_the_next_one_wait_twice_as_long() -> None:
-    controller, waits = Controller(spec()), []
+    controller, waits = Controller(spec(retry="40s")), []
     now_ms = driven(controller, [(300, 600)])
     for _ in range(5):
         began_ms = now_ms
@@ -101,7 +103,7 @@ def test_an_attempt_that_fails_makes_the_next_one_wait_twice_as_long() -> None:
         waits.append(round((now_ms - began_ms) / 5_000))
         now_ms = driven(controller, [(300, 200)], now_ms)  # above leave, below enter
         assert controller.share == 0.1
-    assert waits == [1, 2, 4, 8, 8] and MOST_PATIENCE == 8
+    assert waits == [1, 2, 4, 8, 8]
 
 
 def test_one_slow_batch_spoils_no_attempt() -> None:
@@ -139,6 +141,14 @@ def test_a_queue_that_is_full_begins_it_too() -> None:
     assert not controller.sheds
 
 
+def test_nothing_is_shed_while_the_job_warms_up() -> None:
+    controller = Controller(spec(warm_up="30s"))
+    driven(controller, [(29_900, 9_000)], 77_000)
+    assert not controller.sheds
+    driven(controller, [(300, 9_000)], 77_000 + 29_900)
+    assert controller.sheds
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(1, 3_000), st.integers(0, 1_500)), max_size=200),
@@ -147,7 +157,8 @@ def test_a_queue_that_is_full_begins_it_too() -> None:
 )
 def test_what_always_holds(steps: list[tuple[int, int]], keep: float, sustained: int) -> None:
     """Whatever comes: shares are in [keep, 1], it begins only for a reason, and it ends."""
-    controller = Controller(spec(keep=keep, sustained=sustained))
+    controller_spec = spec(keep=keep, sustained=sustained, retry="1m")
+    controller = Controller(controller_spec)
     now_ms, over_since = 0, None
     for step_ms, lag_ms in steps:
         now_ms += step_ms
@@ -158,9 +169,96 @@ def test_what_always_holds(steps: list[tuple[int, int]], keep: float, sustained:
         stood = over_since is not None and now_ms - over_since >= sustained
         assert shed or controller.sheds == stood
         assert not (shed and lag_ms >= 500 and stood) or share == keep
-    longest_ms = 5_000 * MOST_PATIENCE + 60 * STEP_MS
+    longest_ms = controller_spec.retry + 60 * STEP_MS
     driven(controller, [(longest_ms, 0)], now_ms)
     assert not controller.sheds
+
+
+# -- what came, and what can be scored ----------------------------------------------------------
+
+CAPACITY, HIGH, BATCH_MS = 5_000, 0.1, 50
+
+
+@dataclass
+class Simulation:
+    """A queue served in order: the lag of a batch is what waits before it.
+
+    Attributes:
+        controller: What sheds from it.
+        told: Share and lag in ms at each batch.
+    """
+
+    controller: Controller
+    waiting: float = 0.0
+    now_ms: int = 0
+    told: list[tuple[float, float]] = field(default_factory=list)
+
+    def run(self, seconds: float, per_s: float, capacity: float = CAPACITY) -> Self:
+        for _ in range(int(seconds * 1_000 / BATCH_MS)):
+            came = per_s * BATCH_MS / 1_000
+            lag_ms = BATCH_MS / 2 + 1_000 * self.waiting / capacity
+            share = self.controller.observe(self.now_ms, lag_ms, 0.0, round(came))
+            kept = came * (HIGH + share * (1 - HIGH))
+            self.controller.load.shed(round(came - kept))
+            self.waiting = max(0.0, self.waiting + kept - capacity * BATCH_MS / 1_000)
+            self.told.append((share, lag_ms))
+            self.now_ms += BATCH_MS
+        return self
+
+    def last(self, seconds: float) -> list[tuple[float, float]]:
+        return self.told[-int(seconds * 1_000 / BATCH_MS) :]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.floats(0.1, 0.9),
+    st.floats(1.5, 4.5),
+    st.lists(st.floats(0.9, 1.1), min_size=10, max_size=240),
+)
+def test_while_more_comes_than_ever_was_scored_no_attempt_is_made(
+    normal: float, times: float, noise: list[float]
+) -> None:
+    """One queue at the beginning, none after it, and an end soon after the load's."""
+    simulation = Simulation(Controller(spec())).run(30, normal * CAPACITY)
+    assert not simulation.controller.sheds
+    for factor in noise:
+        simulation.run(1, factor * times * CAPACITY)
+    later = simulation.last(len(noise))
+    assert {share for share, _ in later} == {0.1, 1.0}
+    shares = [share for share, _ in later]
+    assert 1.0 not in shares[shares.index(0.1) :]
+    if len(noise) > 60:
+        assert max(lag for _, lag in simulation.last(1)) < 100
+    simulation.run(30, normal * CAPACITY)
+    assert not simulation.controller.sheds
+
+
+def test_a_load_that_may_be_too_much_is_tried_and_then_left() -> None:
+    """What comes falls to less than began the overload, but more than can be scored."""
+    simulation = Simulation(Controller(spec())).run(30, 3_000).run(30, 15_000)
+    simulation.run(240, 8_000)
+    tried = [share > 0.1 for share, _ in simulation.last(240)]
+    assert sum(a and not b for a, b in pairwise(tried)) == 1
+    assert max(lag for _, lag in simulation.last(240)) < 500
+    simulation.run(30, 3_000)
+    assert not simulation.controller.sheds
+
+
+def test_a_server_that_is_slow_for_a_while_is_asked_again_as_before() -> None:
+    simulation = Simulation(Controller(spec())).run(30, 4_000)
+    simulation.run(60, 4_000, 1_500)
+    assert simulation.controller.sheds
+    simulation.run(100, 4_000)
+    assert not simulation.controller.sheds
+
+
+def test_more_can_be_scored_than_ever_before_after_retry_at_most() -> None:
+    simulation = Simulation(Controller(spec(retry="2m"))).run(30, 4_000)
+    simulation.run(110, 15_000)
+    simulation.run(10, 15_000, 20_000)
+    assert simulation.controller.share == 0.1
+    simulation.run(20, 15_000, 20_000)
+    assert not simulation.controller.sheds
 
 
 # -- the share ----------------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""How much came and how much of it went on, which says whether all of it could be scored."""
+
+from __future__ import annotations
+
+INTERVAL_MS = 1_000
+
+_AS_MUCH = 1.1
+"""Of what has been carried: a rate is never the same twice."""
+
+_CLEARLY_LESS = 0.8
+"""Of what was too much."""
+
+
+class Load:
+    """Events per second of one operator, and which of them it could and could not carry.
+
+    Attributes:
+        came_per_s: In the last whole interval.
+        kept_per_s: Of them, those that went on.
+        carried_per_s: The most that went on in an interval in which nothing waited.
+        refused_per_s: What was too much: the most that came in the present overload, or what went
+            on when an attempt to end it failed.
+    """
+
+    def __init__(self) -> None:
+        self.came_per_s = self.kept_per_s = 0.0
+        self.carried_per_s = self.refused_per_s = 0.0
+        self._since_ms: int | None = None
+        self._came = self._shed = 0
+        self._waited = self._is_overload = self._has_failed = False
+
+    def add(self, now_ms: int, events: int, waits: bool) -> None:
+        """A batch has come.
+
+        Args:
+            now_ms: A clock that never goes back.
+            events: Of it.
+            waits: Whether it has waited for long.
+        """
+        if self._since_ms is None:
+            self._since_ms = now_ms
+        if (took_ms := now_ms - self._since_ms) >= INTERVAL_MS:
+            self._close(took_ms)
+            self._since_ms = now_ms
+        self._came += events
+        self._waited |= waits
+
+    def shed(self, events: int) -> None:
+        """So many of the last batch do not go on."""
+        self._shed += events
+
+    def begin(self) -> None:
+        """An overload begins."""
+        self._is_overload, self._has_failed, self.refused_per_s = True, False, self.came_per_s
+
+    def fail(self) -> None:
+        """What goes on now is too much."""
+        self._has_failed, self.refused_per_s = True, self.kept_per_s
+
+    def end(self) -> None:
+        """The overload is over."""
+        self._is_overload = False
+
+    def fits(self) -> bool:
+        """Whether all that comes now could be carried, as far as is known."""
+        most = max(_AS_MUCH * self.carried_per_s, _CLEARLY_LESS * self.refused_per_s)
+        return self.came_per_s <= most
+
+    def _close(self, took_ms: int) -> None:
+        self.came_per_s = 1_000 * self._came / took_ms
+        self.kept_per_s = 1_000 * (self._came - self._shed) / took_ms
+        if not self._waited:
+            self.carried_per_s = max(self.carried_per_s, self.kept_per_s)
+        if self._is_overload and not self._has_failed:
+            self.refused_per_s = max(self.refused_per_s, self.came_per_s)
+        self._came = self._shed = 0
+        self._waited = False
