@@ -193,6 +193,19 @@ class Predictions:
 
 
 @dataclass(frozen=True, slots=True)
+class ShedColumns:
+    """Events without a prediction that the features know of: those shed before scoring.
+
+    Attributes:
+        places: Partition and offset, int64 (n, 2), in that order.
+        order: Place in each stage's order of arrival, int64 (n, stages); -1 where not recorded.
+    """
+
+    places: IntArray
+    order: IntArray
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """All that was read.
 
@@ -200,8 +213,10 @@ class Source:
         events: The events.
         labels: The labels; none if no feature reads them.
         predictions: The predictions.
+        shed: What was shed before scoring and has no prediction; none if the job sheds no such.
     """
 
     events: EventColumns
     labels: LabelColumns | None
     predictions: Predictions
+    shed: ShedColumns | None = None

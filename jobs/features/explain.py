@@ -11,7 +11,7 @@ from jobs.features.catalogue import Described, describe
 from jobs.features.columns import EventColumns, LabelColumns, Source
 from jobs.features.parity import as_json, is_same
 from jobs.features.reach import not_recomputed
-from jobs.features.replay import Rows, event_rows, replay
+from jobs.features.replay import Rows, Seen, replay, seen_of
 from jobs.settings import Settings
 from udfs.batches.events import FloatArray
 from udfs.definition.feature import WindowFeature
@@ -103,11 +103,11 @@ def explained(
     Returns:
         None if there is no prediction of such an event, with its record, in the topics.
     """
-    rows = event_rows(source)
-    row = _find(source, rows, wanted, settings.topics.events)
+    seen = seen_of(source)
+    row = _find(source, seen.rows[: len(source.predictions)], wanted, settings.topics.events)
     if row is None:
         return None
-    return _Window(settings.schema_, source, rows, row).explanation(feature)
+    return _Window(settings.schema_, source, seen, row).explanation(feature)
 
 
 def _find(source: Source, rows: Rows, wanted: str, topic: str) -> int | None:
@@ -129,18 +129,19 @@ class _Window:
     Args:
         schema: The job's schema.
         source: Its topics.
-        rows: The event of each prediction, -1 where there is none.
+        seen: What the stages have seen.
         row: The prediction.
     """
 
-    def __init__(self, schema: Schema, source: Source, rows: Rows, row: int) -> None:
-        self._schema, self._source, self._rows, self._row = schema, source, rows, row
-        self._event = int(rows[row])
+    def __init__(self, schema: Schema, source: Source, seen: Seen, row: int) -> None:
+        self._schema, self._source, self._row = schema, source, row
+        self._rows, self._order = seen.rows, seen.order
+        self._event = int(self._rows[row])
         self._seen = {stage: self._history(stage) for stage in schema.stages}
 
     def _history(self, stage: str) -> Rows:
-        """The predictions of the entity's events that had arrived, itself included."""
-        order = self._source.predictions.order[:, self._schema.stages.index(stage)]
+        """Those of the entity's events that had arrived, itself included."""
+        order = self._order[:, self._schema.stages.index(stage)]
         codes = self._source.events.entities[stage].codes
         is_own = codes[np.maximum(self._rows, 0)] == codes[self._event]
         found: Rows = np.flatnonzero(is_own & (self._rows >= 0) & (order <= order[self._row]))
@@ -175,7 +176,7 @@ class _Window:
     def _recomputed(self) -> FloatArray:
         """By the job's own classes, over what any of the histories holds."""
         rows = np.unique(np.concatenate([*self._seen.values(), [self._row]]))
-        order = self._source.predictions.order[rows]
+        order = self._order[rows]
         again = replay(
             self._schema, self._source.events, self._rows[rows], order, self._source.labels
         )
@@ -209,7 +210,7 @@ class _Window:
 
     def _entries(self, events: EventColumns, spec: WindowFeature, seen: Rows) -> list[Entry]:
         """The events in the order of time, those of one time in that of arrival."""
-        order = self._source.predictions.order[seen, self._schema.stages.index(spec.stage)]
+        order = self._order[seen, self._schema.stages.index(spec.stage)]
         rows = self._rows[seen]
         rows = rows[np.lexsort((order, events.times[rows]))]
         columns = [events.values[s.name][rows].tolist() for s in series_of(spec)]

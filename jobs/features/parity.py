@@ -11,7 +11,7 @@ import numpy.typing as npt
 from jobs.features.causes import Causes, Trained
 from jobs.features.columns import PREDICTED_SCORED, Source
 from jobs.features.reach import not_recomputed
-from jobs.features.replay import Rows, event_rows, replay
+from jobs.features.replay import Rows, replay, seen_of
 from jobs.settings import Settings
 from udfs.batches.events import FloatArray
 
@@ -59,7 +59,7 @@ class Parity:
         values: Values compared.
         late: Compared predictions that say so.
         without_event: Predictions whose record is not in the events topic, or is refused now.
-        unscored: Accepted records of the events topic that have no prediction.
+        unscored: Accepted records of the events topic that no prediction is of, and no feature.
         late_differences: Values that differ in those.
         by_feature: Differences by feature, those without any left out.
         first: The first ``SHOWN`` differences in the order of scoring, events missing included.
@@ -118,11 +118,13 @@ def compare(
         with_late: Also those that say late, whose features are not promised to be exact.
     """
     predictions, schema = source.predictions, settings.schema_
-    rows = event_rows(source)
+    seen = seen_of(source)
+    known = np.flatnonzero(seen.rows >= 0)
+    rows = seen.rows[: len(predictions)]
     present = np.flatnonzero(rows >= 0)
     replayed = replay(
-        schema, source.events, rows[present], predictions.order[present], source.labels, progress
-    )
+        schema, source.events, seen.rows[known], seen.order[known], source.labels, progress
+    ).first(len(present))
     newest = _newest(source, limit)
     if not with_late:
         newest &= ~predictions.late
@@ -145,7 +147,7 @@ def compare(
         late=int(np.count_nonzero(predictions.late[present] & compared)),
         late_differences=int(np.count_nonzero(wrong[predictions.late[present]])),
         without_event=len(missing),
-        unscored=len(source.events) - len(present),
+        unscored=len(source.events) - len(known),
         by_feature={name: count for name, count in counts if count},
         first=_first(source, causes, missing, present, wrong),
         notes=_notes(settings, source),

@@ -38,14 +38,39 @@ class Replayed:
     late: npt.NDArray[np.bool_]
     repeats: npt.NDArray[np.bool_]
 
+    def first(self, count: int) -> Replayed:
+        """Of the first events alone."""
+        return Replayed(self.features[:count], self.late[:count], self.repeats[:count])
+
 
 def silent(_step: str, _done: float) -> None:
     """A progress callback that shows nothing."""
 
 
-def event_rows(source: Source) -> Rows:
-    """The event of each prediction, intp (predictions,); -1 where the topic does not have it."""
-    wanted = _place_numbers(source.predictions.places)
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the stages have seen: the predictions' events, and after them those without one.
+
+    Attributes:
+        rows: The event of each, intp (n,); -1 where the topic does not have it.
+        order: Place of each in each stage's order of arrival, int64 (n, stages).
+    """
+
+    rows: Rows
+    order: IntArray
+
+
+def seen_of(source: Source) -> Seen:
+    """All that features of the predictions may be of."""
+    places, order = source.predictions.places, source.predictions.order
+    if source.shed is not None:
+        places = np.concatenate([places, source.shed.places])
+        order = np.concatenate([order, source.shed.order])
+    return Seen(_event_rows(source, places), order)
+
+
+def _event_rows(source: Source, places: IntArray) -> Rows:
+    wanted = _place_numbers(places)
     have = _place_numbers(source.events.positions[:, :2])
     order = np.argsort(have, kind="stable")
     at = np.searchsorted(have, wanted, sorter=order)
@@ -76,7 +101,7 @@ def replay(
     Args:
         schema: The job's schema.
         events: All events.
-        rows: Which of them have been scored, intp (n,).
+        rows: Which of them the stages have seen, intp (n,).
         order: The place of each in every stage's order of arrival, int64 (n, stages).
         labels: All labels; none if no feature reads them.
         progress: Shown while they are computed.

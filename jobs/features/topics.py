@@ -18,6 +18,7 @@ from jobs.features.columns import (
     LabelColumns,
     Predictions,
     Range,
+    ShedColumns,
     Source,
     Texts,
 )
@@ -94,11 +95,15 @@ def collect(settings: Settings, reader: Reader) -> Source:
     """
     topics, schema = settings.topics, settings.schema_
     predictions = _predictions(schema, topics.events, reader.read(topics.predictions))
+    shed = None
+    if settings.overload is not None and settings.overload.before == "scoring":
+        assert topics.shed is not None
+        shed = _shed(schema, topics.events, reader.read(topics.shed), predictions)
     events = event_columns(schema, reader, topics.events, lambda part: without_tables(schema, part))
     labels = None
     if topics.labels is not None and any(w.stream == "labels" for w in schema.features.windows):
         labels = label_columns(schema, reader, topics.labels)
-    return Source(events, labels, predictions)
+    return Source(events, labels, predictions, shed)
 
 
 class KafkaReader:
@@ -336,16 +341,42 @@ def _predictions(schema: Schema, topic: str, chunks: Iterable[Sequence[Record]])
     )
 
 
+def _shed(
+    schema: Schema, topic: str, chunks: Iterable[Sequence[Record]], predictions: Predictions
+) -> ShedColumns:
+    """Those of the topic that were shed before scoring; after a restart they may be scored too."""
+    columns, stages = Growing(), schema.stages
+    for messages in chunks:
+        documents = [orjson.loads(m.value() or b"{}") for m in messages]
+        own = [d for d in documents if d["source"]["topic"] == topic and "order" in d]
+        if own:
+            columns.add(places=_places(own), order=_orders(own, stages))
+    places = columns.take("places", np.empty((0, 2), np.int64))
+    rows = _last(places)
+    scored = {*map(tuple, predictions.places.tolist())}
+    rows = rows[[tuple(place) not in scored for place in places[rows].tolist()]]
+    orders = columns.take("order", np.empty((0, len(stages)), np.int64))
+    return ShedColumns(places[rows], orders[rows])
+
+
+def _places(documents: Sequence[dict[str, Any]]) -> IntArray:
+    sources = [d["source"] for d in documents]
+    return np.array([(s["partition"], s["offset"]) for s in sources], np.int64)
+
+
+def _orders(documents: Sequence[dict[str, Any]], stages: Sequence[str]) -> IntArray:
+    return np.array([[d["order"].get(s, -1) for s in stages] for d in documents], np.int64)
+
+
 def _as_columns(
     documents: Sequence[dict[str, Any]], names: Sequence[str], stages: Sequence[str]
 ) -> dict[str, npt.NDArray[Any]]:
     features, orders = [d["features"] for d in documents], [d["order"] for d in documents]
     known_features, known_stages = set(names), set(stages)
-    sources = [d["source"] for d in documents]
     return {
-        "places": np.array([(s["partition"], s["offset"]) for s in sources], np.int64),
+        "places": _places(documents),
         "features": np.array([[f.get(n) for n in names] for f in features], np.float64),
-        "order": np.array([[o.get(s, -1) for s in stages] for o in orders], np.int64),
+        "order": _orders(documents, stages),
         "times": np.array(
             [(d["event_time_ms"], d["ingest_time_ms"], d["scored_time_ms"]) for d in documents],
             np.int64,

@@ -1197,6 +1197,14 @@ def test_features_stay_right_if_events_are_shed_before_the_scoring() -> None:
     kept = [o[1] for o in sheds if not isinstance(o, tuple)]
     rows = [(tuple(p), f) for b in kept for p, f in zip(b.positions, b.features, strict=True)]
     assert 0 < len(rows) < len(expected)
+    shed = [json.loads(value) for o in sheds if isinstance(o, tuple) for _, value in o[1][0]]
+    order = {tuple(p): o for _, b in whole for p, o in zip(b.positions, b.order, strict=True)}
+    for document in shed:  # what is scored later can be recomputed: it is known what it has seen
+        source = document["source"]
+        (arrived,) = (
+            o for p, o in order.items() if p[:2] == (source["partition"], source["offset"])
+        )
+        assert [*document["order"].values()] == arrived.tolist()
     for place, features in rows:
         np.testing.assert_array_equal(features, expected[place])
     gone = {i for o in sheds if isinstance(o, tuple) for i in ends([o])["shed"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +65,13 @@ WINDOWS: list[dict[str, Any]] = [
 FORMULAS = [{"name": "burst", "formula": "card_count_1h / card_count_24h"}]
 
 
-def case_settings() -> Settings:
+def case_settings(others: Mapping[str, Any] | None = None) -> Settings:
     changes = {
         "features.windows": WINDOWS,
         "features.formulas": FORMULAS,
         "event.dedupe_within": "1h",
         "model.path": "build/no-models",
+        **(others or {}),
     }
     return load(CONFIG, changes)
 

@@ -19,7 +19,7 @@ from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import KAFKA_TIME_MS, OFFSET, BoolArray, Decoder, Events, IntArray
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import SCHEMA_VERSION
-from udfs.batches.templates import TEXT, WHOLE, Template, as_template, between_quotes
+from udfs.batches.templates import TEXT, WHOLE, Template, as_template, between_quotes, members_of
 from udfs.definition.overload import LagLimits, OverloadSpec
 from udfs.definition.schema import Schema
 from udfs.features.formulas import parse
@@ -100,7 +100,8 @@ class Shedding:
         keys = (event.id, schema.key)
         self._decoder = Decoder(fields, event.time, keys, event.max_bytes)
         self._id, self._key = keys
-        self._writer = ShedWriter(topic, spec.before, Privacy.of_events(schema))
+        stages = schema.stages if spec.before == "scoring" else ()
+        self._writer = ShedWriter(topic, spec.before, stages, Privacy.of_events(schema))
         self._spec, self._now_ms, self._clock_ms = spec, now_ms, clock_ms
         self.controller = Controller(spec)
         self.lag_ms = 0
@@ -129,7 +130,7 @@ class Shedding:
         if self._observe(since, queue, later_ms) >= ALL:
             return None
         events = events or self._read(raw, positions)
-        return None if events is None else self._shed(events, positions)
+        return None if events is None else self._shed(events, positions, None)
 
     def of_batch(self, batch: FeatureBatch, queue: float) -> tuple[FeatureBatch, Shed | None]:
         """What goes on to be scored of a batch, and what is shed of it.
@@ -143,7 +144,7 @@ class Shedding:
         if self._observe(waits_since(batch, self._spec.lag), queue) >= ALL:
             return batch, None
         events = self._read(batch.raw, batch.positions)
-        shed = None if events is None else self._shed(events, batch.positions)
+        shed = None if events is None else self._shed(events, batch.positions, batch.order)
         return (batch.with_records(batch.select(shed.kept)), shed) if shed else (batch, None)
 
     def _observe(self, since: IntArray, queue: float, later_ms: int = 0) -> float:
@@ -164,7 +165,7 @@ class Shedding:
             go[row] = not is_kept(ids[row], share)
         return go
 
-    def _shed(self, events: Events, positions: IntArray) -> Shed | None:
+    def _shed(self, events: Events, positions: IntArray, order: IntArray | None) -> Shed | None:
         gone = events.select(np.flatnonzero(self._may_go(events)))
         if not len(gone):
             return None
@@ -173,9 +174,9 @@ class Shedding:
         kept = np.ones(len(positions), np.bool_)
         kept[rows] = False
         gone = replace(gone, positions=positions[rows])
-        made = self._writer.records(
-            gone.texts[self._id], gone.texts[self._key], gone, self.controller, self._now_ms()
-        )
+        ids, keys = gone.texts[self._id], gone.texts[self._key]
+        order = np.empty((len(gone), 0), np.int64) if order is None else order[rows]
+        made = self._writer.records(ids, keys, gone, order, self.controller, self._now_ms())
         return Shed(np.flatnonzero(kept), made, self.controller.reason)
 
 
@@ -185,11 +186,14 @@ class ShedWriter:
     Args:
         topic: The events topic.
         before: ``features`` or ``scoring``.
+        stages: Those that know of the events, by their keys.
         privacy: What is hidden of the events; none if nothing is.
     """
 
-    def __init__(self, topic: str, before: str, privacy: Privacy | None) -> None:
-        self._topic, self._before, self._privacy = topic, before, privacy
+    def __init__(
+        self, topic: str, before: str, stages: Sequence[str], privacy: Privacy | None
+    ) -> None:
+        self._topic, self._before, self._stages, self._privacy = topic, before, stages, privacy
         self._templates: dict[tuple[str, float], Template] = {}
 
     def records(
@@ -197,16 +201,18 @@ class ShedWriter:
         ids: list[str],
         keys: list[str],
         events: Events,
+        order: IntArray,
         controller: Controller,
         shed_time_ms: int,
     ) -> list[tuple[str, bytes]]:
-        """Key and JSON of each event."""
+        """Key and JSON of each event; ``order`` is its place in each stage's order of arrival."""
         if self._privacy is not None:
             ids, keys = self._privacy.ids(ids), self._privacy.keys(keys)
         n = len(ids)
         times = np.stack([events.times, events.positions[:, KAFKA_TIME_MS]], axis=1)
         shed_at = np.full((n, 1), shed_time_ms, np.int64)
-        whole = np.concatenate([times, shed_at, events.positions[:, :KAFKA_TIME_MS]], axis=1)
+        places = events.positions[:, :KAFKA_TIME_MS]
+        whole = np.concatenate([times, shed_at, order, places], axis=1)
         texts = [""] * (2 * n)
         texts[::2], texts[1::2] = between_quotes(ids), between_quotes(keys)
         template = self._template(controller.reason, controller.share)
@@ -220,13 +226,14 @@ class ShedWriter:
 
     def _new_template(self, reason: str, share: float) -> Template:
         topic = orjson.dumps(self._topic).decode()
+        order = (',"order":{', *members_of(self._stages, WHOLE), "}") if self._stages else ()
         return as_template(
             [
                 f'{{"schema_version":{SCHEMA_VERSION},"event_id":"',
                 *(TEXT, '","key":"', TEXT),
                 f'","reason":"{reason}","before":"{self._before}","kept":{share:g},',
                 *('"event_time_ms":', WHOLE, ',"ingest_time_ms":', WHOLE, ',"shed_time_ms":'),
-                *(WHOLE, f',"source":{{"topic":{topic},"partition":', WHOLE, ',"offset":'),
-                *(WHOLE, "}}"),
+                *(WHOLE, *order, f',"source":{{"topic":{topic},"partition":', WHOLE),
+                *(',"offset":', WHOLE, "}}"),
             ]
         )

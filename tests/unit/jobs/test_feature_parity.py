@@ -9,7 +9,15 @@ from jobs.features.parity import SHOWN, compare, is_same
 from jobs.features.parity_text import as_document, lines
 from jobs.features.replay import silent
 from jobs.features.topics import collect
-from tests.support.recorded_case import DAY_MS, HOUR_MS, NOW_MS, Case, label, make_case
+from tests.support.recorded_case import (
+    DAY_MS,
+    HOUR_MS,
+    NOW_MS,
+    Case,
+    case_settings,
+    label,
+    make_case,
+)
 
 COUNT = 500
 
@@ -104,6 +112,22 @@ def test_an_event_gone_with_its_prediction_leaves_a_gap(case: Case) -> None:
     assert found.without_event == 0
     assert found.differences
     assert any("1 events came to stage card_id before it" in d.cause for d in found.first)
+
+
+@pytest.mark.parametrize("before", ["features", "scoring"])
+def test_what_was_shed_before_scoring_is_in_the_windows(case: Case, before: str) -> None:
+    shed = {"before": before, "low_priority": "amount < 100"}
+    case.settings = case_settings({"topics.shed": "shed", "overload": shed})
+    documents, unscored = case.predictions(), case.parity().unscored
+    for number in range(50, 450, 4):
+        case.drop("predictions", (0, number))
+        told = {name: documents[number][name] for name in ("source", "order")}
+        case.topics.append("shed", 0, orjson.dumps(told))
+    case.topics.append("shed", 0, orjson.dumps(documents[51]))  # and scored after a restart
+    found = case.parity()
+    assert found.compared == len(documents) - 100
+    assert (found.differences == 0) == (before == "scoring") == found.is_equal
+    assert found.unscored - unscored == (100 if before == "features" else 0)
 
 
 def test_a_prediction_without_input(case: Case) -> None:
