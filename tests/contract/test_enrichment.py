@@ -17,22 +17,13 @@ import pandas as pd
 import pytest
 
 from model_server.client import ClientOptions
-from tests.contract.test_udfs import (
-    BUCKETS,
-    DOCUMENT,
-    KAFKA_MS,
-    Case,
-    Subtask,
-    a_record,
-    first_stage,
-    micro_batch,
-    next_stage,
-    output_of,
-    prepared,
-    write_model,
-)
+from tests.support.contract_case import Case
+from tests.support.flink import Subtask
+from tests.support.scorers import output_of, prepared, write_model
 from tests.support.servers import ModelServerProcess
+from tests.support.stages import first_stage, next_stage
 from tests.support.stores import RedisProcess
+from tests.support.streams import BUCKETS, DOCUMENT, KAFKA_MS, a_record, micro_batch
 from udfs.definition.schema import Schema
 from udfs.enrichment.table_readers import Tables
 from udfs.offline.offline import features_of, history_of

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import pytest
 
-from tests.contract.test_udfs import PROCESSING_TIME, Subtask
+from tests.support.flink import PROCESSING_TIME, Subtask
 from udfs.alerting.operator import EpisodeOperator
 from udfs.alerting.scored import ScoredBatch
 from udfs.definition.episode import EpisodeSpec

@@ -9,19 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.contract.test_udfs import (
-    BUCKETS,
-    DOCUMENT,
-    KAFKA_MS,
-    ROUTING,
-    Subtask,
-    first_stage,
-    micro_batch,
-    next_stage,
-    output_of,
-    prepared,
-    write_model,
-)
+from tests.support.flink import Subtask
+from tests.support.scorers import output_of, prepared, write_model
+from tests.support.stages import ROUTING, first_stage, next_stage
+from tests.support.streams import BUCKETS, DOCUMENT, KAFKA_MS, micro_batch
 from udfs.batches.privacy import Privacy
 from udfs.definition.schema import Schema
 from udfs.operators import LabelReader
