@@ -13,7 +13,7 @@ from jobs.settings import Settings
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.records import RecordWriter, Verdict
 from udfs.scoring.embedded import EmbeddedScoring
-from udfs.scoring.scoring import Output
+from udfs.scoring.output import Output
 
 
 def scoring(settings: Settings, _model: None) -> FeaturesAlone:

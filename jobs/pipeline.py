@@ -37,8 +37,10 @@ from udfs.operators import FirstStage, NextStage, Routing
 from udfs.overload.valve import SHED
 from udfs.preparation.preparation import Preparation
 from udfs.rollup.operator import RollupStage
+from udfs.scoring.base import Scoring
 from udfs.scoring.embedded import EmbeddedScoring
-from udfs.scoring.scoring import Output, Scoring, ServedScoring
+from udfs.scoring.output import Output
+from udfs.scoring.served import ServedScoring
 
 logger = logging.getLogger(__name__)
 

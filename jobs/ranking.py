@@ -40,8 +40,9 @@ from udfs.ranking.index import IndexFileError, ItemIndex
 from udfs.ranking.item_stage import ItemStage
 from udfs.ranking.output import COLUMNS, RankingOutput
 from udfs.ranking.ranking import RankingOptions, RankingScoring, check_columns
+from udfs.scoring.base import Scoring
 from udfs.scoring.embedded import EmbeddedScoring
-from udfs.scoring.scoring import Scoring, ServedScoring
+from udfs.scoring.served import ServedScoring
 
 __all__ = ["build", "main"]
 

@@ -9,7 +9,7 @@ from pyflink.datastream import DataStream
 from pyflink.table import Schema, StreamTableEnvironment
 
 from jobs.sources import with_options
-from udfs.scoring.scoring import PAIRS
+from udfs.scoring.pairs import PAIRS
 
 COLUMNS = ("predictions", "alerts", "dead_letters", "duplicates", "shadow")
 """The records of a scored batch, one sink each."""

@@ -33,7 +33,7 @@ from udfs.features.states import BucketStates
 from udfs.overload.pacing import limit_of
 from udfs.overload.valve import Teller, Valve
 from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
-from udfs.scoring.scoring import Scoring
+from udfs.scoring.base import Scoring
 from udfs.state_ttl import state_ttl
 
 __all__ = ["FirstStage", "LabelReader", "NextStage", "Routing"]

@@ -13,7 +13,7 @@ from tests.support.scorers import output_of, prepared, write_model
 from tests.support.servers import ModelServerProcess
 from tests.support.streams import SCHEMA
 from udfs.scoring.embedded import EmbeddedScoring
-from udfs.scoring.scoring import Output
+from udfs.scoring.output import Output
 
 __all__ = ["bootstrap"]
 

@@ -28,7 +28,7 @@ from udfs.definition.schema import Schema
 from udfs.enrichment.table_readers import Tables
 from udfs.offline.offline import features_of, history_of
 from udfs.scoring.embedded import EmbeddedScoring
-from udfs.scoring.scoring import ServedScoring
+from udfs.scoring.served import ServedScoring
 
 CARDS = ("a", "b", "c", "d")
 PROFILES = {"a": {"limit": 10.5}, "c": {"limit": 30.0}}

@@ -29,7 +29,7 @@ from tests.support.stages import (
 )
 from tests.support.streams import events, feedback, labels, scored
 from udfs.scoring.embedded import EmbeddedScoring
-from udfs.scoring.scoring import Output
+from udfs.scoring.output import Output
 
 SHEDDING = ["FirstStage that sheds", "NextStage that sheds"]
 

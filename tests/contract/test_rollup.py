@@ -24,7 +24,7 @@ from udfs.definition.schema import Schema
 from udfs.features.histories import StateFormatError
 from udfs.operators import FirstStage
 from udfs.rollup.operator import RollupStage
-from udfs.scoring.scoring import Scoring
+from udfs.scoring.base import Scoring
 
 BUCKETS = (3, 8)
 BEGIN_MS = 1_700_000_000_000

@@ -15,7 +15,7 @@ from tests.support.models import write_features
 from tests.support.outputs import plain
 from tests.support.stages import scorable
 from udfs.scoring.embedded import EmbeddedScoring
-from udfs.scoring.scoring import Output
+from udfs.scoring.output import Output
 
 
 class TestEmbeddedScoring:

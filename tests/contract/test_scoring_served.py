@@ -21,7 +21,8 @@ from tests.support.streams import BUCKETS
 from tests.support.waiting import wait_until
 from udfs.batches.batch import FeatureBatch
 from udfs.scoring.embedded import EmbeddedScoring
-from udfs.scoring.scoring import Output, ServedScoring
+from udfs.scoring.output import Output
+from udfs.scoring.served import ServedScoring
 
 BUCKET = BUCKETS[0]
 

@@ -16,7 +16,7 @@ from typing import Any
 from pyflink.datastream import FlatMapFunction, KeyedProcessFunction
 
 from udfs.batches.batch import FeatureBatch
-from udfs.scoring.scoring import ServedScoring
+from udfs.scoring.served import ServedScoring
 
 Stored = dict[str, dict[int, dict[Any, bytes]]]
 """State name -> bucket -> key -> what Flink has stored. Timers are states too, without values."""

@@ -6,16 +6,20 @@ It is told by files, so that it may be in another process.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pyflink.common import Row
+from pyflink.datastream import RuntimeContext
 from pyflink.datastream.timerservice import TimerService
 
 from udfs.batches.batch import FeatureBatch
-from udfs.scoring.scoring import ServedScoring
+from udfs.scoring.calls import Answered
+from udfs.scoring.served import ServedScoring
 
+Answer = Callable[[FeatureBatch], Awaitable[list[Answered]]]
 _POLL_S = 0.005
 
 
@@ -63,13 +67,18 @@ class HeldScoring(ServedScoring):
         super().__init__(*settings)
         self._switch = switch
 
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """See the base class."""
+        super().open(runtime_context)
+        self._calls.answer = partial(self._held, self._calls.answer)  # type: ignore[method-assign]
+
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """See the base class."""
         yield from super().take(bucket, batch, timers)
         if self._switch.fails_now():
             raise RuntimeError("told to fail")
 
-    async def _answer(self, batch: FeatureBatch) -> Any:
+    async def _held(self, answer: Answer, batch: FeatureBatch) -> list[Answered]:
         while self._switch.is_held:
             await asyncio.sleep(_POLL_S)
-        return await super()._answer(batch)
+        return await answer(batch)

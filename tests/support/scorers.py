@@ -16,7 +16,8 @@ from udfs.batches.records import RecordWriter
 from udfs.definition.schema import Schema
 from udfs.preparation.encoders import OneHot
 from udfs.preparation.preparation import Input, Preparation
-from udfs.scoring.scoring import Output, ServedScoring
+from udfs.scoring.output import Output
+from udfs.scoring.served import ServedScoring
 
 
 def prepared(schema: Schema = SCHEMA) -> Preparation:

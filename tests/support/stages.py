@@ -17,7 +17,7 @@ from udfs.definition.overload import OverloadSpec
 from udfs.feedback.join import FeedbackOptions
 from udfs.feedback.operator import FeedbackStage
 from udfs.operators import FirstStage, LabelReader, NextStage, Routing
-from udfs.scoring.scoring import Scoring
+from udfs.scoring.base import Scoring
 
 ROUTING = Routing(BUCKETS)
 

@@ -258,7 +258,7 @@ def test_the_fallback_reasons_are_complete() -> None:
 
 
 def test_the_metrics_are_complete() -> None:
-    operators = ("operators", "rollup/operator", "scoring/scoring", "alerting/operator")
+    operators = ("operators", "rollup/operator", "scoring/served", "alerting/operator")
     operators += ("overload/valve",)
     made = calls(*(f"udfs/{name}.py" for name in operators))
     kinds = {(args[0], name) for name, args in made if name in ("counter", "gauge") and args}

@@ -12,7 +12,7 @@ from udfs.definition.overload import LagLimits, OverloadSpec
 from udfs.definition.schema import Schema
 from udfs.overload.board import board_of
 from udfs.overload.shedding import Shed, Shedding, monotonic_ms, waited_ms, waits_since, wall_ms
-from udfs.scoring.scoring import PAIRS, pairs
+from udfs.scoring.pairs import PAIRS, pairs
 
 SHED = OutputTag("shed", Types.ROW_NAMED(["shed"], [PAIRS]))
 """Side output of what sheds: a row of its topic's records."""

@@ -17,7 +17,7 @@ from udfs.batches.records import Verdict, source_of
 from udfs.preparation.preparation import Preparation
 from udfs.ranking.arrays import largest
 from udfs.ranking.candidates import Source, reason
-from udfs.scoring.scoring import pairs
+from udfs.scoring.pairs import pairs
 
 __all__ = ["COLUMNS", "RankingOutput", "expired_reply"]
 

@@ -35,7 +35,8 @@ from udfs.ranking.requests import Asked, candidate_batch, has_expired, warm_up
 from udfs.ranking.user_states import BatchUsers, IdleUsers
 from udfs.ranking.users import UserLimits
 from udfs.ranking.views import view_of
-from udfs.scoring.scoring import Scoring, pairs
+from udfs.scoring.base import Scoring
+from udfs.scoring.pairs import pairs
 
 __all__ = ["RankingOptions", "RankingScoring"]
 

@@ -19,9 +19,9 @@ from udfs.definition.enrichment import LookupSpec
 from udfs.enrichment.lookup_metrics import LookupMetrics
 from udfs.enrichment.lookups import Lookups
 from udfs.preparation.encoders import Matrix
+from udfs.scoring.base import Outputs
 from udfs.scoring.followed import FollowedModel, Loaded
 from udfs.scoring.loop import CLOSE_S, open_lookups, run
-from udfs.scoring.scoring import Outputs
 
 __all__ = ["EmbeddedScoring"]
 
