@@ -363,7 +363,7 @@ class Lab(Place):
         path = self._write_settings(run, overrides)
         arguments += ("--conf", str(path), "--unbounded", "--model-dir", str(self.model_dir))
         arguments += ("--checkpoint-dir", overrides["flink.checkpoint_dir"])
-        return _started(Child(run, "bench.stock_job", arguments, self.folder))
+        return _started(Child(run, "bench.stock.job", arguments, self.folder))
 
     @contextmanager
     def model_server(self) -> Iterator[str]:

@@ -10,7 +10,8 @@ import numpy as np
 import orjson
 import pytest
 
-from bench import stock_job
+from bench.stock import features, job
+from bench.stock.scoring import model_input
 from jobs.environment import ROOT
 from jobs.settings import load
 from udfs.batches.events import Decoder, Events
@@ -78,11 +79,11 @@ def make_labels(rng: random.Random, events: list[dict[str, object]]) -> list[dic
 
 def stock_features(chunks: list[tuple[list[dict], list[dict]]]) -> dict[str, list[float]]:
     """What the stock job's functions make of events and labels, record by record."""
-    cards, terminals = (stock_job.EventHistory(SCHEMA, key) for key in (CARD, TERMINAL))
-    late = stock_job.LabelHistory(SCHEMA, TERMINAL)
-    states: dict[tuple[str, str], list[stock_job.Entry]] = defaultdict(list)
+    cards, terminals = (features.EventHistory(SCHEMA, key) for key in (CARD, TERMINAL))
+    late = features.LabelHistory(SCHEMA, TERMINAL)
+    states: dict[tuple[str, str], list[features.Entry]] = defaultdict(list)
     expressions = [
-        (spec.columns, stock_job.expression(spec, SCHEMA.event.time.field))
+        (spec.columns, features.expression(spec, SCHEMA.event.time.field))
         for spec in SCHEMA.features.expressions
     ]
     result = {}
@@ -91,7 +92,7 @@ def stock_features(chunks: list[tuple[list[dict], list[dict]]]) -> dict[str, lis
             key = ("labels", label[TERMINAL])
             states[key] = late.learn(states[key], label)
         for document in events:
-            event = stock_job.parse_event(json.dumps(document), SCHEMA.event.fields)
+            event = features.parse_event(json.dumps(document), SCHEMA.event.fields)
             assert event is not None
             card, terminal = ("cards", event[CARD]), ("terminals", event[TERMINAL])
             if cards.is_duplicate(states[card], event):
@@ -186,22 +187,22 @@ def test_features_equal_ours(seed: int) -> None:
     ],
 )
 def test_invalid_event_is_none(change: dict[str, object]) -> None:
-    assert stock_job.parse_event(json.dumps(EVENT), SCHEMA.event.fields) is not None
-    assert stock_job.parse_event(json.dumps(EVENT | change), SCHEMA.event.fields) is None
+    assert features.parse_event(json.dumps(EVENT), SCHEMA.event.fields) is not None
+    assert features.parse_event(json.dumps(EVENT | change), SCHEMA.event.fields) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
 def test_no_object_is_none(text: str) -> None:
-    assert stock_job.parse_event(text, SCHEMA.event.fields) is None
+    assert features.parse_event(text, SCHEMA.event.fields) is None
 
 
 def test_model_input_imputes() -> None:
-    row = stock_job.model_input({"a": None, "b": 2}, [7.0, 0.0])
+    row = model_input({"a": None, "b": 2}, [7.0, 0.0])
     assert row.dtype == np.float32
     assert row.tolist() == [[7.0, 2.0]]
 
 
 def test_served_in_thread_mode_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        stock_job.main(["--mode", "thread", "--scoring", "served"])
+        job.main(["--mode", "thread", "--scoring", "served"])
     assert "process mode" in capsys.readouterr().err
