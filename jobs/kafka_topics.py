@@ -17,7 +17,7 @@ from confluent_kafka.cimpl import NewTopic
 from jobs.environment import NotReadyError
 
 if TYPE_CHECKING:
-    from jobs.settings import TopicSettings
+    from jobs.sections.topics import TopicSettings
 
 NO_LOGIN: Mapping[str, Any] = {}
 """What a client of a broker without security adds to its properties."""

@@ -19,7 +19,8 @@ from jobs import keyed, sinks, uids
 from jobs.enrichment import lookups_of, tables_of
 from jobs.environment import as_url
 from jobs.inputs import BATCH, ROUTED, Inputs, client_properties
-from jobs.settings import ModelTlsSettings, Settings
+from jobs.sections.model import ModelTlsSettings
+from jobs.settings import Settings
 from jobs.settings_file import SettingsError
 from jobs.starting import EMPTY, Start
 from model_server.breaker import BreakerOptions

@@ -33,7 +33,7 @@ from jobs.kafka_topics import (
 from jobs.processes import Started, end, find
 
 if TYPE_CHECKING:
-    from jobs.settings import TopicSettings
+    from jobs.sections.topics import TopicSettings
 
 STACK = BUILD / "stack"
 HOST = "127.0.0.1"

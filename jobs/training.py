@@ -18,7 +18,8 @@ from jobs.enrichment import tables_of
 from jobs.history_files import HistoryFileError, labels_in
 from jobs.metrics import average_precision, decide, roc_auc
 from jobs.model_folders import METRICS_FILE, publish, write_json
-from jobs.settings import Settings, TrainingSettings
+from jobs.sections.training import TrainingSettings
+from jobs.settings import Settings
 from jobs.training_autoencoder import Autoencoder
 from jobs.training_forest import IsolationTrees
 from jobs.training_xgboost import BoostedTrees

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.environment import NotReadyError
-from jobs.settings import TrainingSettings
+from jobs.sections.training import TrainingSettings
 from udfs.batches.events import FloatArray, IntArray
 from udfs.offline.offline import Progress
 from udfs.preparation.encoders import Matrix

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import xgboost
 
-from jobs.settings import TrainingSettings
+from jobs.sections.training import TrainingSettings
 from model_server.repository import MODEL_FILES
 from udfs.batches.events import FloatArray
 from udfs.offline.offline import Progress

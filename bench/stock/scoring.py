@@ -16,7 +16,7 @@ import xgboost
 from pyflink.datastream import AsyncFunction, MapFunction, RuntimeContext
 
 from bench.stock.features import Event
-from jobs.settings import ModelSettings
+from jobs.sections.model import ModelSettings
 from model_server.protos import ModelSpec, PredictionServiceStub, PredictRequest
 from model_server.repository import load_features, model_file
 from model_server.tensors import from_proto, to_proto

@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from jobs.demo.outcome import AlertRow
 from jobs.kafka_topics import topic_partitions
-from jobs.settings import TopicSettings
+from jobs.sections.topics import TopicSettings
 
 BATCH = 500
 POLL_S = 0.2

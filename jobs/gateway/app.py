@@ -15,7 +15,7 @@ from jobs.gateway.admission import Admission
 from jobs.gateway.bodies import Event, parse_events, parse_rank, shown
 from jobs.gateway.exchange import NotDelivered
 from jobs.gateway.metrics import GatewayMetrics
-from jobs.ranking_settings import GatewaySettings
+from jobs.sections.ranking import GatewaySettings
 from model_server.errors import InvalidRequest
 from model_server.web import json_response, metrics_routes, read_json
 

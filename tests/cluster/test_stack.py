@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from jobs import jars, kafka_topics, stack
 from jobs.kafka_topics import StackError
-from jobs.settings import TopicSettings
+from jobs.sections.topics import TopicSettings
 from jobs.stack import HOST, KafkaBroker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]

@@ -11,7 +11,7 @@ import aiohttp
 
 from jobs.gateway.app import OPEN_PATHS, Gateway
 from jobs.gateway.bodies import Event
-from jobs.ranking_settings import GatewaySettings
+from jobs.sections.ranking import GatewaySettings
 from model_server.web import HttpServer
 
 Play = Callable[[Event], dict[str, Any] | None]

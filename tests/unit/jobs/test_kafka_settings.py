@@ -12,7 +12,7 @@ from confluent_kafka import Consumer
 from jobs import settings
 from jobs.environment import ROOT
 from jobs.jars import flink_jars
-from jobs.kafka_settings import KafkaSettings
+from jobs.sections.kafka import KafkaSettings
 from jobs.settings_file import SettingsError
 
 CONF = ROOT / "conf" / "fraud.yaml"

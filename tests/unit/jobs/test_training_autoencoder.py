@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jobs.environment import NotReadyError
-from jobs.settings import TrainingSettings
+from jobs.sections.training import TrainingSettings
 from jobs.training_autoencoder import Autoencoder
 from model_server.backends.pytorch import PyTorchTable
 from tests.support import torch_models

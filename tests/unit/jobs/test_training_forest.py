@@ -10,7 +10,7 @@ import pytest
 
 from jobs import settings
 from jobs.environment import ROOT
-from jobs.settings import TrainingSettings
+from jobs.sections.training import TrainingSettings
 from jobs.settings_file import SettingsError
 from jobs.training_forest import IsolationTrees
 from model_server.backends.onnx import OnnxTable
