@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,16 +14,18 @@ from jobs.settings import Settings
 from jobs.stack import HOST
 from model_server.errors import RepositoryError
 from model_server.repository import find_version
+from udfs.definition.enrichment import LookupSpec
 from udfs.definition.types import format_duration
-from udfs.enrichment.store import MissingClient
+from udfs.enrichment.store import MissingClient, Store
 from udfs.enrichment.stores import store_of
 
 _CONNECT_S = 1.0
 _KAFKA_S = 5.0
+_STORE_S = 3.0
 
 
 def check(settings: Settings, conf: Path) -> list[str]:
-    """Check the model, Kafka, its topics and the model server.
+    """Check the model, Kafka, its topics, the look-ups' stores and the model server.
 
     Args:
         settings: The job's settings.
@@ -35,7 +39,7 @@ def check(settings: Settings, conf: Path) -> list[str]:
     """
     _check_model(settings, conf)
     _check_clients(settings)
-    warnings = _check_topics(settings, conf)
+    warnings = [*_check_topics(settings, conf), *check_stores(settings.lookups)]
     _check_transactions(settings)
     servers = settings.model.server.split(",")
     if settings.model.embedded or any(_answers(server.strip()) for server in servers):
@@ -62,6 +66,29 @@ def _check_clients(settings: Settings) -> None:
             store_of(lookup)
         except MissingClient as exc:
             raise NotReadyError(exc.problem, exc.fix) from exc
+
+
+def check_stores(lookups: Iterable[LookupSpec]) -> Iterator[str]:
+    """Warn of stores that do not answer, or not to this login."""
+    for lookup in lookups:
+        if lookup.feast is not None:
+            continue  # whose client may take its time
+        try:
+            asyncio.run(_reach(store_of(lookup)))
+        except Exception as exc:  # whatever a store's client raises
+            why = str(exc).strip() or type(exc).__name__
+            yield (
+                f"the store of look-up {lookup.name!r} does not answer: {why}: predictions will "
+                "have its defaults until it does"
+            )
+
+
+async def _reach(store: Store) -> None:
+    try:
+        async with asyncio.timeout(_STORE_S):
+            await store.connect()
+    finally:
+        await store.close()
 
 
 def _check_topics(settings: Settings, conf: Path) -> list[str]:

@@ -1,7 +1,8 @@
 """Typed YAML files in ``conf/``: read, completed from the environment, refused with every mistake.
 
-``${NAME}`` and ``${NAME:-default}`` in any text are replaced from the environment. That is the
-only way for a secret to get in: a password written in the file is refused.
+``${NAME}`` and ``${NAME:-default}`` in any text are replaced from the environment, or from the file
+that the variable ``NAME_FILE`` names. There is no other way for a secret to get in: a password
+written in the settings is refused.
 """
 
 from __future__ import annotations
@@ -203,14 +204,25 @@ def _expand(node: Any, mistakes: list[Mistake], path: tuple[int | str, ...] = ()
         return node
     for match in _VARIABLE.finditer(node):
         if _value(match) is None:
-            mistakes.append(Mistake(path, f"set the environment variable {match[1]}"))
+            told = f"set the environment variable {match[1]}, or {match[1]}_FILE to a file's path"
+            mistakes.append(Mistake(path, told))
     return _VARIABLE.sub(lambda match: _value(match) or "", node)
 
 
 def _value(match: re.Match[str]) -> str | None:
     """A variable's value; as in a shell, an empty one takes the default too."""
     value = os.environ.get(match[1])
+    if not value and (path := os.environ.get(f"{match[1]}_FILE")):
+        value = _content(match[1], path)
     return value if value or match[2] is None else match[2]
+
+
+def _content(name: str, path: str) -> str:
+    """What a variable's file holds, without the newline at its end."""
+    try:
+        return Path(path).read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{path}, which {name}_FILE names, cannot be read: {exc}") from exc
 
 
 def _literal_secrets(

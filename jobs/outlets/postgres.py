@@ -38,14 +38,15 @@ def connect(settings: PostgresStoreSettings) -> Any:
 
 
 def _connect(psycopg: Any, settings: PostgresStoreSettings) -> Any:
-    password = {"password": settings.password} if settings.password else {}
+    login = {"password": settings.password} if settings.password else {}
+    login |= settings.tls.for_postgres() if settings.tls is not None else {}
     return psycopg.connect(
         settings.dsn,
         connect_timeout=_CONNECT_S,
         application_name="streamscore-store",
         options=f"-c statement_timeout={_STATEMENT_MS}",
         tcp_user_timeout=_STATEMENT_MS,
-        **password,
+        **login,
     )
 
 

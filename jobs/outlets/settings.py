@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from udfs.definition.enrichment import dsn_mistakes
+from udfs.definition.store_tls import StoreTlsSpec
 from udfs.definition.types import DurationMs, Mistake, Strict
 
 _ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[A-Za-z0-9_-]+(\.fifo)?")
@@ -102,6 +103,7 @@ class PostgresStoreSettings(Strict):
 
     dsn: str = Field(description="connection string of libpq: host=... dbname=..., or a URL")
     password: str = Field("", description="as `${PGPASSWORD}`; none if empty")
+    tls: StoreTlsSpec | None = Field(None, description="TLS; none: as dsn says, or libpq's usual")
     table: Annotated[str, AfterValidator(_table)] = Field(
         "predictions", description="table, as name or schema.name; `store init` makes it"
     )
@@ -119,7 +121,7 @@ class PostgresStoreSettings(Strict):
 
     def mistakes(self) -> Iterator[Mistake]:
         """See the base class."""
-        yield from dsn_mistakes(self.dsn)
+        yield from dsn_mistakes(self.dsn, self.tls)
 
 
 class ParquetStoreSettings(Strict):

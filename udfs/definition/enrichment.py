@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from udfs.definition.event import EventSpec, FieldSpec
+from udfs.definition.store_tls import StoreTlsSpec
 from udfs.definition.types import DurationMs, Mistake, Strict, as_python, doubles
 
 __all__ = [
@@ -137,6 +138,7 @@ class RedisSpec(Strict):
 
     url: str = Field(description="as redis://host:6379/0, rediss:// for TLS, unix:///path")
     password: str = Field("", description="as `${REDIS_PASSWORD}`; none if empty")
+    tls: StoreTlsSpec | None = Field(None, description="of a rediss:// url, what is not usual")
     key: str = Field("{}", description="the value's key; {} stands for the event field")
     value: Literal["json", "hash"] = Field("json", description="a JSON object, or a hash")
 
@@ -149,12 +151,18 @@ class RedisSpec(Strict):
             yield Mistake(("url",), "must begin with redis://, rediss:// or unix://")
         elif parts.password or "password=" in parts.query:
             yield Mistake(("url",), _NO_PASSWORD)
+        elif "ssl_" in parts.query:
+            yield Mistake(("url",), "says how to do TLS: write that into `tls` beside it")
+        if self.tls is not None and parts.scheme != "rediss":
+            yield Mistake(("tls",), "needs a url that begins with rediss://")
 
 
-def dsn_mistakes(dsn: str) -> Iterator[Mistake]:
-    """A password in a connection string, which would be shown and logged."""
+def dsn_mistakes(dsn: str, tls: StoreTlsSpec | None) -> Iterator[Mistake]:
+    """A password in a connection string, which would be shown and logged; and TLS said twice."""
     if "password=" in dsn or ("://" in dsn and urlsplit(dsn).password):
         yield Mistake(("dsn",), _NO_PASSWORD)
+    if tls is not None and any(f"{name}=" in dsn for name in tls.for_postgres()):
+        yield Mistake(("dsn",), "says how to do TLS, as `tls` beside it does: leave one")
 
 
 class PostgresSpec(Strict):
@@ -162,13 +170,14 @@ class PostgresSpec(Strict):
 
     dsn: str = Field(description="connection string of libpq: host=... dbname=..., or a URL")
     password: str = Field("", description="as `${PGPASSWORD}`; none if empty")
+    tls: StoreTlsSpec | None = Field(None, description="TLS; none: as dsn says, or libpq's usual")
     table: str = Field(description="table or view, as name or schema.name")
     key_column: str = Field(description="column with the key, unique and indexed")
     key_type: Literal["text", "int", "uuid"] = Field("text", description="the column's type")
 
     def mistakes(self) -> Iterator[Mistake]:
         """See the base class."""
-        yield from dsn_mistakes(self.dsn)
+        yield from dsn_mistakes(self.dsn, self.tls)
 
 
 class FeastSpec(Strict):

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from udfs.definition.enrichment import LookupSpec, PostgresSpec, RedisSpec
+from udfs.definition.store_tls import StoreTlsSpec
 from udfs.enrichment.store import Answer, MissingClient, Store, canonical
 
 __all__ = [
@@ -61,9 +62,12 @@ class RedisStore:
         self._key = spec.key
         self._names = tuple(names)
         self._is_hash = spec.value == "hash"
+        tls: dict[str, Any] = {}
+        if spec.url.startswith("rediss://"):
+            tls = (spec.tls or StoreTlsSpec()).for_redis()
         # No retries: the look-up has a deadline, and the next batch asks again.
         self._client = Redis.from_url(
-            spec.url, password=spec.password or None, socket_connect_timeout=_CONNECT_S
+            spec.url, password=spec.password or None, socket_connect_timeout=_CONNECT_S, **tls
         )
 
     async def fetch(self, keys: Sequence[str]) -> Sequence[Answer]:
@@ -154,13 +158,14 @@ class PostgresStore:
         return rows
 
     async def _connect(self) -> Any:
-        secret: dict[str, Any] = {"password": self._spec.password} if self._spec.password else {}
+        login: dict[str, Any] = {"password": self._spec.password} if self._spec.password else {}
+        login |= self._spec.tls.for_postgres() if self._spec.tls is not None else {}
         return await self._psycopg.AsyncConnection.connect(
             self._spec.dsn,
             autocommit=True,
             prepare_threshold=None,  # poolers like PgBouncer mix sessions
             connect_timeout=int(_CONNECT_S),
-            **secret,
+            **login,
         )
 
     async def connect(self) -> None:

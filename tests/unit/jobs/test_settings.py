@@ -147,6 +147,24 @@ def test_all_mistakes_are_listed_at_once(
     assert "hunter2" not in text
 
 
+def test_a_variable_can_be_a_file(
+    document: dict[str, Any], write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("hunter2\n")
+    put(document, "model.token", "${A_TOKEN}")
+    monkeypatch.delenv("A_TOKEN", raising=False)
+    monkeypatch.setenv("A_TOKEN_FILE", str(secret))
+    loaded = settings.load(write(document))
+    assert loaded.model.token == "hunter2"
+    assert "hunter2" not in settings.as_yaml(loaded)
+    monkeypatch.setenv("A_TOKEN", "own")
+    assert settings.load(write(document)).model.token == "own"
+    monkeypatch.delenv("A_TOKEN")
+    secret.unlink()
+    assert "which A_TOKEN_FILE names, cannot be read" in refusal(write(document))
+
+
 CROSS_REFERENCES = [
     ("key", "no_field", "key: no field 'no_field' in event.fields; declared are: transaction_id"),
     ("key", "amount", "key: field 'amount' must be a required string"),
