@@ -39,7 +39,7 @@ from jobs.chaos.run import Options, Outcome, run
 from jobs.chaos.writer import WriterError
 from jobs.environment import ROOT
 from jobs.features.topics import TopicError
-from jobs.runner import JobError
+from jobs.flink_rest import JobError
 
 _CHANGED: dict[str, Any] = {"flink.parallelism": 2}
 _S_A_FAULT = 18.0

@@ -17,6 +17,7 @@ from pathlib import Path
 from bench.common import override
 from jobs import runner, settings
 from jobs.environment import ROOT
+from jobs.running_job import TERMINAL_STATES, RunningJob
 
 _LOOK_EVERY_S = 2.0
 
@@ -59,10 +60,10 @@ def _leave_out_the_model() -> None:
     pipeline._scoring = features_alone.scoring
 
 
-def _watch(job: runner.RunningJob) -> int:
+def _watch(job: RunningJob) -> int:
     while not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
         state = job.state()
-        if state in runner.TERMINAL_STATES:
+        if state in TERMINAL_STATES:
             print(f"ended as {state}: {job.failure()[:4000]}", file=sys.stderr, flush=True)
             return 1
     return 0

@@ -12,7 +12,7 @@ from bench.scaling_costs import job_of, thread_seconds
 from bench.watching import watch
 from jobs.cluster import submission
 from jobs.cluster.standalone import StandaloneCluster
-from jobs.runner import RunningJob
+from jobs.running_job import RunningJob
 
 KEYS = 10_000
 _PARTITIONS = 4

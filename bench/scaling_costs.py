@@ -16,7 +16,7 @@ from jobs import settings as job_settings
 from jobs.cluster import submission
 from jobs.cluster.plan import Costs, python_load
 from jobs.cluster.standalone import StandaloneCluster
-from jobs.runner import RunningJob
+from jobs.running_job import RunningJob
 from jobs.settings import Settings
 
 FITTED = (1_000, 6_000)

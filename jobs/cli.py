@@ -236,12 +236,12 @@ def run(
 
     Example: streamscore run conf/fraud.yaml --set batch.buckets=4
     """
-    from jobs import run_job, starting
+    from jobs import manifest, run_job, starting
 
     changes = [*(overrides or ()), *(["model.embedded=true"] if embedded else ())]
     settings = _settings(conf, changes)
     begin = (
-        starting.from_savepoint(settings, from_savepoint, drops=drop_state)
+        manifest.from_savepoint(settings, from_savepoint, drops=drop_state)
         if from_savepoint
         else starting.EMPTY
     )

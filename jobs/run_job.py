@@ -13,7 +13,8 @@ from jobs import preflight, runner
 from jobs.console import console, errors, spinner
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
-from jobs.runner import TERMINAL_STATES, JobError, Patience, RunningJob
+from jobs.flink_rest import JobError, Patience
+from jobs.running_job import TERMINAL_STATES, RunningJob
 from jobs.settings import Settings
 from jobs.starting import EMPTY, Start
 

@@ -55,7 +55,7 @@ def chaos(
     from jobs.chaos.writer import WriterError
     from jobs.console import console, facts_table
     from jobs.features.topics import TopicError
-    from jobs.runner import JobError
+    from jobs.flink_rest import JobError
 
     if list_:
         console.print(facts_table("faults", {name: kind.about for name, kind in KINDS.items()}))

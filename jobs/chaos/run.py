@@ -20,9 +20,9 @@ from jobs.chaos.watch import Watch
 from jobs.chaos.writer import Writer
 from jobs.environment import NotReadyError
 from jobs.features import parity, topics
+from jobs.flink_rest import JobError
 from jobs.jars import silent
 from jobs.kafka_topics import StackError
-from jobs.runner import JobError
 from jobs.settings import Settings
 
 _POLL_S = 0.05

@@ -22,8 +22,9 @@ from jobs.cluster import submission
 from jobs.cluster.standalone import StandaloneCluster
 from jobs.demo.model_process import ModelProcess
 from jobs.environment import BUILD, NotReadyError
+from jobs.flink_rest import FlinkRest, JobError
 from jobs.kafka_topics import create_topics, partitions_of
-from jobs.runner import FlinkRest, JobError, RunningJob
+from jobs.running_job import RunningJob
 from jobs.settings import Settings
 
 CHAOS = BUILD / "chaos"

@@ -30,7 +30,7 @@ def _cluster(folder: Path | None) -> StandaloneCluster:
 def _failing() -> Iterator[None]:
     """End with exit code 1 if the job, or Flink, does not do what it should."""
     from jobs.cluster.compatibility import Incompatible
-    from jobs.runner import JobError
+    from jobs.flink_rest import JobError
 
     try:
         yield
@@ -145,7 +145,7 @@ def savepoint_take(conf: ConfigFile, folder: Folder = None) -> None:
     """
     from jobs.cluster import savepoints
     from jobs.cluster.submission import JobRecord
-    from jobs.runner import RunningJob
+    from jobs.running_job import RunningJob
 
     settings, cluster = loaded(conf), _cluster(folder)
     with _failing():

@@ -19,8 +19,8 @@ from jobs.cluster.flink_home import flink_home
 from jobs.cluster.package import Package
 from jobs.cluster.standalone import StandaloneCluster
 from jobs.environment import BUILD, thread_mode_env
+from jobs.flink_rest import JobError
 from jobs.processes import end
-from jobs.runner import JobError
 
 _READY_S = 300.0
 _SUBMIT_S = 120.0

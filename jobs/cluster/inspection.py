@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster.savepoints import local
-from jobs.runner import JobError, prepare
+from jobs.flink_rest import JobError
+from jobs.runner import prepare
 
 _MAGIC_END = 0xFFFF
 _MORE_FOLLOWS = 0x80

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from jobs.runner import FlinkRest, JobError, RunningJob
+from jobs.flink_rest import FlinkRest, JobError
+from jobs.running_job import RunningJob
 from jobs.settings import Settings
 
 _POLL_S = 0.05

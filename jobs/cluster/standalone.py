@@ -24,8 +24,9 @@ import psutil
 
 from jobs.cluster.flink_home import flink_home, write_configuration
 from jobs.environment import BUILD, ROOT, NotReadyError, thread_mode_env
+from jobs.flink_rest import FlinkRest, JobError
 from jobs.processes import Started, end, find
-from jobs.runner import TERMINAL_STATES, FlinkRest, JobError
+from jobs.running_job import TERMINAL_STATES
 from jobs.stack import HOST, free_port, is_free
 
 CLUSTER = BUILD / "cluster"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs.cluster.standalone import ClusterState, StandaloneCluster
-from jobs.runner import FlinkRest
+from jobs.flink_rest import FlinkRest
 
 
 def facts(cluster: StandaloneCluster, state: ClusterState) -> dict[str, str]:

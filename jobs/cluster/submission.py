@@ -15,8 +15,9 @@ from jobs.cluster.entry import tell
 from jobs.cluster.package import Package
 from jobs.cluster.standalone import ClusterError, StandaloneCluster, running_jobs
 from jobs.environment import ROOT, NotReadyError
+from jobs.flink_rest import FlinkRest, JobError
 from jobs.jars import silent
-from jobs.runner import FlinkRest, JobError, RunningJob
+from jobs.running_job import RunningJob
 from jobs.settings import Settings
 
 PYTHON_DRIVER = "org.apache.flink.client.python.PythonDriver"

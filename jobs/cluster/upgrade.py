@@ -23,8 +23,9 @@ from jobs.cluster.submission import JobRecord
 from jobs.cluster.verification import Limits, verify, wait_flowing
 from jobs.cluster.watching import PredictionWatch, gap_of, now_ms
 from jobs.environment import ROOT, NotReadyError
+from jobs.flink_rest import JobError
 from jobs.jars import silent
-from jobs.runner import JobError, RunningJob
+from jobs.running_job import RunningJob
 from jobs.settings import Settings
 
 Progress = Callable[[str], None]

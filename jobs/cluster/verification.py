@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 
 from jobs.cluster.watching import PredictionWatch, Seen, now_ms, shift
-from jobs.runner import TERMINAL_STATES, JobError, RunningJob
+from jobs.flink_rest import JobError
+from jobs.running_job import TERMINAL_STATES, RunningJob
 
 _POLL_S = 0.5
 _QUIET_S = 10.0

@@ -48,7 +48,7 @@ def _accounted(show: Callable[[], Outcome]) -> None:
     """Run a demo; it fails if a record is unaccounted for."""
     from jobs.demo.replay import ReplayError
     from jobs.demo.watch import WatchError
-    from jobs.runner import JobError
+    from jobs.flink_rest import JobError
 
     try:
         outcome = show()
@@ -97,7 +97,7 @@ def demo_feed(
     Example: streamscore demo-feed --no-live
     """
     from jobs.demo.feed import demo as show
-    from jobs.runner import JobError
+    from jobs.flink_rest import JobError
 
     try:
         outcome = show.run(show.FeedDemoOptions(seconds, requests, not no_live, keep, users))

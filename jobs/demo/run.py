@@ -15,7 +15,8 @@ from jobs.demo.live import LiveView, Snapshot
 from jobs.demo.model_process import ModelProcess
 from jobs.demo.replay import Content, Replay
 from jobs.demo.watch import Recent, Tally, open_reader, output_kinds, watch
-from jobs.runner import TERMINAL_STATES, JobError, RunningJob
+from jobs.flink_rest import JobError
+from jobs.running_job import TERMINAL_STATES, RunningJob
 from jobs.settings import Settings
 
 TICK_S = 0.4

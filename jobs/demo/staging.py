@@ -11,7 +11,7 @@ from jobs.console import console
 from jobs.demo import steps
 from jobs.demo.run import Stage
 from jobs.demo.watch import output_kinds
-from jobs.runner import RunningJob
+from jobs.running_job import RunningJob
 from jobs.settings import Settings
 
 

@@ -15,7 +15,8 @@ from typing import TypeVar
 from jobs import runner, stack
 from jobs.console import console, spinner
 from jobs.environment import QUICK_JVM, NotReadyError
-from jobs.runner import JobError, RunningJob
+from jobs.flink_rest import JobError
+from jobs.running_job import RunningJob
 from jobs.settings import Settings
 
 __all__ = ["Tell", "alone", "broker", "ignore_interrupts", "job", "job_text", "parts", "step"]

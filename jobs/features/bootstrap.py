@@ -20,9 +20,10 @@ import numpy as np
 from jobs import runner
 from jobs.environment import NotReadyError
 from jobs.features.history import Past
-from jobs.runner import JobError, RunningJob
+from jobs.flink_rest import JobError
+from jobs.manifest import Manifest, local_folder
+from jobs.running_job import RunningJob
 from jobs.settings import Settings
-from jobs.starting import Manifest, local_folder
 from udfs.batches.buckets import even_labels, sql_buckets
 from udfs.batches.events import IntArray
 from udfs.offline.bootstrap import Bootstrap

@@ -45,7 +45,7 @@ def bootstrap(
     from jobs.console import bars, console, facts_table
     from jobs.features import bootstrap as features
     from jobs.features import history
-    from jobs.runner import JobError
+    from jobs.flink_rest import JobError
 
     if (data is None) != from_kafka:
         raise typer.BadParameter("name one of the two", param_hint="--data, --from-kafka")
@@ -88,7 +88,7 @@ def check_change(
 
     from jobs.console import console
     from jobs.features.changes import changes_of, compare
-    from jobs.starting import Manifest
+    from jobs.manifest import Manifest
 
     if (old is None) == (not savepoint):
         raise typer.BadParameter("name one of the two", param_hint="--old, --savepoint")

@@ -44,7 +44,7 @@ def replay(
 
     Example: streamscore replay conf/fraud.yaml --version v2
     """
-    from jobs import run_job, starting
+    from jobs import manifest, run_job, starting
     from jobs.settings_file import SettingsError
     from jobs.starting import Position, Start
     from jobs.versions.naming import versioned
@@ -55,7 +55,7 @@ def replay(
         own = versioned(settings, version)
     except SettingsError as exc:
         raise typer.BadParameter(str(exc), param_hint="--version") from exc
-    begin = starting.from_savepoint(own, from_savepoint) if from_savepoint else starting.EMPTY
+    begin = manifest.from_savepoint(own, from_savepoint) if from_savepoint else starting.EMPTY
     if since is not None:
         since_ms = int(since.replace(tzinfo=UTC).timestamp() * 1_000)
         at = Position(time_ms=since_ms)

@@ -27,7 +27,7 @@ from jobs.cluster.verification import Limits
 from jobs.cluster.watching import PredictionWatch, gap_of, now_ms
 from jobs.environment import ROOT
 from jobs.kafka_topics import create_topics, partitions_of
-from jobs.runner import RunningJob
+from jobs.running_job import RunningJob
 from jobs.settings import Settings, load
 from tests.support.fixtures import CONFIG, own_overrides
 from tests.support.flink_cluster import FlinkCluster

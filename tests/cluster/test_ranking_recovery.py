@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from jobs.demo.feed.topics import documents
-from jobs.runner import RunningJob
+from jobs.running_job import RunningJob
 from jobs.settings import Settings
 from tests.support.feedback_oracle import clicks_before, first_of, labels_of, popularity_of
 from tests.support.flink_cluster import FlinkCluster

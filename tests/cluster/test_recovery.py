@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from jobs.runner import RunningJob
+from jobs.running_job import RunningJob
 from jobs.settings import load
 from tests.support import cards
 from tests.support.checks import Model, check_features, check_schemas, check_scores

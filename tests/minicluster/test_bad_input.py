@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 import pytest
 
-from jobs.runner import RunningJob
+from jobs.running_job import RunningJob
 from jobs.settings import load
 from tests.support.checks import check_accounts, check_schemas
 from tests.support.fixtures import CONFIG, own_overrides

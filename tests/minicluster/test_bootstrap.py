@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jobs import runner, starting
+from jobs import manifest, runner
 from jobs.features import history
 from jobs.features.bootstrap import bootstrap
 from jobs.features.history import Past
@@ -72,7 +72,7 @@ def test_a_bootstrapped_job_has_seen_it_all(
         done = bootstrap(settings, past, tmp_path / "savepoints", steps.__setitem__)
         assert steps == {"Making histories": 1.0, "Writing the savepoint": pytest.approx(0.9)}
         assert (done.events, done.repeats, done.refused) == (len(known), 0, 0)
-        begin = starting.from_savepoint(settings, str(done.savepoint))
+        begin = manifest.from_savepoint(settings, str(done.savepoint))
         job = runner.start(settings, None, begin)
         try:
             job.wait_running()

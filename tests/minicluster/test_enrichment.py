@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from jobs import runner, training
-from jobs.runner import RunningJob
+from jobs.running_job import RunningJob
 from jobs.settings import Settings, load
 from jobs.stack import free_port
 from tests.support.checks import check_accounts, check_schemas

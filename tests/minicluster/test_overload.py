@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from jobs.runner import RunningJob
+from jobs.running_job import RunningJob
 from tests.support.checks import check_accounts, check_schemas
 from tests.support.fixtures import MakeSettings
 from tests.support.kafka import Record, Traffic

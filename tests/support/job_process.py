@@ -17,7 +17,8 @@ from typing import Any, Self
 import psutil
 
 from jobs.environment import QUICK_JVM, ROOT, thread_mode_env
-from jobs.runner import FlinkRest, RunningJob
+from jobs.flink_rest import FlinkRest
+from jobs.running_job import RunningJob
 
 _STOP_S = 60.0
 

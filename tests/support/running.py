@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobs import runner
-from jobs.runner import JobError, RunningJob
+from jobs.flink_rest import JobError
+from jobs.running_job import RunningJob
 from jobs.settings import Settings
 from tests.support.kafka import Record, Traffic
 from tests.support.waiting import wait_until

@@ -19,7 +19,8 @@ from jobs.demo.feed import topics
 from jobs.demo.feed.crowd import Crowd, Visit
 from jobs.demo.model_process import ModelProcess, ServerProcess
 from jobs.environment import BUILD, ROOT
-from jobs.runner import JobError, RunningJob
+from jobs.flink_rest import JobError
+from jobs.running_job import RunningJob
 from jobs.settings import Settings
 from jobs.training import Trained
 from udfs.ranking.log import PurchaseLog

@@ -10,12 +10,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from jobs import cli, settings, starting
+from jobs import cli, manifest, settings
 from jobs.environment import ROOT, NotReadyError
 from jobs.exit_codes import ExitCode
 from jobs.features.changes import Change, compare, needs_drain
+from jobs.manifest import Manifest
 from jobs.settings import Settings
-from jobs.starting import Manifest, Position, Start
+from jobs.starting import Position, Start
 
 CONFIG = ROOT / "conf" / "fraud.yaml"
 runner = CliRunner(env={"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "250"})
@@ -144,7 +145,7 @@ def test_a_made_savepoint_says_where_to_go_on(savepoint: Path) -> None:
     chosen = settings.load(CONFIG)
     positions = {"transactions": Position({0: 7, 1: 9}), "fraud-labels": Position(time_ms=5)}
     Manifest.of(chosen, positions=positions, made=True).write(savepoint)
-    begin = starting.from_savepoint(chosen, str(savepoint))
+    begin = manifest.from_savepoint(chosen, str(savepoint))
     assert begin == Start(savepoint.as_uri(), True, positions)
     assert begin.options["execution.state-recovery.path"] == savepoint.as_uri()
     assert positions["transactions"].options == {
@@ -157,7 +158,7 @@ def test_a_made_savepoint_says_where_to_go_on(savepoint: Path) -> None:
 def test_a_savepoint_of_other_settings_is_refused_before_flink_is_asked(savepoint: Path) -> None:
     Manifest.of(settings.load(CONFIG, {"batch.buckets": 4})).write(savepoint)
     with pytest.raises(NotReadyError, match=r"batch\.buckets was 4, now 2"):
-        starting.from_savepoint(settings.load(CONFIG), savepoint.as_uri())
+        manifest.from_savepoint(settings.load(CONFIG), savepoint.as_uri())
 
 
 def test_state_is_lost_only_when_asked_for(savepoint: Path, tmp_path: Path) -> None:
@@ -166,17 +167,17 @@ def test_state_is_lost_only_when_asked_for(savepoint: Path, tmp_path: Path) -> N
     changed["features"]["windows"] = changed["features"]["windows"][:1]
     less = fraud(tmp_path, changed)
     with pytest.raises(NotReadyError, match="terminal_id; name --drop-state"):
-        starting.from_savepoint(less, str(savepoint))
-    assert starting.from_savepoint(less, str(savepoint), drops=True).drops
+        manifest.from_savepoint(less, str(savepoint))
+    assert manifest.from_savepoint(less, str(savepoint), drops=True).drops
 
 
 def test_what_is_no_savepoint(tmp_path: Path, savepoint: Path) -> None:
     with pytest.raises(NotReadyError, match="no savepoint"):
-        starting.from_savepoint(settings.load(CONFIG), str(tmp_path))
-    plain = starting.from_savepoint(settings.load(CONFIG), str(savepoint))
+        manifest.from_savepoint(settings.load(CONFIG), str(tmp_path))
+    plain = manifest.from_savepoint(settings.load(CONFIG), str(savepoint))
     assert plain == Start(savepoint.as_uri())
-    far = starting.from_savepoint(settings.load(CONFIG), "s3://bucket/savepoint-1")
+    far = manifest.from_savepoint(settings.load(CONFIG), "s3://bucket/savepoint-1")
     assert far == Start("s3://bucket/savepoint-1")
-    (savepoint / starting.MANIFEST).write_text("{}", encoding="utf-8")
+    (savepoint / manifest.MANIFEST).write_text("{}", encoding="utf-8")
     with pytest.raises(NotReadyError, match="is broken"):
-        starting.from_savepoint(settings.load(CONFIG), str(savepoint))
+        manifest.from_savepoint(settings.load(CONFIG), str(savepoint))

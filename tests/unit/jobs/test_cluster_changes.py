@@ -21,8 +21,8 @@ from jobs.cluster.kubernetes import manifest
 from jobs.cluster.savepoints import local
 from jobs.cluster.watching import Seen, gap_of, shift
 from jobs.environment import ROOT
+from jobs.flink_rest import JobError
 from jobs.processes import Started, end, find
-from jobs.runner import JobError
 
 FRAUD = ROOT / "conf" / "fraud.yaml"
 

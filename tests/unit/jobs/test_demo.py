@@ -32,7 +32,7 @@ from jobs.demo.steps import alone
 from jobs.demo.watch import Tally
 from jobs.environment import NotReadyError
 from jobs.exit_codes import ExitCode
-from jobs.runner import JobError
+from jobs.flink_rest import JobError
 
 MODEL = Model(3, {"average_precision": 0.8, "test": {"from": "1970-01-01T00:00:05.003+00:00"}})
 FRAME = pd.DataFrame(

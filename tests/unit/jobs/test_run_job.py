@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from jobs import cli, options, run_job, runner
 from jobs.environment import ROOT, NotReadyError
 from jobs.exit_codes import ExitCode
-from jobs.runner import JobError
+from jobs.flink_rest import JobError
 
 CONF = ROOT / "conf" / "fraud.yaml"
 

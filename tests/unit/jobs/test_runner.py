@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from jobs import runner
+from jobs import runner, running_job
 from jobs.environment import NotReadyError
-from jobs.runner import TERMINAL_STATES, FlinkRest, JobError, RunningJob
+from jobs.flink_rest import FlinkRest, JobError, Patience
+from jobs.running_job import TERMINAL_STATES, RunningJob
 from jobs.stack import free_port
 
 JOB = "0123456789abcdef0123456789abcdef"
@@ -98,8 +99,8 @@ def flink() -> Iterator[FakeFlink]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_POLL_S", 0.005)
-    monkeypatch.setattr(runner, "_GONE_S", 0.05)
+    monkeypatch.setattr(running_job, "_POLL_S", 0.005)
+    monkeypatch.setattr(running_job, "_GONE_S", 0.05)
 
 
 def job(flink: FakeFlink, client: Any = None) -> RunningJob:
@@ -246,8 +247,8 @@ def test_a_jobmanager_that_starts_again_is_waited_for(flink: FakeFlink) -> None:
 
 
 def test_a_cluster_that_is_gone_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    patience = partial(runner.Patience, 0.0)
-    monkeypatch.setattr(runner, "Patience", patience)
+    patience = partial(Patience, 0.0)
+    monkeypatch.setattr(running_job, "Patience", patience)
     with pytest.raises(JobError, match="refused"):
         gone(None).wait(lambda state: False, 600)
 
