@@ -13,7 +13,7 @@ from jobs.environment import ROOT
 
 KNOWN = {
     ("model_server/worker_channel.py", "pickle.loads"): "what its own child process sends",
-    ("udfs/scoring/scoring.py", "pickle.loads"): "the job's own state",
+    ("udfs/scoring/served.py", "pickle.loads"): "the job's own state",
     ("jobs/settings_file.py", "yaml.load"): "by a SafeLoader that refuses repeated keys",
 }
 RUNS = r"(\w+\.)*(eval|exec)|os\.system|os\.popen|yaml\.(load|unsafe_load|full_load)(_all)?"
