@@ -26,7 +26,7 @@ from jobs.demo.outcome import Outcome
 from jobs.demo.run import Performance, Plan, Stage
 from jobs.demo.script import Script, script
 from jobs.demo.staging import linger, start_broker, start_job
-from jobs.demo.steps import Tell, alone, ignore_interrupts, parts, step
+from jobs.demo.steps import Tell, alone, parts, step
 from jobs.environment import BUILD, ROOT
 from jobs.settings import Settings
 
@@ -79,18 +79,14 @@ def run(options: DemoOptions) -> Outcome:
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP.
     """
     begun_s = time.monotonic()
-    with alone(DEMO), ExitStack() as started:
-        try:
-            frame = _data(options)
-            model = _model(options, frame)
-            stage = _stage(options, model, started)
-            performance = _perform(options, stage, _content(frame))
-            outcome = _report(options, model, stage, performance, frame, begun_s)
-            if options.keep:
-                linger(stage)
-        finally:
-            ignore_interrupts()
-            console.print("stopping what was started")
+    with alone(DEMO) as started:
+        frame = _data(options)
+        model = _model(options, frame)
+        stage = _stage(options, model, started)
+        performance = _perform(options, stage, _content(frame))
+        outcome = _report(options, model, stage, performance, frame, begun_s)
+        if options.keep:
+            linger(stage)
     return outcome
 
 

@@ -19,15 +19,18 @@ from jobs.flink_rest import JobError
 from jobs.running_job import RunningJob
 from jobs.settings import Settings
 
-__all__ = ["Tell", "alone", "broker", "ignore_interrupts", "job", "job_text", "parts", "step"]
+__all__ = ["Tell", "alone", "broker", "job", "job_text", "parts", "step"]
 
 START_TIMEOUT_S = 300.0
 """For a job's tasks to run; 20 to 40 s on an idle machine of 2 cores."""
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One demo per folder; SIGTERM and SIGHUP end it in order, as Ctrl-C does."""
+def alone(folder: Path) -> Iterator[ExitStack]:
+    """One demo per folder; SIGTERM and SIGHUP end it in order, as Ctrl-C does.
+
+    Yields the stack of what it starts, which is stopped at the end, whoever is impatient.
+    """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,16 +42,16 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             for number in numbers:
                 signal.signal(number, signal.default_int_handler)
-            yield
+            with ExitStack() as started:
+                try:
+                    yield started
+                finally:
+                    for number in numbers:
+                        signal.signal(number, signal.SIG_IGN)
+                    console.print("stopping what was started")
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-
-
-def ignore_interrupts() -> None:
-    """Let what was started be stopped, whoever is impatient."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
 
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from threading import Event, Thread
 
@@ -73,22 +73,18 @@ def run(options: FeedDemoOptions) -> FeedOutcome:
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP.
     """
     begun_s = time.monotonic()
-    with steps.alone(DEMO), ExitStack() as started:
-        try:
-            data = steps.step("data", lambda _: _data(options.users), _data_text)
-            live_ms = ranking_training.split_of(data.log, LIVE_FROM)
-            first_version(DEMO, data, live_ms)
-            stage = open_stage(DEMO, started)
-            past = data.log.before(live_ms)
-            stage.remember(past)
-            stage.warm_up(past.user_ids[past.users[-_WARM_UP:]].tolist(), live_ms - 1)
-            outcome = _perform(options, stage, data, live_ms)
-            _report(outcome, begun_s)
-            if options.keep:
-                _linger(stage)
-        finally:
-            steps.ignore_interrupts()
-            console.print("stopping what was started")
+    with steps.alone(DEMO) as started:
+        data = steps.step("data", lambda _: _data(options.users), _data_text)
+        live_ms = ranking_training.split_of(data.log, LIVE_FROM)
+        first_version(DEMO, data, live_ms)
+        stage = open_stage(DEMO, started)
+        past = data.log.before(live_ms)
+        stage.remember(past)
+        stage.warm_up(past.user_ids[past.users[-_WARM_UP:]].tolist(), live_ms - 1)
+        outcome = _perform(options, stage, data, live_ms)
+        _report(outcome, begun_s)
+        if options.keep:
+            _linger(stage)
     return outcome
 
 

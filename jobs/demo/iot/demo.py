@@ -25,7 +25,7 @@ from jobs.demo.model import Model
 from jobs.demo.outcome import Outcome
 from jobs.demo.run import Performance, Plan, Stage
 from jobs.demo.staging import linger, start_broker, start_job
-from jobs.demo.steps import alone, ignore_interrupts, parts, step
+from jobs.demo.steps import alone, parts, step
 from jobs.environment import BUILD, ROOT
 from jobs.settings import Settings
 from model_server.repository import find_version
@@ -67,24 +67,20 @@ def run(options: IotOptions) -> Outcome:
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP.
     """
     begun_s = time.monotonic()
-    with alone(DEMO), ExitStack() as started:
-        try:
-            found = step("data", lambda _: runs.load(options.seed), _data_text)
-            chosen = settings.load(CONFIG, {"model.path": str(DEMO / "models")})
-            model = _model(chosen, options, found)
-            measured = _evaluation(chosen, model, found)
-            stage = _stage(model, started)
-            fleet = _fleet(options, found)
-            performance = _perform(options, stage, fleet)
-            outcome = result.report(DEMO, stage, performance, fleet, model, measured)
-            console.print(facts_table("streamscore demo-iot", result.summary(outcome, measured)))
-            console.print(f"report: {DEMO / 'report.html'}", soft_wrap=True)
-            console.print(f"the whole demo took {time.monotonic() - begun_s:.0f} s\n")
-            if options.keep:
-                linger(stage)
-        finally:
-            ignore_interrupts()
-            console.print("stopping what was started")
+    with alone(DEMO) as started:
+        found = step("data", lambda _: runs.load(options.seed), _data_text)
+        chosen = settings.load(CONFIG, {"model.path": str(DEMO / "models")})
+        model = _model(chosen, options, found)
+        measured = _evaluation(chosen, model, found)
+        stage = _stage(model, started)
+        fleet = _fleet(options, found)
+        performance = _perform(options, stage, fleet)
+        outcome = result.report(DEMO, stage, performance, fleet, model, measured)
+        console.print(facts_table("streamscore demo-iot", result.summary(outcome, measured)))
+        console.print(f"report: {DEMO / 'report.html'}", soft_wrap=True)
+        console.print(f"the whole demo took {time.monotonic() - begun_s:.0f} s\n")
+        if options.keep:
+            linger(stage)
     return outcome
 
 

@@ -6,22 +6,17 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jobs.demo import document, score_charts
 from jobs.demo.iot import evaluation
+from jobs.demo.iot.detection import WARM_UP_WINDOWS, Found
 from jobs.demo.iot.evaluation import Measured, Rates
 from jobs.demo.iot.fleet import Fleet, Truth
 from jobs.demo.watch import Tally
 from jobs.settings import Settings
-
-if TYPE_CHECKING:
-    from jobs.demo.iot.result import Found
-
-WARM_UP_WINDOWS = 40
-"""As many windows of a machine are its baseline; see conf/iot.yaml."""
 
 MACHINES = 6
 EPISODES = 15

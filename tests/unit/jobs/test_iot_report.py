@@ -10,7 +10,7 @@ import pytest
 
 from jobs import settings
 from jobs.demo import document, score_charts
-from jobs.demo.iot import evaluation, pictures, result, runs
+from jobs.demo.iot import detection, evaluation, pictures, runs
 from jobs.demo.iot.evaluation import Measured, Rates, Scored
 from jobs.demo.iot.fleet import NO_FAULTS, Fleet, Truth
 from jobs.demo.watch import Tally
@@ -76,7 +76,7 @@ def test_episodes_are_put_beside_the_truth() -> None:
         episode("m4", 90_000),
         silence("m3"),
     ]
-    found = result.found_of(told, known)
+    found = detection.found_of(told, known)
     assert (found.anomalies, found.found, found.delays_s) == (2, 1, [30.0])
     assert found.others == 2
     assert (found.silent, found.stopped) == (1, 2)
@@ -105,7 +105,7 @@ def test_the_sections_show_machines_episodes_and_the_published_table() -> None:
     tally.add("alerts", orjson.dumps(episode("m00001", START_MS + 90_000)), 1_030)
     chosen = settings.load(ROOT / "conf" / "iot.yaml")
     known = fleet.truth()
-    found = result.found_of(tally.alert_records, known)
+    found = detection.found_of(tally.alert_records, known)
     text = "".join(pictures.sections(chosen, tally, fleet, known, found, MEASURED))
     assert text.count("Scores of m0") >= 6
     assert "flow_zscore_first40 -7.2" in text
