@@ -160,7 +160,7 @@ class Ends:
         counts: By outcome.
         times_ms: Of the predictions: creation, append and score, int64 (n, 3).
         high: Which of them are of high priority.
-        shed_ms: When events were shed, int64 (m,).
+        shed_ms: When events were shed and how long after their creation, int64 (m, 2), by time.
         unaccounted: Records that ended nowhere.
         twice: Records that ended more than once.
         fallbacks: Predictions that no model made.
@@ -183,18 +183,19 @@ class Ends:
         return float(np.percentile(latencies, 99, method="inverted_cdf")) if chosen.any() else None
 
     def timeline(self, first_ms: float, last_ms: float) -> list[dict[str, float | None]]:
-        """By the second, of high priority: predictions, p99 of all and of the way to the score."""
+        """By the second: what is shed; of high priority, p99 of all and of the way to the score."""
         told = []
         for begin in np.arange(first_ms, last_ms, 1_000.0):
             rows = (
                 (self.times_ms[:, 0] >= begin) & (self.times_ms[:, 0] < begin + 1_000) & self.high
             )
             scored = self.times_ms[rows, 2] - self.times_ms[rows, 0]
-            shed = np.searchsorted(self.shed_ms, [begin, begin + 1_000])
+            shed = self._shed_between(begin, begin + 1_000)
             told.append(
                 {
                     "predictions_high": float(rows.sum()),
-                    "shed": float(shed[1] - shed[0]),
+                    "shed": float(len(shed)),
+                    "p50_shed_ms": float(np.median(shed)) if len(shed) else None,
                     "p99_high_ms": self.p99(begin, begin + 1_000, True),
                     "p99_high_to_score_ms": float(np.percentile(scored, 99))
                     if rows.any()
@@ -203,9 +204,14 @@ class Ends:
             )
         return told
 
+    def _shed_between(self, first_ms: float, last_ms: float) -> np.ndarray[Any, Any]:
+        """How long the events that were shed then had waited, ms."""
+        first, last = np.searchsorted(self.shed_ms[:, 0], [first_ms, last_ms])
+        return self.shed_ms[first:last, 1]
+
     def normal_after_s(self, end_ms: float, last_ms: float, limit_ms: float) -> float:
         """Seconds after the overload until nothing is shed and latency is normal for good."""
-        at_ms = max([end_ms, *self.shed_ms[-1:].tolist()])
+        at_ms = max([end_ms, *self.shed_ms[-1:, 0].tolist()])
         for begin in np.arange(end_ms, last_ms, _WINDOW_MS):
             p99 = self.p99(begin, begin + _WINDOW_MS)
             if p99 is not None and p99 > limit_ms:
@@ -382,12 +388,14 @@ def _read(at: Lab, topics: Mapping[str, str], amount: float) -> Ends:
                 fallbacks += document["fallback_reason"] is not None
             elif name == "shed":
                 shed.append(document["shed_time_ms"])
+                shed.append(document["shed_time_ms"] - document["ingest_time_ms"])
+    shed_ms = np.array(shed, np.int64).reshape(-1, 2)
     all_ended = np.concatenate([np.frombuffer(part, np.uint8) for part in ended.values()])
     return Ends(
         counts,
         np.array(times, np.int64).reshape(-1, 3),
         np.array(high, np.bool_),
-        np.sort(np.array(shed, np.int64)),
+        shed_ms[np.argsort(shed_ms[:, 0])],
         int((all_ended == 0).sum()),
         int((all_ended > 1).sum()),
         fallbacks,

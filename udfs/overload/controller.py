@@ -52,8 +52,9 @@ class Controller:
     is an attempt that has failed: it keeps ``keep`` again.
 
     An attempt costs a small queue, so it is made when it can succeed: when for ``calm`` no queue
-    has stood at ``leave``, and no more came than has been carried before, or clearly less than
-    was too much (``Load``). After one that has failed that wait is twice as long, up to ``retry``.
+    has stood at ``leave``, and clearly less came than was too much, or no more than has been
+    carried before (``Load``); in the latter case the wait is twice as long after each attempt that
+    has failed, up to ``retry``.
     What can be scored may also have grown, which nothing shows: after ``retry`` without a queue it
     tries whatever comes.
 
@@ -142,7 +143,7 @@ class Controller:
         since_ms = self._seen_ms if was_idle else now_ms
         if self._calm_since_ms is None:
             self._calm_since_ms = since_ms
-        if not self.load.fits():
+        if not self.load.fits:
             self._fits_since_ms = None
         elif self._fits_since_ms is None:
             self._fits_since_ms = since_ms
@@ -153,7 +154,8 @@ class Controller:
         """For a larger share: the next step of an attempt, or the first one."""
         if self.share > self._spec.keep:
             return now_ms - self._grown_ms >= STEP_MS
-        waits = (self._fits_since_ms, self._wait_ms), (self._calm_since_ms, self._spec.retry)
+        wait_ms = self._spec.calm if self.load.is_less else self._wait_ms
+        waits = (self._fits_since_ms, wait_ms), (self._calm_since_ms, self._spec.retry)
         return any(since is not None and now_ms - since >= wait for since, wait in waits)
 
     def _grow(self, now_ms: int) -> None:

@@ -61,10 +61,15 @@ class Load:
         """The overload is over."""
         self._is_overload = False
 
+    @property
+    def is_less(self) -> bool:
+        """Whether clearly less comes than was too much."""
+        return self.came_per_s < _CLEARLY_LESS * self.refused_per_s
+
+    @property
     def fits(self) -> bool:
         """Whether all that comes now could be carried, as far as is known."""
-        most = max(_AS_MUCH * self.carried_per_s, _CLEARLY_LESS * self.refused_per_s)
-        return self.came_per_s <= most
+        return self.is_less or self.came_per_s <= _AS_MUCH * self.carried_per_s
 
     def _close(self, took_ms: int) -> None:
         self.came_per_s = 1_000 * self._came / took_ms

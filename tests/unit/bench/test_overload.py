@@ -14,7 +14,8 @@ from bench.overload import Ends, Memory
 def ends(times: list[tuple[int, int]], shed: list[int]) -> Ends:
     high = np.arange(len(times)) % 2 == 0
     times_ms = np.array([(*t, t[1]) for t in times])
-    return Ends(Counter(), times_ms, high, np.array(shed, np.int64), 0, 0, 0)
+    shed_ms = np.array([(at, 30) for at in shed], np.int64).reshape(-1, 2)
+    return Ends(Counter(), times_ms, high, shed_ms, 0, 0, 0)
 
 
 def test_percentiles_are_of_a_span_and_a_priority() -> None:

@@ -244,6 +244,14 @@ def test_a_load_that_may_be_too_much_is_tried_and_then_left() -> None:
     assert not simulation.controller.sheds
 
 
+def test_an_overload_soon_after_another_ends_as_soon_as_its_load() -> None:
+    """That the first attempts to end a smaller one failed says nothing of it."""
+    simulation = Simulation(Controller(spec())).run(30, 3_000).run(90, 5_400).run(20, 3_000)
+    assert not simulation.controller.sheds
+    simulation.run(20, 15_000).run(20, 3_000)
+    assert not simulation.controller.sheds
+
+
 def test_a_server_that_is_slow_for_a_while_is_asked_again_as_before() -> None:
     simulation = Simulation(Controller(spec())).run(30, 4_000)
     simulation.run(60, 4_000, 1_500)
