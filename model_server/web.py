@@ -55,6 +55,7 @@ _JSON = "application/json"
 _ID_HEADER = "X-Request-Id"
 _REASON = "refusal"
 
+_LINGERING_S = 10.0
 PATIENCE_S = web.AppKey("patience_s", float)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -237,6 +238,8 @@ class HttpServer:
             handle_signals=False,
             shutdown_timeout=grace_s,
             keepalive_timeout=timeout_s,
+            # How long the rest of a body is read that its answer did not wait for.
+            lingering_time=min(timeout_s, _LINGERING_S),
         )
 
     async def listen(

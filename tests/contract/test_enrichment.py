@@ -79,6 +79,12 @@ def enriched_models(schema: Schema, tmp_path_factory: pytest.TempPathFactory) ->
     return write_model(tmp_path_factory.mktemp("models"), prepared(schema))
 
 
+@pytest.fixture(scope="module")
+def enriched_port(enriched_models: Path) -> Iterator[int]:
+    with ModelServerProcess(enriched_models, enriched_models / "server.log") as server:
+        yield server.port
+
+
 @pytest.fixture(params=["embedded", "served"])
 def case(request: pytest.FixtureRequest, schema: Schema, enriched_models: Path) -> Iterator[Case]:
     """First stage with a table, last stage with a look-up."""
@@ -95,21 +101,16 @@ def case(request: pytest.FixtureRequest, schema: Schema, enriched_models: Path) 
         version = enriched_models / "fraud" / "7"
         embedded = EmbeddedScoring(version, "fraud", output, schema.lookups)
         made = Case(lambda: next_stage(copy.copy(embedded), schema=schema), routed)
-        yield made
     else:
-        with ModelServerProcess(enriched_models, enriched_models / "server.log") as server:
-            target = f"127.0.0.1:{server.port}"
-            options = ClientOptions(target, "fraud", deadline_ms=20_000, max_attempts=1)
+        target = f"127.0.0.1:{request.getfixturevalue('enriched_port')}"
+        options = ClientOptions(target, "fraud", deadline_ms=20_000, max_attempts=1)
 
-            def served() -> Any:
-                scoring = ServedScoring(options, output, 4, 3, lookups=schema.lookups)
-                return next_stage(scoring, schema=schema)
+        def served() -> Any:
+            scoring = ServedScoring(options, output, 4, 3, lookups=schema.lookups)
+            return next_stage(scoring, schema=schema)
 
-            made = Case(served, routed, in_order=False)
-            yield made
-            for subtask in made.opened:
-                subtask.close()
-            return
+        made = Case(served, routed, in_order=False)
+    yield made
     for subtask in made.opened:
         subtask.close()
 

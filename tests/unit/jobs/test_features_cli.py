@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from jobs import cli, settings
+from jobs import cli, kafka_topics, settings
 from jobs.console import console
 from jobs.environment import ROOT
 from jobs.exit_codes import ExitCode
@@ -126,7 +127,9 @@ def test_explain_shows_the_entries(case: Case) -> None:
     assert "nobody" in done.stderr
 
 
-def test_without_a_broker_it_says_so() -> None:
+def test_without_a_broker_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    soon = partial(kafka_topics.topic_partitions, timeout_s=1.0)
+    monkeypatch.setattr(feature_topics, "topic_partitions", soon)
     chosen = settings.load(FRAUD, {"kafka.bootstrap_servers": "127.0.0.1:1"})
     with pytest.raises(feature_topics.TopicError, match=r"no broker answers at 127\.0\.0\.1:1"):
         feature_topics.read(chosen, {}, lambda *_: None)
