@@ -154,11 +154,12 @@ $(DONE)/peer-%: $(DONE)/venv conf/requirements-peer-%.lock
 	$(INSTALL_PEER)
 
 test: lint jars peers ## Run lint, then all the tests but those of minutes
-	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS) \
+	@$(BIN)/python -m pytest -m "not long" --durations=25 --durations-min=10 $(PYTEST_ARGS) \
 		tests/unit tests/contract tests/peers tests/minicluster tests/cluster
 
 test-cluster: jars ## Kill and change jobs on a standalone cluster with a real Kafka
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/cluster tests/contract/test_outages.py
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/cluster tests/contract/test_outages.py \
+		tests/minicluster/test_exactness.py
 
 demo: jars ## Score card transactions end to end on this machine (DEMO_ARGS="--help")
 	@$(BIN)/streamscore demo $(DEMO_ARGS)

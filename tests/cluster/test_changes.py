@@ -89,7 +89,9 @@ def live(cluster: StandaloneCluster, overrides: dict[str, Any]) -> Iterator[Live
             found.job.cancel()
 
 
-@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+@pytest.mark.parametrize(
+    "delivery", [pytest.param("at_least_once", marks=pytest.mark.long), "exactly_once"]
+)
 def test_a_killed_task_manager_with_100_000_keys(
     delivery: str,
     cluster: StandaloneCluster,

@@ -167,7 +167,9 @@ def run(
     return Case(traffic, mixture, labels)
 
 
-@pytest.mark.parametrize("embedded", [False, True], ids=["served", "embedded"])
+@pytest.mark.parametrize(
+    "embedded", [False, pytest.param(True, marks=pytest.mark.long)], ids=["served", "embedded"]
+)
 def test_every_output_equals_the_oracle(
     embedded: bool, make_settings: MakeSettings, demo: pd.DataFrame, models: Path, tmp_path: Path
 ) -> None:

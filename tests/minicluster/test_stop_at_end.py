@@ -41,7 +41,7 @@ def records(partitions: int) -> list[Record]:
     ]
 
 
-@pytest.mark.parametrize("embedded", [True, False, True], ids=["first", "served", "in a warm JVM"])
+@pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "served"])
 def test_nothing_is_lost_at_the_end(
     embedded: bool, make_settings: MakeSettings, models: Path, tmp_path: Path
 ) -> None:
