@@ -18,6 +18,7 @@ from udfs.definition.overload import OverloadSpec
 from udfs.definition.schema import Schema
 from udfs.overload.board import Board, board_of
 from udfs.overload.controller import ALL, STEP_MS, Controller
+from udfs.overload.load import INTERVAL_MS, Load
 from udfs.overload.pacing import RateLimit, limit_of
 from udfs.overload.shedding import Shedding, is_kept
 
@@ -175,6 +176,36 @@ def test_what_always_holds(steps: list[tuple[int, int]], keep: float, sustained:
 
 
 # -- what came, and what can be scored ----------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 700), st.integers(0, 50), st.integers(0, 50), st.booleans()),
+        min_size=1,
+        max_size=60,
+    )
+)
+def test_rates_are_of_whole_intervals(batches: list[tuple[int, int, int, bool]]) -> None:
+    """Against all batches, cut into intervals afterwards."""
+    load, now_ms, told = Load(), 0, []
+    for step_ms, kept, shed, waits in batches:
+        now_ms += step_ms
+        load.add(now_ms, kept + shed, waits)
+        load.shed(shed)
+        told.append((now_ms, kept, shed, waits))
+    intervals: list[tuple[float, float, bool]] = []
+    while told and told[-1][0] >= (end_ms := told[0][0] + INTERVAL_MS):
+        inside = [batch for batch in told if batch[0] < end_ms]
+        told = told[len(inside) :]
+        kept, shed = sum(b[1] for b in inside), sum(b[2] for b in inside)
+        seconds = (told[0][0] - inside[0][0]) / 1_000
+        intervals.append(((kept + shed) / seconds, kept / seconds, any(b[3] for b in inside)))
+    came, went, _ = intervals[-1] if intervals else (0.0, 0.0, False)
+    assert (load.came_per_s, load.kept_per_s) == pytest.approx((came, went))
+    carried = [went for _, went, waited in intervals if not waited]
+    assert load.carried_per_s == pytest.approx(max(carried, default=0.0))
+
 
 CAPACITY, HIGH, BATCH_MS = 5_000, 0.1, 50
 
