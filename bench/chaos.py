@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--records", type=int, help="at least so many (default: 2,000,000)")
     add("--kinds", default="all", help="with commas between (default: all)")
     add("--seed", type=int, default=1, help="of the faults and the events")
+    add("--brokers", type=int, default=3, help="each has a replica of everything (default: 3)")
     add("--config", type=Path, default=ROOT / "conf" / "fraud.yaml", help="the job's settings file")
     add("--set", dest="overrides", metavar="KEY=VALUE", action="append", type=override, default=[])
     return found
@@ -81,6 +82,7 @@ def _bench(options: argparse.Namespace) -> int:
         count=options.faults,
         seed=options.seed,
         rate=max(300.0, options.records / seconds),
+        brokers=options.brokers,
         records=options.records,
         folder=BENCH / "chaos",
     )

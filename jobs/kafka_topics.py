@@ -49,7 +49,7 @@ def create_topics(
     timeout_s: float = 30.0,
     login: Mapping[str, Any] = NO_LOGIN,
 ) -> list[str]:
-    """Create topics that are not there yet.
+    """Create topics that are not there yet, with as many replicas as the brokers' default.
 
     Args:
         bootstrap: host:port of a broker.
@@ -69,7 +69,7 @@ def create_topics(
         return []
     client = probe(bootstrap, login)
     topics = [
-        NewTopic(name, num_partitions=count, replication_factor=1, config=dict(configs or {}))
+        NewTopic(name, num_partitions=count, config=dict(configs or {}))
         for name, count in partitions.items()
     ]
     futures = client.create_topics(topics, operation_timeout=timeout_s, request_timeout=timeout_s)

@@ -130,6 +130,8 @@ class KafkaBroker:
         self._stop_timeout_s = stop_timeout_s
         self._child: subprocess.Popen[bytes] | None = None
         self._format_options: tuple[str, ...] = ()
+        # With "=" before it: one id in 64 begins with "-" and would be taken for an option.
+        self._cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         self.login: Mapping[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -277,9 +279,7 @@ class KafkaBroker:
         return self.folder / "conf" / "log4j2.properties"
 
     def _format(self) -> None:
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-        # With "=": one id in 64 begins with "-" and would be taken for an option.
-        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}"]
+        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={self._cluster_id}"]
         tool += ["-c", str(self._properties_path), *self._format_options]
         command = self._java(QUICK_JVM, *tool)
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)

@@ -25,6 +25,9 @@ def chaos(
     taskmanagers: Annotated[
         int, typer.Option(min=1, help="How many TaskManagers, of two slots each.")
     ] = 2,
+    brokers: Annotated[
+        int, typer.Option(min=1, help="Each has a replica of everything; 3 for move-leader.")
+    ] = 1,
     folder: Annotated[
         Path | None,
         typer.Option(help="All files of the run; default: build/chaos.", metavar="DIR"),
@@ -75,6 +78,7 @@ def chaos(
         seed=seed,
         rate=rate,
         task_managers=taskmanagers,
+        brokers=brokers,
         folder=at,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

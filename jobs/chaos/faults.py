@@ -1,8 +1,4 @@
-"""The kinds of faults: each breaks one thing and puts it right again.
-
-``inject`` breaks, ``heal`` puts right what is still broken. ``heal`` may be called at any time,
-also when ``inject`` has failed or was never called too.
-"""
+"""The kinds of faults: each breaks one thing and puts it right again."""
 
 from __future__ import annotations
 
@@ -13,39 +9,22 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import psutil
-from confluent_kafka.admin import NewPartitions  # type: ignore[attr-defined]
 
+from jobs.chaos.clock import Clock
+from jobs.chaos.components import Component, Way, signal_processes
+from jobs.chaos.fault import Fault
+from jobs.chaos.kafka_faults import LostTopic, MorePartitions, MovedLeader
 from jobs.chaos.plan import Range
-from jobs.chaos.proxy import Link
-from jobs.chaos.stack import Component, Stack, signal_process
+from jobs.chaos.stack import Stack
 from jobs.chaos.writer import Writer
 from jobs.environment import NotReadyError
-from jobs.kafka_topics import create_topics, probe
 
 _SLOW_MS: Range = (20.0, 400.0)
 _POISON: tuple[int, int] = (50, 500)
 _FILE_BYTES = 2_048
-_ANSWER_S = 30.0
-
-
-class Fault(Protocol):
-    """Breaks one thing."""
-
-    def inject(self, strength: float) -> str:
-        """Break it; returns what exactly was done.
-
-        Args:
-            strength: 0 to 1, of kinds that can be weaker or stronger.
-
-        Raises:
-            NotReadyError: what it would break does not run.
-        """
-
-    def heal(self) -> None:
-        """Put it right; does nothing if it is."""
+_JUMP_S = 1_800.0
 
 
 @dataclass
@@ -57,7 +36,7 @@ class Kill(Fault):
     def inject(self, strength: float) -> str:
         """See ``Fault``."""
         pid = self.part.pid()
-        signal_process(pid, signal.SIGKILL)
+        signal_processes([pid], signal.SIGKILL)
         return f"kill -9 {pid}"
 
     def heal(self) -> None:
@@ -70,19 +49,18 @@ class Hang(Fault):
     """SIGSTOP: its ports stay open and nobody answers."""
 
     part: Component
-    _pid: int | None = None
+    _pids: list[int] = field(default_factory=list)
 
     def inject(self, strength: float) -> str:
         """See ``Fault``."""
-        self._pid = self.part.pid()
-        signal_process(self._pid, signal.SIGSTOP)
-        return f"kill -STOP {self._pid}"
+        pid = self.part.pid()
+        self._pids = signal_processes([pid], signal.SIGSTOP)
+        return f"kill -STOP {pid}"
 
     def heal(self) -> None:
         """See ``Fault``."""
-        pid, self._pid = self._pid, None
-        if pid is not None:
-            signal_process(pid, signal.SIGCONT)
+        pids, self._pids = self._pids, []
+        signal_processes(pids, signal.SIGCONT)
         self.part.revive()
 
 
@@ -90,7 +68,7 @@ class Hang(Fault):
 class Injured(Fault):
     """A link that is cut, silent or slow."""
 
-    link: Link
+    link: Way
     how: str
 
     def inject(self, strength: float) -> str:
@@ -177,45 +155,20 @@ class DiskFull(Fault):
 
 
 @dataclass
-class MorePartitions(Fault):
-    """One more partition of the events topic, used at once; it stays."""
+class ClockJump(Fault):
+    """The TaskManagers' clock goes half an hour at most ahead or back, and is set right again."""
 
-    bootstrap: str
-    topic: str
-    writer: Writer
+    clock: Clock
 
     def inject(self, strength: float) -> str:
         """See ``Fault``."""
-        count = self.writer.partitions + 1
-        client = probe(self.bootstrap)
-        changed = client.create_partitions([NewPartitions(self.topic, count)])
-        changed[self.topic].result(_ANSWER_S)
-        while self.writer.sees_partitions() < count:
-            continue  # each look waits for the broker's answer
-        self.writer.partitions = count
-        return f"{count} partitions"
+        offset_s = round((2 * strength - 1) * _JUMP_S)
+        self.clock.set(offset_s)
+        return f"{offset_s:+d} s"
 
     def heal(self) -> None:
         """See ``Fault``."""
-
-
-@dataclass
-class LostTopic(Fault):
-    """An output topic is deleted, and made again: of alerts, which nobody counts."""
-
-    bootstrap: str
-    topic: str
-    partitions: int
-
-    def inject(self, strength: float) -> str:
-        """See ``Fault``."""
-        deleted = probe(self.bootstrap).delete_topics([self.topic], request_timeout=_ANSWER_S)
-        deleted[self.topic].result(_ANSWER_S)
-        return f"{self.topic} deleted"
-
-    def heal(self) -> None:
-        """See ``Fault``."""
-        create_topics(self.bootstrap, {self.topic: self.partitions})
+        self.clock.set(0)
 
 
 @dataclass(frozen=True)
@@ -245,6 +198,15 @@ def _injured(name: str, how: str) -> Callable[[Stack, Writer], Fault | None]:
     return lambda stack, _: Injured(link, how) if (link := stack.links.get(name)) else None
 
 
+def _clock_jump(stack: Stack, _: Writer) -> Fault | None:
+    return None if stack.clock is None else ClockJump(stack.clock)
+
+
+def _move_leader(stack: Stack, _: Writer) -> Fault | None:
+    several = len(stack.brokers.all) > 1
+    return MovedLeader(stack.brokers, stack.settings.topics.events) if several else None
+
+
 def _more_partitions(stack: Stack, writer: Writer) -> Fault:
     settings = stack.settings
     return MorePartitions(settings.kafka.bootstrap_servers, settings.topics.events, writer)
@@ -268,8 +230,9 @@ KINDS: Mapping[str, Kind] = {
     "hang-jobmanager": Kind("SIGSTOP it", _LONG, _hang("jobmanager")),
     "kill-server": Kind("SIGKILL the model server", _SHORT, _kill("server")),
     "hang-server": Kind("SIGSTOP the model server", _SHORT, _hang("server")),
-    "kill-broker": Kind("SIGKILL the broker", _SHORT, _kill("broker")),
-    "hang-broker": Kind("SIGSTOP the broker", _SHORT, _hang("broker")),
+    "kill-worker": Kind("SIGKILL one of the server's workers", _AT_ONCE, _kill("worker")),
+    "kill-broker": Kind("SIGKILL it, of several the leader", _SHORT, _kill("broker")),
+    "hang-broker": Kind("SIGSTOP it, of several the leader", _SHORT, _hang("broker")),
     "cut-server": Kind("the job's connections to it are reset", _SHORT, _injured("server", "cut")),
     "silent-server": Kind("they stand, no byte passes", _SHORT, _injured("server", "silent")),
     "slow-server": Kind("each 64 KiB takes 20 to 400 ms", _SHORT, _injured("server", "slow")),
@@ -285,6 +248,8 @@ KINDS: Mapping[str, Kind] = {
     ),
     "more-partitions": Kind("one more of the events topic", _AT_ONCE, _more_partitions),
     "lost-topic": Kind("the alerts topic is deleted for a while", _SHORT, _lost_topic),
+    "move-leader": Kind("the leader of several brokers stops in order", _SHORT, _move_leader),
+    "clock-jump": Kind("the TaskManagers' clock is up to 30 min off", _LONG, _clock_jump),
 }
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from confluent_kafka import KafkaException
 
-from jobs.chaos.faults import KINDS, Fault
+from jobs.chaos.fault import Fault
+from jobs.chaos.faults import KINDS
 from jobs.chaos.ledger import Ledger
 from jobs.chaos.plan import Planned, schedule
-from jobs.chaos.stack import CHAOS, Stack, running
+from jobs.chaos.stack import CHAOS, Size, Stack, running
 from jobs.chaos.watch import Watch
 from jobs.chaos.writer import Writer
 from jobs.environment import NotReadyError
@@ -49,6 +50,7 @@ class Options:
         seed: Of the faults and the events.
         rate: Events a second.
         task_managers: How many, of two slots each.
+        brokers: How many; each has a replica of everything.
         records: Write until there are so many, also when the faults are over.
         folder: Of all files.
     """
@@ -61,6 +63,7 @@ class Options:
     seed: int = 1
     rate: float = 500.0
     task_managers: int = 2
+    brokers: int = 1
     records: int = 0
     folder: Path = CHAOS
 
@@ -156,9 +159,8 @@ def run(options: Options, say: Say = silent) -> Outcome:
         TopicError: the broker did not answer at the end.
     """
     outcome = Outcome(datetime.now(UTC).isoformat(timespec="seconds"), options)
-    with running(
-        options.conf, options.overrides, options.folder, options.task_managers, say
-    ) as stack:
+    size = Size(options.task_managers, options.brokers, "clock-jump" in options.kinds)
+    with running(options.conf, options.overrides, options.folder, size, say) as stack:
         with Watch(stack.settings, outcome.ledger) as watch:
             writer = Writer(stack.settings, outcome.ledger, options.rate, options.seed)
             with writer:
@@ -197,6 +199,8 @@ class _Injurer:
                 outcome.skipped.append(kind)
             else:
                 faults[kind] = fault
+        if outcome.skipped:
+            self._say(f"left out, as this stack does not have it: {', '.join(outcome.skipped)}")
         if not faults:
             raise NotReadyError("this job's stack has none of these faults", "choose others")
         ranges = {kind: KINDS[kind].holds_s for kind in faults}

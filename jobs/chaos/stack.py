@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import psutil
+from typing import Any
 
 from jobs import jars
 from jobs import settings as job_settings
-from jobs.chaos.broker import LinkedBroker
+from jobs.chaos import components
+from jobs.chaos.broker import Brokers
+from jobs.chaos.clock import Clock, faketime
+from jobs.chaos.components import Component, Way
 from jobs.chaos.leftovers import Leftovers
 from jobs.chaos.proxy import Link
 from jobs.chaos.zookeeper import ZooKeeper
@@ -26,6 +26,7 @@ from jobs.flink_rest import FlinkRest, JobError
 from jobs.kafka_topics import create_topics, partitions_of
 from jobs.running_job import RunningJob
 from jobs.settings import Settings
+from jobs.stack import KafkaBroker
 
 CHAOS = BUILD / "chaos"
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -33,43 +34,25 @@ _SLOTS = 2
 """Of a TaskManager, so that the others can take what a lost one ran."""
 
 _ANSWER_S = 5.0
+_WORKERS = 2
+"""Of the model server: one can be lost."""
 
 Progress = Callable[[str], None]
 
 
-class Component(Protocol):
-    """A process of the stack that faults act on."""
-
-    def pid(self) -> int:
-        """Its process id.
-
-        Raises:
-            NotReadyError: it does not run.
-        """
-
-    def revive(self) -> None:
-        """Start it again if it does not run."""
-
-
 @dataclass(frozen=True)
-class _Part:
-    """A component made of two functions."""
+class Size:
+    """How many of what a stack has.
 
-    find: Callable[[], int | None]
-    start: Callable[[], object]
-    name: str
+    Attributes:
+        task_managers: Of two slots each.
+        brokers: Each has a replica of everything.
+        with_clock: Whether the TaskManagers' clock can be set off, if libfaketime is there.
+    """
 
-    def pid(self) -> int:
-        """See ``Component``."""
-        pid = self.find()
-        if pid is None:
-            raise NotReadyError(f"the {self.name} does not run", "see its log")
-        return pid
-
-    def revive(self) -> None:
-        """See ``Component``."""
-        if self.find() is None:
-            self.start()
+    task_managers: int = 2
+    brokers: int = 1
+    with_clock: bool = False
 
 
 @dataclass
@@ -79,20 +62,24 @@ class Stack:
     Attributes:
         settings: The job's, with addresses that lead around the links.
         folder: Of all files.
-        components: Processes by name: broker, jobmanager, taskmanager, and server.
+        brokers: Kafka's.
+        components: Processes by name: broker, jobmanager, taskmanager, and server and worker.
         links: Ways that can be hurt, by what is at their end: broker, and server.
         checkpoints: The folder of the job's checkpoints.
         cluster: Where the job runs.
         job: The running job.
+        clock: What the TaskManagers see; none without libfaketime.
     """
 
     settings: Settings
     folder: Path
+    brokers: Brokers
     components: dict[str, Component]
-    links: dict[str, Link]
+    links: dict[str, Way]
     checkpoints: Path
     cluster: StandaloneCluster
     job: RunningJob
+    clock: Clock | None
 
     def flink_pids(self) -> list[int]:
         """The processes of Flink that live."""
@@ -154,7 +141,7 @@ def running(
     conf: Path,
     overrides: Mapping[str, Any],
     folder: Path = CHAOS,
-    task_managers: int = 2,
+    size: Size = Size(),
     progress: Progress = jars.silent,
 ) -> Iterator[Stack]:
     """Bring the stack up with the job of a settings file, and take it down at the end.
@@ -163,7 +150,7 @@ def running(
         conf: The settings file.
         overrides: Over it, by dotted name.
         folder: Of all files; what an earlier run has left in it is ended and removed.
-        task_managers: How many, of two slots each.
+        size: How many of what.
         progress: Called with one line per step.
 
     Raises:
@@ -177,34 +164,40 @@ def running(
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
         progress("starting Kafka")
-        broker = LinkedBroker(folder / "kafka")
-        to_broker = opened.enter_context(Link(broker.link_port, broker.proxy_port))
-        opened.enter_context(broker)
-        own = _own(overrides, folder) | {"kafka.bootstrap_servers": broker.bootstrap}
+        brokers = opened.enter_context(Brokers.in_folder(folder / "kafka", size.brokers))
+        own = _own(overrides, folder) | {"kafka.bootstrap_servers": brokers.bootstrap}
         settings = job_settings.load(conf, own)
-        create_topics(broker.bootstrap, partitions_of(settings.topics))
-        components: dict[str, Component] = {"broker": _broker(broker)}
-        links, seen = {"broker": to_broker}, {"kafka.bootstrap_servers": to_broker.address}
+        create_topics(brokers.bootstrap, partitions_of(settings.topics))
+        parts: dict[str, Component] = {"broker": components.broker(brokers, settings.topics.events)}
+        links: dict[str, Way] = {"broker": brokers}
+        seen = {"kafka.bootstrap_servers": brokers.address}
         if not settings.model.embedded:
             progress("starting the model server")
             server, link = _server(opened, settings, folder)
-            components["server"], links["server"] = server, link
+            parts["server"] = components.supervised(server, folder)
+            parts["worker"] = components.worker(server)
+            links["server"] = link
             seen["model.server"] = link.address
         progress("starting Flink")
         keeper = opened.enter_context(ZooKeeper(folder / "zookeeper"))
         Leftovers(folder).note("zookeeper", keeper.pid, str(folder / "zookeeper"))
-        cluster = StandaloneCluster(folder / "flink")
+        library = faketime() if size.with_clock else None
+        clock = None if library is None else Clock(library, folder / "clock")
+        variables = {} if clock is None else clock.variables()
+        cluster = StandaloneCluster(folder / "flink", variables)
         opened.callback(cluster.down)
-        cluster.up(task_managers, _SLOTS, options=keeper.flink_options())
+        cluster.up(size.task_managers, _SLOTS, options=keeper.flink_options())
         package = submission.make_package(cluster, conf, own | seen)
         submitted = submission.submit_session(
             job_settings.load(conf, own | seen), package, cluster, progress=progress
         )
         job = RunningJob(submitted.job_id, FlinkRest(submitted.rest.address, _ANSWER_S))
-        components["taskmanager"] = _task_manager(cluster, job, task_managers, package.code)
-        components["jobmanager"] = _job_manager(cluster)
+        parts["taskmanager"] = components.task_manager(
+            cluster, job, size.task_managers, package.code
+        )
+        parts["jobmanager"] = components.job_manager(cluster)
         checkpoints = Path(settings.flink.checkpoint_dir)
-        yield Stack(settings, folder, components, links, checkpoints, cluster, job)
+        yield Stack(settings, folder, brokers, parts, links, checkpoints, cluster, job, clock)
 
 
 def _own(overrides: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -221,7 +214,8 @@ def _clear(folder: Path) -> None:
     """End what a run that was killed has left, and remove its files."""
     if not folder.is_dir():
         return
-    LinkedBroker(folder / "kafka").kill()
+    for state in (folder / "kafka").glob("*/stack.json"):
+        KafkaBroker(state.parent).kill()
     StandaloneCluster(folder / "flink").down()
     Leftovers(folder).end()
     for name in ("kafka", "flink", "zookeeper", "checkpoints", "checkpoints.away"):
@@ -229,68 +223,10 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _broker(broker: LinkedBroker) -> Component:
-    def pid() -> int | None:
-        state = broker.status()
-        return None if state is None else state.pid
-
-    return _Part(pid, broker.start, "broker")
-
-
-def _server(opened: ExitStack, settings: Settings, folder: Path) -> tuple[Component, Link]:
+def _server(opened: ExitStack, settings: Settings, folder: Path) -> tuple[ModelProcess, Link]:
     model = settings.model
     log = folder / "model-server.log"
-    server = ModelProcess(model.path, model.name, model.version, log)
+    server = ModelProcess(model.path, model.name, model.version, log, workers=_WORKERS)
     opened.enter_context(server)
-    link = opened.enter_context(Link(server.port))
-
-    def start() -> None:
-        if server.pid() is None:
-            server.start()
-        Leftovers(folder).note("server", server.pid(), "model_server")
-
-    start()
-    return _Part(server.pid, start, "model server"), link
-
-
-def _task_manager(cluster: StandaloneCluster, job: RunningJob, count: int, code: Path) -> Component:
-    """One of those that run the job, or any if nobody tells which."""
-
-    def pid() -> int | None:
-        state = cluster.running()
-        names = state.task_managers
-        with suppress(JobError, NotReadyError):
-            names = sorted(cluster.task_managers_of(job.job_id) & set(names)) or names
-        return state.processes[names[0]].pid if names else None
-
-    def start() -> None:
-        cluster.add_task_managers(1, code)
-
-    class TaskManagers(_Part):
-        """Keeps as many as there were."""
-
-        def revive(self) -> None:
-            state = cluster.state()
-            if state is not None:
-                missing = count - len(state.task_managers)
-                cluster.add_task_managers(max(0, missing), code)
-
-    return TaskManagers(pid, start, "TaskManager")
-
-
-def _job_manager(cluster: StandaloneCluster) -> Component:
-    def pid() -> int | None:
-        state = cluster.state()
-        return None if state is None else state.processes["jobmanager"].pid
-
-    return _Part(pid, cluster.restart_jobmanager, "JobManager")
-
-
-def signal_process(pid: int, how: signal.Signals) -> None:
-    """Send a signal to a process that may have ended; one that is killed is waited for."""
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        process.send_signal(how)
-        if how == signal.SIGKILL:
-            with suppress(psutil.TimeoutExpired):
-                process.wait(10)
+    Leftovers(folder).note("server", server.pid(), "model_server")
+    return server, opened.enter_context(Link(server.port))

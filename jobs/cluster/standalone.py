@@ -33,6 +33,7 @@ CLUSTER = BUILD / "cluster"
 _START_S = 120.0
 _STOP_S = 30.0
 _POLL_S = 0.05
+_NO_VARIABLES: Mapping[str, str] = {}
 
 
 class ClusterError(NotReadyError):
@@ -66,10 +67,14 @@ class StandaloneCluster:
 
     Args:
         folder: For its configuration, logs, temporary files and ``cluster.json``.
+        variables: Further environment variables of the TaskManagers.
     """
 
-    def __init__(self, folder: Path = CLUSTER) -> None:
+    def __init__(
+        self, folder: Path = CLUSTER, variables: Mapping[str, str] = _NO_VARIABLES
+    ) -> None:
         self.folder = folder.absolute()
+        self._variables = variables
         self._children: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -377,6 +382,8 @@ class StandaloneCluster:
             "FLINK_LOG_DIR": str(self.folder / "logs"),
             "FLINK_PID_DIR": str(self.folder / "tmp"),
         }
+        if name != "jobmanager":
+            variables |= self._variables
         # The mark is an option that Flink does not know: script and JVM are told by it.
         command = [str(flink_home() / "bin" / script), "start-foreground"]
         command += ["-D", self._mark, *arguments]

@@ -130,11 +130,15 @@ class ModelProcess(ServerProcess):
         name: The model's name.
         version: Its version; none serves the newest, whenever it comes.
         log: See ``ServerProcess``.
+        workers: Processes that answer.
     """
 
-    def __init__(self, models_dir: Path, name: str, version: int | None, log: Path) -> None:
+    def __init__(
+        self, models_dir: Path, name: str, version: int | None, log: Path, *, workers: int = 1
+    ) -> None:
         arguments = ["model_server", "--models-dir", str(models_dir), "--model-name", name]
         arguments += ["--host", HOST, "--port", "{port}"]
+        arguments += [] if workers == 1 else ["--workers", str(workers)]
         arguments += [] if version is None else ["--model-version", str(version)]
         super().__init__("the model server", arguments, log)
 
