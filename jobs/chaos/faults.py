@@ -24,7 +24,7 @@ from jobs.environment import NotReadyError
 _SLOW_MS: Range = (20.0, 400.0)
 _POISON: tuple[int, int] = (50, 500)
 _FILE_BYTES = 2_048
-_JUMP_S = 1_800.0
+_JUMP_S = 30.0
 
 
 @dataclass
@@ -156,7 +156,7 @@ class DiskFull(Fault):
 
 @dataclass
 class ClockJump(Fault):
-    """The TaskManagers' clock goes half an hour at most ahead or back, and is set right again."""
+    """The TaskManagers' clock goes up to 30 s ahead or back, and is set right again."""
 
     clock: Clock
 
@@ -249,7 +249,7 @@ KINDS: Mapping[str, Kind] = {
     "more-partitions": Kind("one more of the events topic", _AT_ONCE, _more_partitions),
     "lost-topic": Kind("the alerts topic is deleted for a while", _SHORT, _lost_topic),
     "move-leader": Kind("the leader of several brokers stops in order", _SHORT, _move_leader),
-    "clock-jump": Kind("the TaskManagers' clock is up to 30 min off", _LONG, _clock_jump),
+    "clock-jump": Kind("the TaskManagers' clock is up to 30 s off", _LONG, _clock_jump),
 }
 
 

@@ -22,9 +22,11 @@ import psutil
 import pytest
 
 from jobs.chaos import faults, report
-from jobs.chaos.broker import LinkedBroker
+from jobs.chaos.broker import Brokers, LinkedBroker
+from jobs.chaos.clock import Clock, faketime
+from jobs.chaos.components import signal_processes
 from jobs.chaos.events import events, number_of, poison
-from jobs.chaos.faults import KINDS, DiskFull, Hang, Kill, NoCheckpoints, chosen
+from jobs.chaos.faults import KINDS, ClockJump, DiskFull, Hang, Kill, NoCheckpoints, chosen
 from jobs.chaos.ledger import Bits, Ledger
 from jobs.chaos.leftovers import Leftovers
 from jobs.chaos.plan import Planned, schedule
@@ -183,6 +185,60 @@ def test_a_process_that_died_while_stopped_is_started_again(sleeper: Sleeper) ->
     assert sleeper.pid() != first
 
 
+def test_what_a_process_has_started_is_hurt_with_it(tmp_path: Path) -> None:
+    child = "import subprocess; subprocess.run(['sleep', '600'])"
+    parent = subprocess.Popen([sys.executable, "-c", child])
+    process = psutil.Process(parent.pid)
+    wait_until(lambda: bool(process.children()), 10, "it has a child")
+    started = process.children()[0]
+    assert signal_processes([parent.pid], signal.SIGSTOP) == [parent.pid, started.pid]
+    wait_until(lambda: started.status() == psutil.STATUS_STOPPED, 5, "the child is stopped")
+    signal_processes([parent.pid], signal.SIGKILL)
+    parent.wait()
+    assert not started.is_running()
+    assert signal_processes([parent.pid], signal.SIGCONT) == []
+
+
+def test_the_clock_jumps_for_a_process_that_runs(tmp_path: Path) -> None:
+    library = faketime()
+    if library is None:
+        pytest.skip("libfaketime is not installed (Debian's package libfaketime)")
+    clock = Clock(library, tmp_path / "clock")
+    code = "import sys, time\nfor _ in sys.stdin: print(time.time(), time.monotonic(), flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | clock.variables(),
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def off_s() -> float:
+            print(file=process.stdin, flush=True)
+            told, steady = map(float, process.stdout.readline().split())  # type: ignore[union-attr]
+            assert abs(steady - time.monotonic()) < 2
+            return told - time.time()
+
+        assert abs(off_s()) < 2
+        fault = ClockJump(clock)
+        assert fault.inject(1.0) == "+30 s"
+        wait_until(lambda: abs(off_s() - 30) < 2, 5, "it is ahead")
+        assert fault.inject(0.0) == "-30 s"
+        wait_until(lambda: abs(off_s() + 30) < 2, 5, "it is behind")
+        fault.heal()
+        wait_until(lambda: abs(off_s()) < 2, 5, "it is right")
+        process.stdin.close()
+
+
+def test_where_there_is_no_library_no_clock_jumps(tmp_path: Path) -> None:
+    assert faketime(tmp_path) is None
+    stack = SimpleNamespace(clock=None, brokers=Brokers.in_folder(tmp_path, 1))
+    assert KINDS["clock-jump"].make(stack, Any) is None  # type: ignore[arg-type]
+    assert KINDS["move-leader"].make(stack, Any) is None  # type: ignore[arg-type]
+
+
 def test_a_full_disk_is_one_that_no_file_can_grow_on(sleeper: Sleeper) -> None:
     process = psutil.Process(sleeper.pid())
     before = process.rlimit(resource.RLIMIT_FSIZE)
@@ -331,6 +387,21 @@ def test_the_broker_tells_clients_of_the_link_to_come_by_the_proxy(tmp_path: Pat
     assert lines["advertised.listeners"] == advertised
     hosts = {part.partition("://")[2].rpartition(":")[0] for part in lines["listeners"].split(",")}
     assert hosts == {"127.0.0.1"}
+
+
+def test_several_brokers_have_a_replica_of_everything_each(tmp_path: Path) -> None:
+    brokers = Brokers.in_folder(tmp_path, 3)
+    texts = [broker._server_properties(1_234) for broker in brokers.all]
+    found = [dict(line.split("=", 1) for line in text.splitlines()) for text in texts]
+    assert [lines["node.id"] for lines in found] == ["1", "2", "3"]
+    voters = {lines["controller.quorum.voters"] for lines in found}
+    assert len(voters) == 1
+    for lines in found:
+        own = next(v for v in voters.copy().pop().split(",") if v.startswith(lines["node.id"]))
+        assert f"CONTROLLER://{own.partition('@')[2]}" in lines["listeners"]
+        assert lines["default.replication.factor"] == "3"
+        assert lines["min.insync.replicas"] == "2"
+    assert len(set(brokers.bootstrap.split(","))) == 3
 
 
 # -- loopback only ------------------------------------------------------------------------------
