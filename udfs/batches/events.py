@@ -65,6 +65,15 @@ class Reject:
     kafka_time_ms: int
 
 
+class ClockSetBackError(RuntimeError):
+    """The clock went back while a window was open.
+
+    Flink puts the records of a window into its state when a timer later than all before fires.
+    Until the clock is there again it fires windows that look empty and forgets what was in them.
+    The first such window must end the task, before a checkpoint says that its records are done.
+    """
+
+
 class CodedTexts(list[str]):
     """A column of texts that knows which of them are equal.
 
@@ -151,7 +160,7 @@ class Decoded:
         )
 
 
-def split_batch(joined: str) -> tuple[list[bytes], IntArray]:
+def split_batch(joined: str | None) -> tuple[list[bytes], IntArray]:
     """Undo the JVM's join: the records' bytes and their positions.
 
     Args:
@@ -163,7 +172,13 @@ def split_batch(joined: str) -> tuple[list[bytes], IntArray]:
 
     Raises:
         BatchFormatError: it is no such text.
+        ClockSetBackError: it is none.
     """
+    if joined is None:
+        raise ClockSetBackError(
+            "a window of records came without them: the clock of this TaskManager was set back; "
+            "the job goes on from its last checkpoint. Let the clock be slewed, not stepped"
+        )
     data = _as_bytes(joined)
     frames, broken_at = framing.frames(np.frombuffer(data, np.uint8))
     if broken_at >= 0:

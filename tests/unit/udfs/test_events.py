@@ -15,6 +15,7 @@ from udfs.batches import frames as framing
 from udfs.batches.events import (
     MAX_KEY_BYTES,
     BatchFormatError,
+    ClockSetBackError,
     Decoded,
     Decoder,
     Events,
@@ -169,6 +170,11 @@ def test_a_text_that_is_no_batch_is_refused(text: str, byte: int) -> None:
 def test_a_text_of_more_than_bytes_is_refused() -> None:
     with pytest.raises(BatchFormatError, match="at character 8"):
         split_batch("1 2 3 1 日")
+
+
+def test_a_window_without_records_is_a_clock_that_was_set_back() -> None:
+    with pytest.raises(ClockSetBackError, match="goes on from its last checkpoint"):
+        split_batch(None)
 
 
 def read_frames(text: str) -> list[tuple[int, ...]] | None:

@@ -1,0 +1,37 @@
+"""Three brokers with a replica of everything each: one stops, another leads, and all come back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+
+from jobs.chaos.broker import Brokers
+from jobs.chaos.kafka_faults import MovedLeader
+from jobs.kafka_topics import create_topics, probe
+
+pytestmark = [pytest.mark.cluster, pytest.mark.kafka, pytest.mark.timeout(120)]
+
+
+def leaders(brokers: Brokers) -> list[int]:
+    found = probe(brokers.bootstrap).list_topics("events", timeout=10).topics["events"].partitions
+    return [found[n].leader for n in sorted(found)]
+
+
+def test_the_leader_moves_and_comes_back(tmp_path: Path) -> None:
+    with Brokers.in_folder(tmp_path, 3) as brokers:
+        create_topics(brokers.bootstrap, {"events": 3})
+        before, first = leaders(brokers), brokers.leader("events")
+        assert sorted(before) == [1, 2, 3]
+        fault = MovedLeader(brokers, "events")
+        fault.heal()  # nothing was moved yet
+        assert fault.inject(0.0).startswith(f"broker {first.node} stopped, ")
+        assert first.node not in leaders(brokers)
+        producer = Producer({"bootstrap.servers": brokers.bootstrap, "acks": "all"})
+        for n in range(3):
+            producer.produce("events", b"taken by two", partition=n)
+        assert producer.flush(30) == 0
+        fault.heal()
+        assert leaders(brokers) == before
+    assert all(broker.status() is None for broker in brokers.all)
