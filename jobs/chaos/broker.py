@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from confluent_kafka import ElectionType, KafkaException
+from confluent_kafka import KafkaException
 
 from jobs.chaos.proxy import Link
 from jobs.environment import NotReadyError
@@ -57,6 +57,8 @@ class LinkedBroker(KafkaBroker):
             "offsets.topic.replication.factor": replicas,
             "transaction.state.log.replication.factor": replicas,
             "transaction.state.log.min.isr": in_sync,
+            "leader.imbalance.check.interval.seconds": "2",  # not five minutes
+            "leader.imbalance.per.broker.percentage": "0",
         }
 
     @property
@@ -104,7 +106,7 @@ class Brokers:
                 self._opened.enter_context(Link(b.link_port, b.proxy_port)) for b in self.all
             ]
             for broker in self.all:
-                self._opened.callback(broker.stop)
+                self._opened.callback(broker.kill)  # the last ones would wait for those that ended
             self.revive()
             self._opened = self._opened.pop_all()
         return self
@@ -149,25 +151,27 @@ class Brokers:
                         return broker
         raise NotReadyError(f"no broker leads {topic}", f"see {self.all[0].log}")
 
-    def prefer(self, timeout_s: float = _IN_SYNC_S) -> None:
-        """Wait until every replica is in sync, then give every partition its first leader back.
+    def wait_settled(self, timeout_s: float = _IN_SYNC_S) -> None:
+        """Wait until every replica is in sync and every partition has its first leader again.
 
         Raises:
-            NotReadyError: they are not in time.
+            NotReadyError: it is not so in time.
         """
-        client, deadline_s = probe(self.bootstrap), time.monotonic() + timeout_s
-        while not self._all_in_sync():
+        deadline_s = time.monotonic() + timeout_s
+        while not self._is_settled():
             if time.monotonic() > deadline_s:
                 raise NotReadyError(
-                    f"after {timeout_s:.0f} s not every replica is in sync",
+                    f"after {timeout_s:.0f} s not every replica is in sync and every leader back",
                     f"see {self.all[0].log}",
                 )
             time.sleep(_POLL_S)
-        client.elect_leaders(ElectionType.PREFERRED, request_timeout=timeout_s).result()
 
-    def _all_in_sync(self) -> bool:
+    def _is_settled(self) -> bool:
         with suppress(KafkaException):
             topics = probe(self.bootstrap).list_topics(timeout=_ANSWER_S).topics.values()
-            partitions = [p for topic in topics for p in topic.partitions.values()]
-            return all(len(p.isrs) == len(p.replicas) and p.leader >= 0 for p in partitions)
+            return all(
+                len(p.isrs) == len(p.replicas) and p.leader == p.replicas[0]
+                for topic in topics
+                for p in topic.partitions.values()
+            )
         return False

@@ -79,5 +79,5 @@ class MovedLeader(Fault):
         """See ``Fault``."""
         self.brokers.revive()
         if self._moved:
-            self.brokers.prefer()
+            self.brokers.wait_settled()
             self._moved = False
