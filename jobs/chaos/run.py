@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import KafkaException
-
 from jobs.chaos.fault import Fault
 from jobs.chaos.faults import KINDS
 from jobs.chaos.ledger import Ledger
@@ -23,7 +21,6 @@ from jobs.environment import NotReadyError
 from jobs.features import parity, topics
 from jobs.flink_rest import JobError
 from jobs.jars import silent
-from jobs.kafka_topics import StackError
 from jobs.settings import Settings
 
 _POLL_S = 0.05
@@ -188,6 +185,7 @@ class _Injurer:
 
     def __init__(self, stack: Stack, writer: Writer, watch: Watch, say: Say) -> None:
         self._stack, self._writer, self._watch, self._say = stack, writer, watch, say
+        self._unhealed = ""
 
     def go(self, outcome: Outcome) -> None:
         """Make faults until the time is up or there were enough."""
@@ -218,14 +216,15 @@ class _Injurer:
         try:
             detail = fault.inject(planned.strength)
             time.sleep(planned.holds_s)
-        except (NotReadyError, StackError, KafkaException, OSError) as exc:
-            trouble = f"not made: {exc}"
+        except Exception as exc:
+            trouble = f"not made: {exc!r}"
         finally:
             held_s = self._watch.now_s() - at_s
             healed_s = time.monotonic()
-            trouble = _healed(fault) or trouble
+            self._unhealed = _healed(fault)
         recovered = self._recovered(fault, healed_s + _RECOVERY_S)
         recovery_s = time.monotonic() - healed_s if recovered else None
+        trouble = trouble or self._unhealed
         return Done(planned.number, planned.kind, detail, at_s, held_s, recovery_s, trouble)
 
     def _recovered(self, fault: Fault, deadline_s: float) -> bool:
@@ -238,7 +237,7 @@ class _Injurer:
             if time.monotonic() > deadline_s or self._watch.failure or self._writer.failure:
                 return False
             if time.monotonic() > mend_s:
-                _healed(fault)
+                self._unhealed = _healed(fault)
                 _mended(self._stack)
                 mend_s = time.monotonic() + _MEND_EVERY_S
             if ends is None and self._stack.runs():
@@ -251,8 +250,8 @@ def _healed(fault: Fault) -> str:
     """Heal; what went wrong, if something did."""
     try:
         fault.heal()
-    except (NotReadyError, KafkaException, OSError) as exc:
-        return f"not healed: {exc}"
+    except Exception as exc:
+        return f"not healed: {exc!r}"
     return ""
 
 
@@ -260,7 +259,7 @@ def _mended(stack: Stack) -> None:
     """Start again what has ended as a consequence; what cannot be is tried again later."""
     try:
         stack.mend()
-    except (NotReadyError, JobError, OSError):
+    except Exception:
         return
 
 
