@@ -13,7 +13,7 @@ from jobs import jars
 from jobs import settings as job_settings
 from jobs.chaos import components
 from jobs.chaos.broker import Brokers
-from jobs.chaos.clock import Clock, faketime
+from jobs.chaos.clock import Clock
 from jobs.chaos.components import Component, Way
 from jobs.chaos.leftovers import Leftovers
 from jobs.chaos.proxy import Link
@@ -47,7 +47,7 @@ class Size:
     Attributes:
         task_managers: Of two slots each.
         brokers: Each has a replica of everything.
-        with_clock: Whether the TaskManagers' clock can be set off, if libfaketime is there.
+        with_clock: Whether the TaskManagers' clock can be set off, if there is a C compiler.
     """
 
     task_managers: int = 2
@@ -68,7 +68,7 @@ class Stack:
         checkpoints: The folder of the job's checkpoints.
         cluster: Where the job runs.
         job: The running job.
-        clock: What the TaskManagers see; none without libfaketime.
+        clock: What the TaskManagers see; none without a C compiler.
     """
 
     settings: Settings
@@ -181,8 +181,7 @@ def running(
         progress("starting Flink")
         keeper = opened.enter_context(ZooKeeper(folder / "zookeeper"))
         Leftovers(folder).note("zookeeper", keeper.pid, str(folder / "zookeeper"))
-        library = faketime() if size.with_clock else None
-        clock = None if library is None else Clock(library, folder / "clock")
+        clock = Clock.made_in(folder) if size.with_clock else None
         variables = {} if clock is None else clock.variables()
         cluster = StandaloneCluster(folder / "flink", variables)
         opened.callback(cluster.down)
