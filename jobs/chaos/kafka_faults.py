@@ -47,7 +47,8 @@ class LostTopic(Fault):
 
     def inject(self, strength: float) -> str:
         """See ``Fault``."""
-        deleted = probe(self.bootstrap).delete_topics([self.topic], request_timeout=_ANSWER_S)
+        client = probe(self.bootstrap)  # kept: one that is collected gives up its questions
+        deleted = client.delete_topics([self.topic], request_timeout=_ANSWER_S)
         deleted[self.topic].result(_ANSWER_S)
         return f"{self.topic} deleted"
 
