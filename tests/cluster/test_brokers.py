@@ -1,4 +1,4 @@
-"""Three brokers with a replica of everything each: one stops, another leads, and all come back."""
+"""Three brokers with a replica of everything each: what they can be asked to break comes back."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from confluent_kafka import Producer
 
 from jobs.chaos.broker import Brokers
-from jobs.chaos.kafka_faults import MovedLeader
-from jobs.kafka_topics import create_topics, probe
+from jobs.chaos.kafka_faults import LostTopic, MovedLeader
+from jobs.kafka_topics import create_topics, probe, topic_partitions
 
 pytestmark = [pytest.mark.cluster, pytest.mark.kafka, pytest.mark.timeout(120)]
 
@@ -19,9 +19,13 @@ def leaders(brokers: Brokers) -> list[int]:
     return [found[n].leader for n in sorted(found)]
 
 
-def test_the_leader_moves_and_comes_back(tmp_path: Path) -> None:
+def test_a_topic_is_lost_and_a_leader_moves_and_both_come_back(tmp_path: Path) -> None:
     with Brokers.in_folder(tmp_path, 3) as brokers:
-        create_topics(brokers.bootstrap, {"events": 3})
+        create_topics(brokers.bootstrap, {"events": 3, "alerts": 2})
+        lost = LostTopic(brokers.bootstrap, "alerts", 2)
+        assert lost.inject(0.0) == "alerts deleted"
+        lost.heal()
+        assert topic_partitions(brokers.bootstrap)["alerts"] == 2
         before, first = leaders(brokers), brokers.leader("events")
         assert sorted(before) == [1, 2, 3]
         fault = MovedLeader(brokers, "events")
