@@ -16,7 +16,8 @@ from jobs.chaos.leftovers import Leftovers
 from jobs.cluster.standalone import StandaloneCluster
 from jobs.demo.model_process import ModelProcess
 from jobs.environment import NotReadyError
-from jobs.runner import JobError, RunningJob
+from jobs.flink_rest import JobError
+from jobs.running_job import RunningJob
 
 _KILLED_S = 10.0
 
