@@ -143,14 +143,19 @@ def _prime(writer: Writer, job: RunningJob, keys: int) -> None:
     say("each card once")
     writer.write(keys)
     writer.flush()
-    deadline_s = time.monotonic() + _PRIMED_S
-    while _counted(job) < keys:
-        if time.monotonic() > deadline_s:
-            raise BenchError(f"{keys:,} events were not processed within {_PRIMED_S:.0f} s")
-        time.sleep(_POLL_S)
+    _wait_processed(writer, job)
     say("the JVM compiles")
     with writer.at(WARM_PER_S):
         time.sleep(WARM_S)
+    _wait_processed(writer, job)
+
+
+def _wait_processed(writer: Writer, job: RunningJob) -> None:
+    deadline_s = time.monotonic() + _PRIMED_S
+    while (left := writer.written - _counted(job)) > 0:
+        if time.monotonic() > deadline_s:
+            raise BenchError(f"{left:,} events were not processed within {_PRIMED_S:.0f} s")
+        time.sleep(_POLL_S)
 
 
 def thread_seconds(pid: int) -> dict[str, float]:
