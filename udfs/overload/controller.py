@@ -54,9 +54,8 @@ class Controller:
     An attempt costs a small queue, so it is made when it can succeed: when for ``calm`` no queue
     has stood at ``leave``, and clearly less came than was too much, or no more than has been
     carried before (``Load``); in the latter case the wait is twice as long after each attempt that
-    has failed, up to ``retry``.
-    What can be scored may also have grown, which nothing shows: after ``retry`` without a queue it
-    tries whatever comes.
+    has failed, up to ``retry``. What can be scored may also have grown, which nothing shows: after
+    ``retry`` without a queue it tries whatever comes.
 
     Attributes:
         share: Of the low-priority events that is kept now; 1 keeps all.
@@ -162,7 +161,6 @@ class Controller:
         self.share, self._grown_ms = min(ALL, max(GROWTH * self.share, _FIRST_SHARE)), now_ms
         if not self.sheds:
             self._ended_ms = now_ms
-            self.load.end()
 
     def _longer(self) -> int:
         return max(self._spec.calm, min(self._spec.retry, 2 * self._wait_ms))

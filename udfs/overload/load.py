@@ -7,8 +7,11 @@ INTERVAL_MS = 1_000
 _AS_MUCH = 1.1
 """Of what has been carried: a rate is never the same twice."""
 
-_CLEARLY_LESS = 0.8
-"""Of what was too much."""
+_LESS_THAN_CAME = 0.5
+"""Of the most that came in an overload: what had waited comes faster than it was sent."""
+
+_LESS_THAN_FAILED = 0.8
+"""Of what went on when an attempt failed."""
 
 
 class Load:
@@ -18,16 +21,15 @@ class Load:
         came_per_s: In the last whole interval.
         kept_per_s: Of them, those that went on.
         carried_per_s: The most that went on in an interval in which nothing waited.
-        refused_per_s: What was too much: the most that came in the present overload, or what went
-            on when an attempt to end it failed.
     """
 
     def __init__(self) -> None:
         self.came_per_s = self.kept_per_s = 0.0
-        self.carried_per_s = self.refused_per_s = 0.0
+        self.carried_per_s = 0.0
+        self._most_per_s = self._failed_per_s = 0.0
         self._since_ms: int | None = None
         self._came = self._shed = 0
-        self._waited = self._is_overload = self._has_failed = False
+        self._waited = False
 
     def add(self, now_ms: int, events: int, waits: bool) -> None:
         """A batch has come.
@@ -51,20 +53,18 @@ class Load:
 
     def begin(self) -> None:
         """An overload begins."""
-        self._is_overload, self._has_failed, self.refused_per_s = True, False, self.came_per_s
+        self._most_per_s, self._failed_per_s = self.came_per_s, 0.0
 
     def fail(self) -> None:
         """What goes on now is too much."""
-        self._has_failed, self.refused_per_s = True, self.kept_per_s
-
-    def end(self) -> None:
-        """The overload is over."""
-        self._is_overload = False
+        self._failed_per_s = self.kept_per_s
 
     @property
     def is_less(self) -> bool:
         """Whether clearly less comes than was too much."""
-        return self.came_per_s < _CLEARLY_LESS * self.refused_per_s
+        if self._failed_per_s:
+            return self.came_per_s < _LESS_THAN_FAILED * self._failed_per_s
+        return self.came_per_s < _LESS_THAN_CAME * self._most_per_s
 
     @property
     def fits(self) -> bool:
@@ -76,7 +76,6 @@ class Load:
         self.kept_per_s = 1_000 * (self._came - self._shed) / took_ms
         if not self._waited:
             self.carried_per_s = max(self.carried_per_s, self.kept_per_s)
-        if self._is_overload and not self._has_failed:
-            self.refused_per_s = max(self.refused_per_s, self.came_per_s)
+        self._most_per_s = max(self._most_per_s, self.came_per_s)
         self._came = self._shed = 0
         self._waited = False

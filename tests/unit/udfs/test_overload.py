@@ -252,12 +252,13 @@ def test_while_more_comes_than_ever_was_scored_no_attempt_is_made(
     """One queue at the beginning, none after it, and an end soon after the load's."""
     simulation = Simulation(Controller(spec())).run(30, normal * CAPACITY)
     assert not simulation.controller.sheds
+    simulation.waiting += 0.3 * times * CAPACITY  # what had waited comes at once
+    simulation.run(0.3, 2 * times * CAPACITY)
     for factor in noise:
         simulation.run(1, factor * times * CAPACITY)
     later = simulation.last(len(noise))
-    assert {share for share, _ in later} == {0.1, 1.0}
     shares = [share for share, _ in later]
-    assert 1.0 not in shares[shares.index(0.1) :]
+    assert {*shares[shares.index(0.1) :]} == {0.1}
     if len(noise) > 60:
         assert max(lag for _, lag in simulation.last(1)) < 100
     simulation.run(30, normal * CAPACITY)
@@ -267,7 +268,7 @@ def test_while_more_comes_than_ever_was_scored_no_attempt_is_made(
 def test_a_load_that_may_be_too_much_is_tried_and_then_left() -> None:
     """What comes falls to less than began the overload, but more than can be scored."""
     simulation = Simulation(Controller(spec())).run(30, 3_000).run(30, 15_000)
-    simulation.run(240, 8_000)
+    simulation.run(240, 7_000)
     tried = [share > 0.1 for share, _ in simulation.last(240)]
     assert sum(a and not b for a, b in pairwise(tried)) == 1
     assert max(lag for _, lag in simulation.last(240)) < 500
