@@ -74,34 +74,10 @@ class _Versions(Collector):
         yield family
 
 
-class ServerMetrics:
-    """Counts what it is told; ``exposed`` is what Prometheus reads. For one event loop.
+class _Inferences:
+    """Calls of models, under TensorFlow Serving's and MLServer's names."""
 
-    Labels hold models that are served, never names that callers made up.
-
-    Attributes:
-        registry: Where the metrics are.
-    """
-
-    def __init__(self, servables: Servables) -> None:
-        """Start from zero.
-
-        Args:
-            servables: Whose versions are shown.
-        """
-        # Else a second series for each one, which nobody asked for.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        registry = self.registry = CollectorRegistry()
-        self._calls = Counter(
-            "streamscore_server_calls",
-            "Calls of any kind by their gRPC status",
-            ["entrypoint", "call", "status"],
-            registry=registry,
-        )
-        self._at_work = 0
-        Gauge(
-            "streamscore_server_calls_in_flight", "Calls at work", registry=registry
-        ).set_function(lambda: self._at_work)
+    def __init__(self, registry: CollectorRegistry) -> None:
         requests = self._requests = Counter(
             ":tensorflow:serving:request_count",
             "Inference calls (TensorFlow Serving's name)",
@@ -135,6 +111,50 @@ class ServerMetrics:
             labels,
             registry=registry,
         )
+
+    def series_of(self, record: CallRecord) -> tuple[Sequence[Counter], Histogram, Summary]:
+        """What counts such a call, and what takes its time in microseconds and in seconds."""
+        version = str(record.version)
+        outcome = self._successes if record.status == "OK" else self._failures
+        return (
+            (
+                self._requests.labels(record.model, record.status),
+                outcome.labels(record.model, version),
+            ),
+            self._latency_us.labels(record.model, record.call, record.entrypoint),
+            self._duration.labels(record.model, version),
+        )
+
+
+class ServerMetrics:
+    """Counts what it is told; ``exposed`` is what Prometheus reads. For one event loop.
+
+    Labels hold models that are served, never names that callers made up.
+
+    Attributes:
+        registry: Where the metrics are.
+    """
+
+    def __init__(self, servables: Servables) -> None:
+        """Start from zero.
+
+        Args:
+            servables: Whose versions are shown.
+        """
+        # Else a second series for each one, which nobody asked for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        registry = self.registry = CollectorRegistry()
+        self._calls = Counter(
+            "streamscore_server_calls",
+            "Calls of any kind by their gRPC status",
+            ["entrypoint", "call", "status"],
+            registry=registry,
+        )
+        self._at_work = 0
+        Gauge(
+            "streamscore_server_calls_in_flight", "Calls at work", registry=registry
+        ).set_function(lambda: self._at_work)
+        self._inferences = _Inferences(registry)
         self._batch_rows = Histogram(
             "streamscore_server_batch_rows",
             "Rows of one run of a model, of one call or several",
@@ -191,17 +211,8 @@ class ServerMetrics:
         calls = self._calls.labels(record.entrypoint, record.call, record.status)
         if not record.model or record.call not in _INFERENCE:
             return (calls,), None, None
-        version = str(record.version)
-        outcome = self._successes if record.status == "OK" else self._failures
-        return (
-            (
-                calls,
-                self._requests.labels(record.model, record.status),
-                outcome.labels(record.model, version),
-            ),
-            self._latency_us.labels(record.model, record.call, record.entrypoint),
-            self._duration.labels(record.model, version),
-        )
+        counters, latency_us, duration = self._inferences.series_of(record)
+        return (calls, *counters), latency_us, duration
 
     def ran(self, model: str, rows: int) -> None:
         """A model was run once."""

@@ -11,22 +11,12 @@ import orjson
 import pandas as pd
 
 from jobs import training
+from jobs.demo.iot.runs import SENSORS
 from jobs.environment import ROOT
 from jobs.settings import load
 from tests.support.kafka import Record
 
 IOT = ROOT / "conf" / "iot.yaml"
-
-SENSORS = (
-    "Accelerometer1RMS",
-    "Accelerometer2RMS",
-    "Current",
-    "Pressure",
-    "Temperature",
-    "Thermocouple",
-    "Voltage",
-    "Volume Flow RateRMS",
-)
 
 
 def reading(machine: int, begin_ms: int, second: int, rng: random.Random) -> dict[str, Any]:
