@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.exit_codes import ExitCode
 from jobs.options import ConfigFile, Overrides, changes_of, loaded
+
+if TYPE_CHECKING:
+    from jobs.chaos.run import Options, Outcome
 
 
 def chaos(
@@ -51,14 +54,10 @@ def chaos(
 
     Example: streamscore chaos conf/fraud.yaml --faults kill-taskmanager,cut-broker --minutes 5
     """
-    from jobs.chaos import report
-    from jobs.chaos import run as runs
     from jobs.chaos.faults import KINDS, chosen
+    from jobs.chaos.run import Options
     from jobs.chaos.stack import CHAOS
-    from jobs.chaos.writer import WriterError
     from jobs.console import console, facts_table
-    from jobs.features.topics import TopicError
-    from jobs.flink_rest import JobError
 
     if list_:
         console.print(facts_table("faults", {name: kind.about for name, kind in KINDS.items()}))
@@ -68,8 +67,7 @@ def chaos(
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint="--faults") from exc
     loaded(conf, overrides)
-    at = folder or CHAOS
-    options = runs.Options(
+    options = Options(
         conf,
         changes_of(overrides),
         kinds,
@@ -79,18 +77,35 @@ def chaos(
         rate=rate,
         task_managers=taskmanagers,
         brokers=brokers,
-        folder=at,
+        folder=folder or CHAOS,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    outcome = _outcome_of(options)
+    _tell(outcome, options.folder)
+    raise typer.Exit(ExitCode.OK if outcome.is_good else ExitCode.FAILED)
+
+
+def _outcome_of(options: Options) -> Outcome:
+    from jobs.chaos.run import run
+    from jobs.chaos.writer import WriterError
+    from jobs.console import console
+    from jobs.features.topics import TopicError
+    from jobs.flink_rest import JobError
+
     try:
-        outcome = runs.run(options, lambda text: console.print(text, highlight=False))
+        return run(options, lambda text: console.print(text, highlight=False))
     except (JobError, TopicError, WriterError) as exc:
-        typer.echo(f"failed: {exc}; the logs are in {at}", err=True)
+        typer.echo(f"failed: {exc}; the logs are in {options.folder}", err=True)
         raise typer.Exit(ExitCode.FAILED) from exc
     except KeyboardInterrupt:
         typer.echo("stopped: all that was broken is healed, all that ran is ended", err=True)
         raise typer.Exit(ExitCode.FAILED) from None
-    as_json, as_html = report.write(outcome, at)
+
+
+def _tell(outcome: Outcome, folder: Path) -> None:
+    from jobs.chaos import report
+    from jobs.console import console, facts_table
+
+    as_json, as_html = report.write(outcome, folder)
     console.print(facts_table("chaos", report.summary(outcome)))
     console.print(f"written to {as_json} and {as_html}", soft_wrap=True)
-    raise typer.Exit(ExitCode.OK if outcome.is_good else ExitCode.FAILED)

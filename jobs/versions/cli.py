@@ -12,6 +12,7 @@ from jobs.features.cli import AsJson, Conf, Properties, print_json, properties_o
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
+    from jobs.versions.control import Control
 
 
 def _options(settings: Settings, properties: list[str] | None) -> dict[str, str]:
@@ -96,8 +97,7 @@ def cutover(
 
     from jobs.console import bars
     from jobs.settings_file import SettingsError
-    from jobs.versions.cutover import control_of, cut_over, lines, previous
-    from jobs.versions.naming import version_of
+    from jobs.versions.cutover import control_of, cut_over, lines
     from jobs.versions.overlap import Limits
 
     if bool(to) == back:
@@ -106,17 +106,12 @@ def cutover(
     options = _options(settings, properties)
     control = control_of(settings, options)
     try:
-        chosen = previous(control.generations) if back else version_of(to)
-        if chosen is None:
-            raise typer.BadParameter("there was no cutover yet", param_hint="--back")
-        if chosen == control.generations[-1].version:
-            raise typer.BadParameter(f"readers follow {chosen} already", param_hint="--to")
         with bars() as progress:
             done = cut_over(
                 settings,
                 control,
                 options,
-                chosen,
+                _chosen(to, back, control),
                 limits=Limits(max_behind, max_psi),
                 most=compare,
                 wait_s=wait_s,
@@ -134,6 +129,19 @@ def cutover(
             typer.echo(line)
     if not done.is_done:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _chosen(to: str, back: bool, control: Control) -> str:
+    """The version to follow; raises SettingsError if its name is none."""
+    from jobs.versions.cutover import previous
+    from jobs.versions.naming import version_of
+
+    chosen = previous(control.generations) if back else version_of(to)
+    if chosen is None:
+        raise typer.BadParameter("there was no cutover yet", param_hint="--back")
+    if chosen == control.generations[-1].version:
+        raise typer.BadParameter(f"readers follow {chosen} already", param_hint="--to")
+    return chosen
 
 
 def follow(
