@@ -12,7 +12,8 @@ from pyflink.table import StreamTableEnvironment
 from jobs import sources
 from jobs.settings import Settings
 from jobs.starting import Position
-from udfs.operators import LabelReader, Routing
+from udfs.batches.routing import Routing
+from udfs.stages.labels import LabelReader
 
 BATCH = Types.PICKLED_BYTE_ARRAY()
 ROUTED = Types.ROW([Types.INT(), BATCH])

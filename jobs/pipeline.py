@@ -34,7 +34,7 @@ from udfs.alerting.scored import ScoredColumns
 from udfs.batches.buckets import DEFAULT_MAX_PARALLELISM, even_labels
 from udfs.batches.privacy import Privacy
 from udfs.batches.records import RecordWriter
-from udfs.operators import FirstStage, NextStage, Routing
+from udfs.batches.routing import Routing
 from udfs.overload.valve import SHED
 from udfs.preparation.preparation import Preparation
 from udfs.rollup.operator import RollupStage
@@ -42,6 +42,8 @@ from udfs.scoring.base import Scoring
 from udfs.scoring.embedded import EmbeddedScoring
 from udfs.scoring.output import Output
 from udfs.scoring.served import ServedScoring
+from udfs.stages.first import FirstStage
+from udfs.stages.next import NextStage
 
 logger = logging.getLogger(__name__)
 

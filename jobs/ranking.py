@@ -31,10 +31,10 @@ from jobs.settings_file import SettingsError
 from model_server.errors import RepositoryError
 from model_server.repository import ModelVersion, find_version
 from udfs.batches.buckets import even_labels
+from udfs.batches.routing import Routing
 from udfs.enrichment.table_sources import KafkaAccess
 from udfs.feedback.join import FeedbackOptions
 from udfs.feedback.operator import FeedbackStage
-from udfs.operators import FirstStage, Routing
 from udfs.preparation.preparation import Preparation
 from udfs.ranking.index import IndexFileError, ItemIndex
 from udfs.ranking.item_stage import ItemStage
@@ -43,6 +43,7 @@ from udfs.ranking.ranking import RankingOptions, RankingScoring, check_columns
 from udfs.scoring.base import Scoring
 from udfs.scoring.embedded import EmbeddedScoring
 from udfs.scoring.served import ServedScoring
+from udfs.stages.first import FirstStage
 
 __all__ = ["build", "main"]
 

@@ -10,7 +10,7 @@ from pyflink.common import Row
 from pyflink.datastream import KeyedProcessFunction, RuntimeContext
 
 from udfs.offline.state_files import read_blocks
-from udfs.operators import first_events, histories
+from udfs.stages.state import first_events, histories
 
 LOADED = "loaded"
 """The counter of files that are in the state."""

@@ -133,7 +133,7 @@ def _bootstrap_of(settings: Settings, past: Past) -> Bootstrap:
     def bucket_of(stage: str, entities: Sequence[str]) -> IntArray:
         if stage == schema.key:
             return np.array(labels)[sql_buckets(entities, len(labels))]
-        from udfs.operators import Routing
+        from udfs.batches.routing import Routing
 
         of = Routing(labels).of
         return np.fromiter(map(of, entities), np.int64, len(entities))

@@ -190,7 +190,7 @@ def test_changes_under_load(
     version = ("SCHEMA_VERSION = 1", "SCHEMA_VERSION = 2")
     code = changed_code(tmp_path / "new", records, *version)
     calls = ("split_batch(value)", "split_batch(value, value)")
-    broken = changed_code(tmp_path / "broken", "udfs/operators.py", *calls)
+    broken = changed_code(tmp_path / "broken", "udfs/stages/first.py", *calls)
     limits = Limits(wait_s=120, max_psi=10)  # the models differ on purpose
     outcomes = {}
     with live(cluster, overrides) as running, running.writer.at(RATE):

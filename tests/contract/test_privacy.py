@@ -15,8 +15,8 @@ from tests.support.stages import ROUTING, first_stage, next_stage
 from tests.support.streams import BUCKETS, DOCUMENT, KAFKA_MS, micro_batch
 from udfs.batches.privacy import Privacy
 from udfs.definition.schema import Schema
-from udfs.operators import LabelReader
 from udfs.scoring.embedded import EmbeddedScoring
+from udfs.stages.labels import LabelReader
 
 MAIL, CARDS = "someone@example.org", ("a", "b")
 

@@ -22,9 +22,9 @@ from udfs.definition.feature import FeatureSpec
 from udfs.definition.rollup import RollupSpec
 from udfs.definition.schema import Schema
 from udfs.features.histories import StateFormatError
-from udfs.operators import FirstStage
 from udfs.rollup.operator import RollupStage
 from udfs.scoring.base import Scoring
+from udfs.stages.first import FirstStage
 
 BUCKETS = (3, 8)
 BEGIN_MS = 1_700_000_000_000

@@ -31,9 +31,10 @@ from tests.support.streams import (
     micro_batch,
     offsets_of,
 )
-from udfs.operators import FirstStage, LabelReader
 from udfs.overload.shedding import is_kept
 from udfs.overload.valve import SHED
+from udfs.stages.first import FirstStage
+from udfs.stages.labels import LabelReader
 
 
 def low(number: int, card: str = "c3-0") -> bytes:

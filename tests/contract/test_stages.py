@@ -25,9 +25,10 @@ from tests.support.streams import (
 )
 from udfs.batches.batch import FeatureBatch
 from udfs.batches.buckets import sql_buckets
+from udfs.batches.routing import Routing
 from udfs.definition.schema import Schema
 from udfs.features.layouts import StateFormatError
-from udfs.operators import NextStage, Routing
+from udfs.stages.next import NextStage
 
 
 @pytest.fixture(params=["FirstStage", "NextStage"])

@@ -12,12 +12,15 @@ from tests.support.flink import Subtask
 from tests.support.streams import BUCKETS, SCHEMA, labels, micro_batch, raw_batches
 from udfs.alerting.operator import EpisodeOperator
 from udfs.batches.batch import FeatureBatch, LabelBatch
+from udfs.batches.routing import Routing
 from udfs.definition.episode import EpisodeSpec
 from udfs.definition.overload import OverloadSpec
 from udfs.feedback.join import FeedbackOptions
 from udfs.feedback.operator import FeedbackStage
-from udfs.operators import FirstStage, LabelReader, NextStage, Routing
 from udfs.scoring.base import Scoring
+from udfs.stages.first import FirstStage
+from udfs.stages.labels import LabelReader
+from udfs.stages.next import NextStage
 
 ROUTING = Routing(BUCKETS)
 

@@ -258,8 +258,8 @@ def test_the_fallback_reasons_are_complete() -> None:
 
 
 def test_the_metrics_are_complete() -> None:
-    operators = ("operators", "rollup/operator", "scoring/served", "alerting/operator")
-    operators += ("overload/valve",)
+    operators = ["stages/base", "stages/first", "stages/next", "stages/labels", "rollup/operator"]
+    operators += ["scoring/served", "alerting/operator", "overload/valve"]
     made = calls(*(f"udfs/{name}.py" for name in operators))
     kinds = {(args[0], name) for name, args in made if name in ("counter", "gauge") and args}
     assert {(cells[0], cells[1]) for cells in rows("metric")} == kinds
