@@ -19,6 +19,7 @@ from jobs.environment import BUILD, ROOT, NotReadyError
 JARS = BUILD / "jars"
 POMS = {"flink": ROOT / "conf" / "pom.xml", "kafka": ROOT / "conf" / "kafka-pom.xml"}
 SUMS = ROOT / "conf" / "jars.sha256"
+_TOKEN_JARS = ("jackson-annotations-", "jackson-core-", "jackson-databind-", "jose4j-")
 
 Progress = Callable[[str], None]
 
@@ -57,6 +58,17 @@ def flink_jars(folder: Path = JARS) -> list[Path]:
         JarsError: one is missing.
     """
     return list(_present("flink", folder))
+
+
+def token_jars(folder: Path = JARS) -> list[Path]:
+    """What Kafka's client reads an OAuth token with: Flink's connector leaves it out.
+
+    They are the broker's own.
+
+    Raises:
+        JarsError: one is missing.
+    """
+    return [path for path in _present("kafka", folder) if path.name.startswith(_TOKEN_JARS)]
 
 
 def broker_classpath(folder: Path = JARS) -> str:

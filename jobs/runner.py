@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs import token_urls
 from jobs.environment import BUILD, NotReadyError, thread_mode_env
 from jobs.flink_rest import FlinkRest, JobError, cause_of
-from jobs.jars import flink_jars
+from jobs.job_jars import jars_of
 from jobs.running_job import RunningJob
 from jobs.settings import Settings
 from jobs.stack import HOST, free_port
@@ -58,18 +59,23 @@ def submit(
         target: host:port of a cluster's JobManager, or none.
         options: Further Flink options.
     """
+    jars = jars_of(settings)
     prepare()
+    os.environ.update(token_urls.variables(settings, jars))
     from py4j.protocol import Py4JJavaError
+    from pyflink.java_gateway import get_gateway
 
     from jobs import pipeline
 
     address = target or f"{HOST}:{settings.flink.web_port or free_port()}"
     if target is not None:
         _check_reachable(target)
-    more = [settings.kinesis.jar] if settings.kinesis is not None else []
-    given = _target_options(address, more, remote=target is not None) | dict(options or {})
+        token_urls.check(settings, FlinkRest(target))
+    given = _target_options(address, jars, remote=target is not None) | dict(options or {})
     configuration = pipeline.flink_configuration(settings, given)
     env = _environment(configuration, remote=target is not None)
+    if target is None:
+        token_urls.allow(settings, get_gateway().jvm)
     try:
         build(env)
         client = env.execute_async(settings.name)
@@ -99,15 +105,10 @@ def prepare() -> None:
     os.environ.setdefault("FLINK_LOG_DIR", str(BUILD / "logs"))
 
 
-def _target_options(
-    address: str, more_jars: Sequence[Path] = (), *, remote: bool
-) -> dict[str, str]:
-    for jar in more_jars:
-        if not jar.is_file():
-            raise NotReadyError(f"there is no {jar}", "put the connector's jar there")
+def _target_options(address: str, jars: Sequence[Path], *, remote: bool) -> dict[str, str]:
     host, _, port = address.rpartition(":")
     options = {
-        "pipeline.jars": ";".join(jar.absolute().as_uri() for jar in [*flink_jars(), *more_jars]),
+        "pipeline.jars": ";".join(jar.absolute().as_uri() for jar in jars),
         "rest.address": host,
         "rest.port": port,
     }
@@ -116,6 +117,8 @@ def _target_options(
     return options | {
         "rest.bind-address": host,
         "rest.bind-port": port,
+        "jobmanager.bind-host": host,
+        "taskmanager.bind-host": host,
         "python.executable": sys.executable,  # a cluster's machines have a path of their own
     }
 

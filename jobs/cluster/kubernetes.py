@@ -9,6 +9,7 @@ import yaml
 
 from jobs.profiles import section
 from jobs.settings import Settings
+from jobs.token_urls import java_option
 
 PACKAGE_DIR = "/opt/streamscore"
 """Where the image has the unpacked package; see docker/Dockerfile.job."""
@@ -48,7 +49,7 @@ def _deployment(settings: Settings, image: str) -> dict[str, Any]:
     options = {k: str(v) for k, v in section("cluster").items() if ".memory." not in k}
     options |= {
         "taskmanager.numberOfTaskSlots": "1",
-        "env.java.opts.all": "-XX:+ExitOnOutOfMemoryError",
+        "env.java.opts.all": f"-XX:+ExitOnOutOfMemoryError {java_option(settings)}".strip(),
         "high-availability.type": "kubernetes",
         "high-availability.storageDir": f"{flink.checkpoint_dir}/ha",
         "execution.checkpointing.dir": flink.checkpoint_dir,

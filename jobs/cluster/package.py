@@ -20,7 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jobs.environment import BUILD, ROOT
-from jobs.jars import flink_jars
+from jobs.job_jars import jars_of
+from jobs.settings import load
 
 PACKAGES = BUILD / "packages"
 _CODE = ("jobs", "model_server", "udfs")
@@ -88,14 +89,14 @@ def make(
         folder: Where packages go.
 
     Raises:
-        JarsError: a jar is missing.
+        NotReadyError: a jar is missing.
     """
     chosen = dict(overrides or {})
     code = dict(_code(root))
     files = {f"code/{name}": content for name, content in code.items()}
     files["conf/job.yaml"] = conf.read_bytes()
     files["conf/overrides.json"] = json.dumps(chosen, sort_keys=True).encode()
-    files |= {f"jars/{jar.name}": jar.read_bytes() for jar in flink_jars()}
+    files |= {f"jars/{jar.name}": jar.read_bytes() for jar in jars_of(load(conf, chosen))}
     content = zipped(files)
     package = Package(_digest(content), _digest(zipped(code)), folder.absolute(), chosen)
     folder.mkdir(parents=True, exist_ok=True)

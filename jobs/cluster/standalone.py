@@ -49,12 +49,14 @@ class ClusterState:
         slots: Of each TaskManager.
         next_number: Of the TaskManager that is started next; names are never used again.
         processes: By name: ``jobmanager``, ``tm-0``, ...
+        application: Whether it runs one job, with which its JobManager ends.
     """
 
     rest: str
     slots: int
     next_number: int = 0
     processes: dict[str, Started] = field(default_factory=dict)
+    application: bool = False
 
     @property
     def task_managers(self) -> list[str]:
@@ -75,6 +77,7 @@ class StandaloneCluster:
     ) -> None:
         self.folder = folder.absolute()
         self._variables = variables
+        self._variables_of_all: Mapping[str, str] = {}
         self._children: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -138,10 +141,39 @@ class StandaloneCluster:
                 self.wait_complete(state)
             return state
 
+    def session(self) -> ClusterState:
+        """The running cluster, to which jobs are submitted.
+
+        Raises:
+            ClusterError: it does not run, or runs one job alone.
+        """
+        state = self.running()
+        if state.application:
+            raise ClusterError(
+                f"the cluster in {self.folder} is for one job alone and ends with it",
+                "use streamscore savepoint take --stop, then streamscore submit --target "
+                "application --savepoint with its path",
+            )
+        return state
+
     def up_application(
-        self, arguments: Sequence[str], code: Path, task_managers: int, slots: int
+        self,
+        arguments: Sequence[str],
+        code: Path,
+        task_managers: int,
+        slots: int,
+        options: Mapping[str, Any],
+        variables: Mapping[str, str],
     ) -> ClusterState:
         """Start a cluster whose JobManager runs one job: ``standalone-job.sh`` with arguments.
+
+        Args:
+            arguments: What to run.
+            code: Folder with the code of all processes.
+            task_managers: How many.
+            slots: Of each.
+            options: Flink's, over conf/flink.yaml.
+            variables: Further environment variables of all processes.
 
         Raises:
             ClusterError: it runs already, or as ``up``.
@@ -151,8 +183,9 @@ class StandaloneCluster:
                 fix = "stop it first: streamscore cluster down"
                 raise ClusterError(f"a cluster runs in {self.folder}", fix)
             self._end_leftovers()
+            self._variables_of_all = variables
             script = "standalone-job.sh"
-            state = self._start_jobmanager(slots, None, {}, script, arguments, code)
+            state = self._start_jobmanager(slots, None, options, script, arguments, code)
             with self._undone_if_failed(state):
                 for _ in range(task_managers):
                     self._start_task_manager(state, code)
@@ -349,7 +382,7 @@ class StandaloneCluster:
         rpc_port = free_port(other_than=rest_port)
         all_options = {"taskmanager.numberOfTaskSlots": slots, **options}
         write_configuration(self.folder, rest_port, rpc_port, all_options)
-        state = ClusterState(f"{HOST}:{rest_port}", slots)
+        state = ClusterState(f"{HOST}:{rest_port}", slots, application=bool(arguments))
         self._link("jobmanager", code)
         self._start(state, "jobmanager", script, *arguments)
         return state
@@ -377,7 +410,7 @@ class StandaloneCluster:
         return True
 
     def _start(self, state: ClusterState, name: str, script: str, *arguments: str) -> None:
-        variables = {
+        variables = dict(self._variables_of_all) | {
             "FLINK_CONF_DIR": str(self.folder / "conf"),
             "FLINK_LOG_DIR": str(self.folder / "logs"),
             "FLINK_PID_DIR": str(self.folder / "tmp"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import settings as job_settings
+from jobs import token_urls
 from jobs.cluster import package as packages
 from jobs.cluster.client import FlinkRunClient
 from jobs.cluster.entry import tell
@@ -103,11 +104,14 @@ def submit_session(
         progress: Called with one line per step.
 
     Raises:
-        ClusterError: it does not run, has too few slots, or runs this job or other code already.
+        ClusterError: it does not run, is for one job alone, has too few slots, or runs this job or
+            other code already.
+        NotReadyError: it may not ask for the job's tokens.
         JobError: Flink refused the job, or it failed.
     """
-    state = cluster.running()
+    state = cluster.session()
     _check_not_running(settings.name, FlinkRest(state.rest))
+    token_urls.check(settings, FlinkRest(state.rest))
     _check_slots(settings, state.slots * len(state.task_managers))
     with FlinkRunClient(package, cluster) as client:
         progress("giving the TaskManagers the code")
@@ -153,7 +157,9 @@ def submit_application(
     chosen = ["--job-classname", PYTHON_DRIVER]
     chosen += ["--fromSavepoint", savepoint] if savepoint else []
     arguments = [*chosen, "-py", str(entry), "--packed-job", str(package.job)]
-    cluster.up_application(arguments, package.code, task_managers, slots)
+    options = token_urls.cluster_options(settings)
+    variables = token_urls.variables(settings, package.jars)
+    cluster.up_application(arguments, package.code, task_managers, slots, options, variables)
     progress(f"waiting for the tasks to run, {cluster.rest.url}")
     job = RunningJob(cluster.wait_job(RUNNING_S), cluster.rest)
     JobRecord(settings.name, job.job_id, package, savepoint).write(cluster)

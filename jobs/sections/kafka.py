@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
@@ -25,6 +26,9 @@ _LOGIN_MODULES = {
 }
 _OF_OAUTH = ("oauth_url", "client_id", "client_secret")
 _OAUTH_HANDLER = f"{_SHADED}.oauthbearer.OAuthBearerLoginCallbackHandler"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+OAUTH_PROPERTY = "org.apache.flink.kafka.shaded.org.apache.kafka.sasl.oauthbearer.allowed.urls"
+"""System property of a JVM: the URLs that its Kafka clients may ask for tokens."""
 
 
 def host_ports(text: str) -> str:
@@ -58,7 +62,11 @@ class KafkaSaslSettings(Strict):
     username: str = Field("", description="of PLAIN and SCRAM")
     password: str = Field("", description="its password, as `${KAFKA_PASSWORD}`")
     oauth_url: str = Field(
-        "", description="of OAUTHBEARER: URL that grants tokens to client credentials"
+        "", description="of OAUTHBEARER: https URL that grants tokens to client credentials"
+    )
+    oauth_ca: Path | None = Field(
+        None,
+        description="of OAUTHBEARER: PEM file of who signs that URL's server; the system's if none",
     )
     client_id: str = Field("", description="of OAUTHBEARER")
     client_secret: str = Field("", description="of OAUTHBEARER, as `${KAFKA_CLIENT_SECRET}`")
@@ -70,12 +78,21 @@ class KafkaSaslSettings(Strict):
         for name in _OF_OAUTH if oauth else ("username", "password"):
             if not getattr(self, name):
                 yield Mistake((name,), f"{self.mechanism} needs it")
+        if not oauth or not self.oauth_url:
+            return
+        url = urlsplit(self.oauth_url)
+        if url.scheme != "https" and (url.scheme != "http" or url.hostname not in _LOOPBACK):
+            problem = "must begin with https://, or the client's secret could be read on its way"
+            yield Mistake(("oauth_url",), problem)
 
     def jaas(self) -> str:
         """The login as the Java client's ``sasl.jaas.config``."""
         if self.mechanism == "OAUTHBEARER":
             options = {"clientId": self.client_id, "clientSecret": self.client_secret}
             options |= {"scope": self.scope} if self.scope else {}
+            if self.oauth_ca is not None:
+                options["ssl.truststore.type"] = "PEM"
+                options["ssl.truststore.location"] = str(self.oauth_ca.absolute())
         else:
             options = {"username": self.username, "password": self.password}
         told = " ".join(f'{name}="{_escaped(value)}"' for name, value in options.items())
@@ -120,6 +137,12 @@ class KafkaSettings(Strict):
         default_factory=dict,
         description="passed to Python's Kafka clients (tables, commands), by librdkafka's names",
     )
+
+    @property
+    def token_url(self) -> str:
+        """Where OAUTHBEARER gets its tokens; empty with other logins."""
+        is_oauth = self.sasl is not None and self.sasl.mechanism == "OAUTHBEARER"
+        return self.sasl.oauth_url if self.sasl is not None and is_oauth else ""
 
     @property
     def _protocol(self) -> str:
@@ -171,4 +194,5 @@ def _python_login(sasl: KafkaSaslSettings) -> dict[str, str]:
         "sasl.oauthbearer.client.id": sasl.client_id,
         "sasl.oauthbearer.client.secret": sasl.client_secret,
     }
-    return found | ({"sasl.oauthbearer.scope": sasl.scope} if sasl.scope else {})
+    found |= {"sasl.oauthbearer.scope": sasl.scope} if sasl.scope else {}
+    return found | ({"https.ca.location": str(sasl.oauth_ca.absolute())} if sasl.oauth_ca else {})

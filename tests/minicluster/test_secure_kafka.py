@@ -19,9 +19,10 @@ from jobs.settings import Settings
 from tests.support.checks import check_accounts
 from tests.support.fixtures import CONFIG, own_overrides
 from tests.support.hidden import PASSWORD
+from tests.support.job_process import JobProcess
 from tests.support.kafka import Record, Traffic
 from tests.support.running import running
-from tests.support.secure_kafka import USER, SecureKafka, pem
+from tests.support.secure_kafka import STRANGER, USER, SecureKafka, pem
 
 pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(300)]
 
@@ -54,9 +55,25 @@ def certificate(broker: SecureKafka, identity: Path) -> dict[str, Any]:
     }
 
 
-def chosen(models: Path, folder: Path, security: dict[str, Any]) -> Settings:
+def tokens(broker: SecureKafka, **changes: Any) -> dict[str, Any]:
+    """SASL over TLS, by a token for the client's secret."""
+    oauth = {
+        "mechanism": "OAUTHBEARER",
+        "oauth_url": broker.tokens.token_url,
+        "oauth_ca": str(broker.ca),
+        "client_id": USER,
+        "client_secret": "${SECRET_OF_TEST}",
+    }
+    return login(broker) | {"kafka.sasl": oauth | changes}
+
+
+def overrides(models: Path, folder: Path, security: dict[str, Any]) -> dict[str, Any]:
     own = own_overrides("127.0.0.1:1", models, folder)
-    return settings.load(CONFIG, own | {"model.embedded": True, "batch.buckets": 1} | security)
+    return own | {"model.embedded": True, "batch.buckets": 1} | security
+
+
+def chosen(models: Path, folder: Path, security: dict[str, Any]) -> Settings:
+    return settings.load(CONFIG, overrides(models, folder, security))
 
 
 def transaction(number: int) -> Record:
@@ -95,6 +112,25 @@ def test_a_job_reads_and_writes(
         assert PASSWORD not in text
 
 
+def test_a_job_reads_and_writes_by_tokens(
+    broker: SecureKafka, models: Path, tmp_path: Path
+) -> None:
+    """In a JVM of its own, whose class path has Kafka's client."""
+    given = overrides(models, tmp_path, tokens(broker))
+    before = len(broker.tokens.granted)
+    with (
+        Traffic(settings.load(CONFIG, given)) as traffic,
+        JobProcess(given, tmp_path / "job.log", tmp_path) as process,
+    ):
+        traffic.send(*map(transaction, range(20)))
+        traffic.wait_accounted()
+        check_accounts(traffic)
+        shown = " ".join(w for p in psutil.Process().children(recursive=True) for w in p.cmdline())
+        process.stop()
+    assert len(broker.tokens.granted) > before
+    assert PASSWORD not in shown
+
+
 def refusal(given: Settings) -> str:
     with pytest.raises(NotReadyError) as found:
         preflight.check(given, CONFIG)
@@ -107,6 +143,27 @@ def test_a_wrong_password_is_refused(broker: SecureKafka, models: Path, tmp_path
     problem = refusal(chosen(models, tmp_path, security))
     assert "invalid credentials" in problem
     assert PASSWORD not in problem
+
+
+@pytest.mark.parametrize(
+    ("client", "words"), [("nobody", "invalid_client"), (STRANGER, "invalid_token")]
+)
+def test_a_client_without_a_good_token_is_refused(
+    client: str, words: str, broker: SecureKafka, models: Path, tmp_path: Path
+) -> None:
+    problem = refusal(chosen(models, tmp_path, tokens(broker, client_id=client)))
+    assert words in problem
+    assert PASSWORD not in problem
+
+
+def test_the_secret_is_shown_to_no_other_token_server(
+    broker: SecureKafka, models: Path, tmp_path: Path
+) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    security = tokens(broker, oauth_ca=str(tmp_path / "other.pem"))
+    granted = len(broker.tokens.granted)
+    assert "certificate" in refusal(chosen(models, tmp_path, security))
+    assert len(broker.tokens.granted) == granted
 
 
 def test_a_broker_of_another_authority_is_refused(

@@ -33,8 +33,10 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_equal_inputs_give_equal_bytes(project: Path, tmp_path: Path) -> None:
-    one = package.make(CONF, {"b.x": 1, "a": 2}, folder=tmp_path / "one")
-    other = package.make(CONF, {"a": 2, "b.x": 1}, root=project, folder=tmp_path / "other")
+    one = package.make(CONF, {"batch.buckets": 1, "alerts.threshold": 0.9}, folder=tmp_path / "one")
+    other = package.make(
+        CONF, {"alerts.threshold": 0.9, "batch.buckets": 1}, root=project, folder=tmp_path / "other"
+    )
     assert one.archive.read_bytes() == other.archive.read_bytes()
     assert one.sha256 == other.sha256
 

@@ -78,6 +78,17 @@ def test_the_login_modules_are_in_the_connector(sasl: dict[str, str]) -> None:
     assert {f"{name.replace('.', '/')}.class" for name in classes} <= names
 
 
+def test_who_signs_the_token_server_is_told_to_both() -> None:
+    given = kafka(sasl=OAUTH | {"oauth_ca": "/ca.pem"})
+    assert 'ssl.truststore.location="/ca.pem"' in given.java_properties()["sasl.jaas.config"]
+    assert given.python_properties()["https.ca.location"] == "/ca.pem"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/t", "http://localhost/t", "https://idp/t"])
+def test_where_a_secret_may_be_shown(url: str) -> None:
+    assert kafka(sasl=OAUTH | {"oauth_url": url}).token_url == url
+
+
 def test_own_properties_win() -> None:
     given = kafka(
         tls={},
@@ -95,6 +106,10 @@ def test_own_properties_win() -> None:
         ({"username": "u"}, "kafka.sasl.password: SCRAM-SHA-512 needs it"),
         ({"mechanism": "OAUTHBEARER"}, "kafka.sasl.oauth_url: OAUTHBEARER needs it"),
         ({"mechanism": "GSSAPI"}, "kafka.sasl.mechanism"),
+        (
+            OAUTH | {"oauth_url": "http://idp/token"},
+            "kafka.sasl.oauth_url: must begin with https://",
+        ),
         (SASL, "kafka.sasl.password: a secret in the file"),
     ],
 )

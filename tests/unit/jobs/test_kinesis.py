@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs import inputs, runner, sources
+from jobs import inputs, job_jars, sources
 from jobs.environment import ROOT, NotReadyError
 from jobs.settings import Settings, load, masked
 from jobs.settings_file import MASK, SettingsError
@@ -69,10 +69,10 @@ def test_a_secret_of_the_connector_is_masked(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_jar_goes_with_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "flink_jars", lambda: [])
+    monkeypatch.setattr(job_jars, "flink_jars", lambda: [])
     jar = tmp_path / "kinesis.jar"
+    settings = settings_with(**{"kinesis.jar": str(jar)})
     with pytest.raises(NotReadyError, match="there is no"):
-        runner._target_options("127.0.0.1:8081", [jar], remote=True)
+        job_jars.jars_of(settings)
     jar.touch()
-    options = runner._target_options("127.0.0.1:8081", [jar], remote=True)
-    assert options["pipeline.jars"] == jar.as_uri()
+    assert job_jars.jars_of(settings) == [jar]

@@ -369,26 +369,26 @@ def test_nobody_knows(client: Client | None) -> None:
 
 
 @pytest.fixture
-def jars(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / "a b.jar", tmp_path / "c.jar"]
-    monkeypatch.setattr(runner, "flink_jars", lambda: paths)
-    return paths
+def jars(tmp_path: Path) -> list[Path]:
+    return [tmp_path / "a b.jar", tmp_path / "c.jar"]
 
 
 def test_a_mini_cluster_listens_where_it_is_asked(jars: list[Path]) -> None:
-    options = runner._target_options("127.0.0.1:8081", remote=False)
+    options = runner._target_options("127.0.0.1:8081", jars, remote=False)
     assert options == {
         "pipeline.jars": ";".join(path.as_uri() for path in jars),
         "rest.address": "127.0.0.1",
         "rest.port": "8081",
         "rest.bind-address": "127.0.0.1",
         "rest.bind-port": "8081",
+        "jobmanager.bind-host": "127.0.0.1",
+        "taskmanager.bind-host": "127.0.0.1",
         "python.executable": sys.executable,
     }
 
 
 def test_a_cluster_is_submitted_to(jars: list[Path]) -> None:
-    options = runner._target_options("flink.example:80", remote=True)
+    options = runner._target_options("flink.example:80", jars, remote=True)
     assert (options["rest.address"], options["rest.port"]) == ("flink.example", "80")
     assert options["execution.target"] == "remote"
     assert options["execution.attached"] == "false"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import ssl
 from dataclasses import replace
 from pathlib import Path
@@ -161,12 +162,22 @@ async def test_our_client_by_tls_with_certificate_and_token(
     ca, pair = tmp_path / "ca.pem", tmp_path / "client.pem"
     authority.cert_pem.write_to_path(ca)
     authority.issue_cert("job").private_key_and_cert_chain_pem.write_to_path(pair)
+    ended = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
+    expired, strangers = tmp_path / "expired.pem", tmp_path / "stranger.pem"
+    late = authority.issue_cert("job", not_after=ended)
+    late.private_key_and_cert_chain_pem.write_to_path(expired)
+    stranger, other = trustme.CA(), tmp_path / "other.pem"
+    stranger.cert_pem.write_to_path(other)
+    stranger.issue_cert("job").private_key_and_cert_chain_pem.write_to_path(strangers)
     tls = replace(identity, client_ca=ca)
     known = ChannelSecurity(tls=True, ca=ca, certificate=pair, key=pair)
     cases = [
         (known, TOKEN, None),
         (known, "wrong", Rejected),
         (ChannelSecurity(tls=True, ca=ca), TOKEN, Unavailable),
+        (replace(known, certificate=expired, key=expired), TOKEN, Unavailable),
+        (replace(known, certificate=strangers, key=strangers), TOKEN, Unavailable),
+        (replace(known, ca=other), TOKEN, Unavailable),
         (ChannelSecurity(tls=True), TOKEN, Unavailable),
         (replace(known, server_name="other"), TOKEN, Unavailable),
         (ChannelSecurity(), TOKEN, Unavailable),
