@@ -138,8 +138,15 @@ def _change(act: Callable[[Callable[[str], None]], Outcome]) -> None:
 
 
 @savepoint_app.command("take")
-def savepoint_take(conf: ConfigFile, folder: Folder = None) -> None:
-    """Take a savepoint of a running job, which goes on.
+def savepoint_take(
+    conf: ConfigFile,
+    stop: Annotated[
+        bool,
+        typer.Option("--stop", help="Stop the job with it; a cluster for it alone ends too."),
+    ] = False,
+    folder: Folder = None,
+) -> None:
+    """Take a savepoint of a running job, which goes on unless told to stop.
 
     Example: streamscore savepoint take conf/fraud.yaml
     """
@@ -149,8 +156,12 @@ def savepoint_take(conf: ConfigFile, folder: Folder = None) -> None:
 
     settings, cluster = loaded(conf), _cluster(folder)
     with _failing():
+        state = cluster.running()
         job = RunningJob(JobRecord.read(cluster, settings.name).job_id, cluster.rest)
-        typer.echo(savepoints.take(job, savepoints.folder_of(settings)))
+        act = savepoints.stop if stop else savepoints.take
+        typer.echo(act(job, savepoints.folder_of(settings)))
+        if stop and state.application:
+            cluster.down()
 
 
 @savepoint_app.command("list")

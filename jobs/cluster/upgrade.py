@@ -23,7 +23,7 @@ from jobs.cluster.submission import JobRecord
 from jobs.cluster.verification import Limits, verify, wait_flowing
 from jobs.cluster.watching import PredictionWatch, gap_of, now_ms
 from jobs.environment import ROOT, NotReadyError
-from jobs.flink_rest import JobError
+from jobs.flink_rest import FlinkRest, JobError
 from jobs.jars import silent
 from jobs.running_job import RunningJob
 from jobs.settings import Settings
@@ -149,7 +149,7 @@ class _Change:
         return outcome
 
     def _running(self) -> RunningJob:
-        job = RunningJob(self.old.job_id, self.cluster.rest)
+        job = RunningJob(self.old.job_id, FlinkRest(self.cluster.session().rest))
         if (state := job.state()) != "RUNNING":
             raise NotReadyError(
                 f"the job {self.old.name} is {state}, not RUNNING",
