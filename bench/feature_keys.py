@@ -17,7 +17,8 @@ import numpy as np
 
 from bench.common import Result, say
 from udfs.definition.schema import Schema
-from udfs.features.keyed import Identities, KeyedStage, StageState
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage, StageState
 
 EVENTS_PER_KEY = 8
 """In the longest window, on average."""

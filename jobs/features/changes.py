@@ -11,7 +11,7 @@ from udfs.definition.schema import Schema
 from udfs.definition.types import format_duration
 from udfs.features.coverage import ENTRIES, Need, needs_of
 from udfs.features.fingerprint import Fingerprint, fingerprint, refusals
-from udfs.features.keyed import FormulaColumns
+from udfs.features.formula_columns import FormulaColumns
 
 Effect = Literal["keeps", "starts", "lost", "refused"]
 

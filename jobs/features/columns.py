@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from udfs.batches.events import FloatArray, IntArray
-from udfs.features.keyed import Identities
+from udfs.features.identities import Identities
 
 PREDICTED_EVENT, PREDICTED_INGEST, PREDICTED_SCORED = range(3)
 """Columns of ``Predictions.times``."""

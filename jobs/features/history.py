@@ -18,7 +18,8 @@ from jobs.settings import Settings
 from jobs.starting import Position
 from udfs.batches.events import Events
 from udfs.enrichment.table_readers import TableError
-from udfs.features.keyed import Identities, StageInputs
+from udfs.features.identities import Identities
+from udfs.features.stage_inputs import StageInputs
 from udfs.offline.bootstrap import Coded, PastEvents, PastLabels
 from udfs.offline.history import HistoryError, Progress, history_of, labels_of
 

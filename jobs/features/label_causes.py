@@ -11,7 +11,8 @@ from udfs.batches.events import IntArray
 from udfs.definition.feature import WindowFeature
 from udfs.definition.schema import Schema
 from udfs.definition.types import format_duration
-from udfs.features.keyed import Identities, KeyedStage
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage
 
 _TOLERANCE = 1e-9
 _MOST_LABELS = 5_000

@@ -15,7 +15,9 @@ import numpy.typing as npt
 from jobs.features.columns import EventColumns, LabelColumns, Source
 from udfs.batches.events import FloatArray, IntArray
 from udfs.definition.schema import Schema
-from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageState
+from udfs.features.formula_columns import FormulaColumns
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage, StageState
 
 Progress = Callable[[str, float], None]
 Rows = npt.NDArray[np.intp]

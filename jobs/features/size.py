@@ -15,7 +15,8 @@ import numpy as np
 from jobs.settings import Settings
 from udfs.batches.events import FloatArray, IntArray
 from udfs.features.clock import DAY_MS
-from udfs.features.keyed import Identities, KeyedStage, Stream
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage, Stream
 from udfs.features.states import BucketStates
 
 Progress = Callable[[str, float], None]

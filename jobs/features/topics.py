@@ -28,8 +28,9 @@ from jobs.settings import Settings
 from udfs.batches.events import Decoded, Decoder, Events, IntArray
 from udfs.definition.schema import Schema
 from udfs.features.expressions import evaluate
-from udfs.features.keyed import Identities, StageInputs
+from udfs.features.identities import Identities
 from udfs.features.series import kinds_of
+from udfs.features.stage_inputs import StageInputs
 from udfs.offline.rolling import roll_up
 
 Progress = Callable[[str, float], None]

@@ -24,8 +24,11 @@ from tests.support.running import restarts, running
 from udfs.batches.events import Events
 from udfs.definition.schema import Schema
 from udfs.features.expressions import evaluate
-from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
+from udfs.features.formula_columns import FormulaColumns
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage
 from udfs.features.series import kinds_of
+from udfs.features.stage_inputs import StageInputs
 from udfs.offline.offline import history_of
 
 pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(300)]

@@ -18,8 +18,11 @@ from udfs.batches.batch import FeatureBatch
 from udfs.batches.events import Decoder, Events, IntArray
 from udfs.batches.records import RecordWriter, Verdict
 from udfs.features.expressions import evaluate
-from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
+from udfs.features.formula_columns import FormulaColumns
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage
 from udfs.features.series import kinds_of
+from udfs.features.stage_inputs import StageInputs
 
 
 class Message(NamedTuple):

@@ -26,11 +26,11 @@ from jobs.exit_codes import ExitCode
 from model_server.errors import Reason
 from model_server.metrics import ServerMetrics
 from model_server.servables import Servables
-from udfs.batches.events import Decoded, Decoder
+from udfs.batches.events import Decoded, Decoder, IntArray
 from udfs.definition.types import format_duration
 from udfs.enrichment.lookups import LookupCounts
 from udfs.features import aggregates
-from udfs.features.keyed import IntArray, KeyedStage
+from udfs.features.keyed import KeyedStage
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -13,65 +13,18 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from xxhash import xxh3_64_intdigest
 
-from udfs.batches.events import Events, FloatArray, IntArray
-from udfs.compiled import Floats
-from udfs.definition.feature import KEY_SEPARATOR, WindowFeature
+from udfs.batches.events import FloatArray, IntArray
+from udfs.definition.feature import WindowFeature
 from udfs.definition.schema import Schema
 from udfs.features import log_kernels as kernels
 from udfs.features.first_histories import FirstHistories, PartFirstHistories
-from udfs.features.formulas import parse
 from udfs.features.histories import Entries, Histories, as_matrix
+from udfs.features.identities import Identities, Rows
 from udfs.features.layouts import Layouts
 from udfs.features.part_histories import PartHistories
 from udfs.features.series import Series, SeriesReader
 from udfs.features.window_plan import WindowPlan, series_of
-
-Rows = npt.NDArray[np.intp]
-
-
-@dataclass(frozen=True, slots=True)
-class Identities:
-    """What names an entry: a hash of its id, and one of its content.
-
-    Attributes:
-        ids: xxh3 of the id's UTF-8, int64 (n,).
-        checks: xxh3 of the record (events) or the bits of the value (labels), int64 (n,).
-    """
-
-    ids: IntArray
-    checks: IntArray
-
-    @classmethod
-    def of_events(cls, ids: Sequence[str], raw: Sequence[bytes]) -> Identities:
-        """The identities of events: two records of one id and other bytes differ in the check."""
-        return cls(_hash(map(str.encode, ids), len(ids)), _hash(raw, len(raw)))
-
-    @classmethod
-    def without_content(cls, ids: Sequence[str]) -> Identities:
-        """Of events whose records are not known: any record of such an id is a repeat."""
-        hashes = _hash(map(str.encode, ids), len(ids))
-        return cls(hashes, np.full(len(ids), kernels.ANY_CONTENT, np.int64))
-
-    @classmethod
-    def of_labels(cls, ids: Sequence[str], values: FloatArray) -> Identities:
-        """The identities of labels: a corrected label differs in the check."""
-        return cls(_hash(map(str.encode, ids), len(ids)), values.astype(np.float64).view(np.int64))
-
-    def select(self, rows: Rows) -> Identities:
-        """Those of these rows alone."""
-        return Identities(self.ids[rows], self.checks[rows])
-
-    @classmethod
-    def none(cls, n: int) -> Identities:
-        """For stages that need none."""
-        zeros = np.zeros(n, np.int64)
-        return cls(zeros, zeros)
-
-
-def _hash(texts: Iterable[bytes], n: int) -> IntArray:
-    return np.fromiter(map(xxh3_64_intdigest, texts), np.uint64, n).view(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +65,8 @@ class StageState:
 
 
 Stream = Literal["events", "labels", "first"]
+
+
 Stored = Literal["events", "labels", "first", "panes"]
 
 
@@ -414,88 +369,3 @@ def _first_plan(schema: Schema, name: str, *, all_can_lack: bool = False) -> Win
         lateness_ms=0,
         dedupe_ms=0,
     )
-
-
-class StageInputs:
-    """What the stages need of events, taken from them once.
-
-    Attributes:
-        stages: All stages but the first.
-        names: What ``values`` gives.
-
-    Args:
-        schema: The job's schema.
-    """
-
-    def __init__(self, schema: Schema) -> None:
-        self._later = {stage: schema.fields_of(stage) for stage in schema.stages[1:]}
-        streams: tuple[Stream, ...] = ("events", "first")
-        windows = (w for n in schema.stages for s in streams for w in _windows(schema, n, s))
-        self._reader = SeriesReader(schema.known, _series(windows))
-        self._fields = FormulaColumns(schema).fields
-        self.stages = tuple(self._later)
-        self.names = (*self._fields, *(s.name for s in self._reader.series))
-
-    def entities(self, events: Events) -> dict[str, list[str]]:
-        """The entity of each event in each stage but the first, by the stage's name."""
-        return {
-            stage: _joined([events.texts[f] for f in fields])
-            for stage, fields in self._later.items()
-        }
-
-    def values(self, events: Events) -> dict[str, FloatArray]:
-        """All series, and the fields that formulas read, by name; float64 (n,) each."""
-        fields = {name: events.numbers[name] for name in self._fields}
-        return fields | self._reader.read(events)
-
-
-def _joined(columns: list[list[str]]) -> list[str]:
-    if len(columns) == 1:
-        return columns[0]
-    return [*map(KEY_SEPARATOR.join, zip(*columns, strict=True))]
-
-
-class FormulaColumns:
-    """The features that are computed from other features, when all stages are done.
-
-    Args:
-        schema: The job's schema.
-    """
-
-    def __init__(self, schema: Schema) -> None:
-        self._columns = schema.stage_columns
-        kinds = schema.formula_kinds
-        self._formulas = []
-        for feature in schema.features.formulas:
-            self._formulas.append((feature.name, parse(feature.formula, kinds)))
-            kinds = {**kinds, feature.name: "number"}
-        made, fields = set(self._columns), dict[str, None]()
-        for name, formula in self._formulas:
-            fields |= dict.fromkeys(read for read in formula.names if read not in made)
-            made.add(name)
-        self.fields = tuple(fields)
-
-    @property
-    def reads(self) -> dict[str, tuple[str, ...]]:
-        """The names that each formula reads, in the order in which they are computed."""
-        return {name: formula.names for name, formula in self._formulas}
-
-    def append(self, features: Floats, values: dict[str, FloatArray]) -> Floats:
-        """The features with the formulas' columns after them.
-
-        Args:
-            features: float64 (n, stage columns).
-            values: The event fields that formulas read, by name.
-
-        Returns:
-            float64 (n, columns); infinite results are missing, NaN.
-        """
-        if not self._formulas:
-            return features
-        known = dict(zip(self._columns, features.T, strict=True))
-        columns = {**values, **known}
-        made = []
-        for name, formula in self._formulas:
-            column = columns[name] = formula.finite(columns, len(features))
-            made.append(column)
-        return np.concatenate([features, np.stack(made, axis=1)], axis=1)

@@ -17,7 +17,8 @@ from udfs.batches.events import FloatArray, IntArray
 from udfs.definition.schema import Schema
 from udfs.features.coverage import Coverage
 from udfs.features.fingerprint import fingerprint
-from udfs.features.keyed import Identities, KeyedStage
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage
 from udfs.features.states import BucketStates
 
 Rows = npt.NDArray[np.intp]

@@ -20,8 +20,11 @@ from udfs.batches.batch import LabelBatch
 from udfs.batches.events import BoolArray, CodedTexts, Events, FloatArray, IntArray
 from udfs.definition.schema import Schema
 from udfs.features.expressions import evaluate
-from udfs.features.keyed import FormulaColumns, Identities, KeyedStage, StageInputs
+from udfs.features.formula_columns import FormulaColumns
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage
 from udfs.features.series import kinds_of
+from udfs.features.stage_inputs import StageInputs
 from udfs.offline.history import History, HistoryError, Progress, history_of, labels_of, silent
 from udfs.offline.rolling import Order
 from udfs.offline.stage_pass import StageEvents, StagePass

@@ -15,7 +15,7 @@ from udfs.batches.categories import texts_of
 from udfs.batches.events import Events, FloatArray, IntArray, Reject
 from udfs.batches.routing import conflict, refused
 from udfs.definition.schema import Schema
-from udfs.features.keyed import Identities
+from udfs.features.identities import Identities
 from udfs.features.parallel_kernels import group
 from udfs.rollup.core import Rollup
 from udfs.rollup.kernels import BY_END, Closed

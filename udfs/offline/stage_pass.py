@@ -16,7 +16,8 @@ import numpy as np
 
 from udfs.batches.events import FloatArray, IntArray
 from udfs.compiled import Floats
-from udfs.features.keyed import Identities, KeyedStage
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage
 from udfs.features.parallel_kernels import group
 
 

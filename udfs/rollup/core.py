@@ -40,7 +40,8 @@ from udfs.definition.schema import Schema
 from udfs.features import log_kernels
 from udfs.features.aggregates import parse_aggregate
 from udfs.features.histories import Entries, Histories, as_matrix
-from udfs.features.keyed import Identities, StageState, Stored
+from udfs.features.identities import Identities
+from udfs.features.keyed import StageState, Stored
 from udfs.features.layouts import Layouts
 from udfs.features.series import Series, SeriesReader
 from udfs.features.window_plan import WindowPlan

@@ -15,7 +15,8 @@ from udfs.batches.routing import Routing
 from udfs.definition.overload import OverloadSpec
 from udfs.definition.schema import Schema
 from udfs.features.coverage import of_formulas
-from udfs.features.keyed import FormulaColumns, KeyedStage
+from udfs.features.formula_columns import FormulaColumns
+from udfs.features.keyed import KeyedStage
 from udfs.features.states import BucketStates
 from udfs.overload.valve import Teller, Valve
 from udfs.runtime import calm_garbage_collector, share_interpreter_fairly

@@ -18,8 +18,9 @@ from udfs.enrichment.table_readers import OpenTables, Tables
 from udfs.features.coverage import Coverage
 from udfs.features.expressions import evaluate
 from udfs.features.fingerprint import fingerprint
-from udfs.features.keyed import Identities, StageInputs
+from udfs.features.identities import Identities
 from udfs.features.series import kinds_of
+from udfs.features.stage_inputs import StageInputs
 from udfs.overload.pacing import limit_of
 from udfs.stages.base import KeyedOperator
 

@@ -8,7 +8,7 @@ from typing import Any
 from pyflink.datastream import KeyedProcessFunction, RuntimeContext
 
 from udfs.batches.batch import FeatureBatch, LabelBatch
-from udfs.features.keyed import Identities
+from udfs.features.identities import Identities
 from udfs.stages.base import KeyedOperator
 
 

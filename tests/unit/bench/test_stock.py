@@ -16,7 +16,8 @@ from jobs.environment import ROOT
 from jobs.settings import load
 from udfs.batches.events import Decoder, Events
 from udfs.features.expressions import evaluate
-from udfs.features.keyed import Identities, KeyedStage
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage
 
 SCHEMA = load(ROOT / "conf" / "fraud.yaml").schema_
 CARD, TERMINAL = SCHEMA.stages

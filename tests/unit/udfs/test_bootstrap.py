@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from udfs.batches.events import FloatArray, IntArray
 from udfs.definition.schema import Schema
-from udfs.features.keyed import Identities, KeyedStage
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage
 from udfs.features.states import BucketStates
 from udfs.offline import bootstrap
 from udfs.offline.bootstrap import Bootstrap, Coded, PastEvents

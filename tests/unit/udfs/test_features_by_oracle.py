@@ -16,8 +16,10 @@ from udfs.batches.events import Events
 from udfs.definition.feature import WindowFeature
 from udfs.definition.schema import Schema
 from udfs.features.aggregates import AGGREGATES, DECAYED, OF_EVENTS_BEFORE, parse_aggregate
-from udfs.features.keyed import Identities, KeyedStage, StageInputs
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage
 from udfs.features.log_kernels import CONFLICT, DUPLICATE, LATE, NEW
+from udfs.features.stage_inputs import StageInputs
 
 BEGIN_MS = 1_711_756_800_000  # 30 March 2024: in Paris the clocks change on the next day
 SECOND = 1_000

@@ -16,7 +16,8 @@ from udfs.definition.feature import FeatureSpec, WindowFeature
 from udfs.definition.schema import Schema
 from udfs.features import log_kernels, measure_kernels
 from udfs.features.histories import Entries, Histories
-from udfs.features.keyed import Identities, KeyedStage, StageState
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage, StageState
 from udfs.features.series import Series
 from udfs.features.window_plan import WindowPlan
 

@@ -22,7 +22,8 @@ from udfs.definition.schema import Schema
 from udfs.definition.window import Window
 from udfs.features.aggregates import AGGREGATES, PANED, parse_aggregate
 from udfs.features.histories import Entries
-from udfs.features.keyed import Identities, KeyedStage, StageState
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage, StageState
 from udfs.features.layouts import Layouts
 
 BEGIN_MS = 1_711_756_800_000

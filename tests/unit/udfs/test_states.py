@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from udfs.definition.feature import FeatureSpec
 from udfs.definition.schema import Schema
-from udfs.features.keyed import Identities, KeyedStage, Observed
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage, Observed
 from udfs.features.layouts import StateFormatError
 from udfs.features.states import BucketStates
 

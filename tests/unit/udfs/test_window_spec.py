@@ -17,7 +17,8 @@ from udfs.definition.types import parse_duration_ms
 from udfs.definition.window import Window
 from udfs.features import clock
 from udfs.features.aggregates import AGGREGATES, parse_aggregate
-from udfs.features.keyed import Identities, KeyedStage
+from udfs.features.identities import Identities
+from udfs.features.keyed import KeyedStage
 
 CHAPTER = (ROOT / "udfs" / "README.md").read_text(encoding="utf-8")
 MINUTE_MS = 60_000
