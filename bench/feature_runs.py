@@ -24,8 +24,8 @@ from bench.feature_data import (
 from bench.lab import Child, Place
 from bench.watching import watch
 from jobs.environment import BUILD
+from jobs.ports import free_port
 from jobs.settings import Settings
-from jobs.stack import free_port
 
 SETTINGS = {"batch.window": "100ms"}
 """What differs from ``bench/features.yaml``; ``batch.buckets`` is the parallelism besides."""

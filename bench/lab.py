@@ -27,9 +27,10 @@ from confluent_kafka.admin import AdminClient
 
 from bench import far_model, records
 from bench.common import BENCH, BenchError, say
-from jobs import kafka_topics, settings, stack
+from jobs import kafka_broker, kafka_topics, settings
 from jobs.demo import data as demo_data
 from jobs.environment import ROOT
+from jobs.ports import HOST
 from jobs.settings import Settings
 from model_server.errors import RepositoryError
 from model_server.repository import find_version, load_features
@@ -390,7 +391,7 @@ class Lab(Place):
             arguments += ["--model-version", self.model_dir.name]
         with Child("model-server", module, arguments, self.folder) as server:
             ports = server.line("ready port=").partition("port=")[2]
-            yield server, f"{stack.HOST}:{ports.split()[0]}"
+            yield server, f"{HOST}:{ports.split()[0]}"
 
     def _far(self, name_dir: Path, far_us: float) -> Path:
         os.environ[far_model.ROW_US] = str(far_us)
@@ -459,7 +460,7 @@ def lab(
 
 @contextmanager
 def _broker(folder: Path) -> Iterator[str]:
-    with stack.KafkaBroker(folder) as broker:
+    with kafka_broker.KafkaBroker(folder) as broker:
         yield broker.bootstrap
 
 

@@ -38,7 +38,7 @@ from bench import common
 from bench.common import BENCH, BenchError, Result, command_line, compared, say
 from bench.lab import installed_environment
 from jobs.environment import BUILD, ROOT, NotReadyError
-from jobs.stack import free_port
+from jobs.ports import free_port
 from model_server.backends.xgboost import XGBoostModel
 
 COLUMNS = 30

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import psutil
 
-from jobs import jars, stack
+from jobs import jars, kafka_broker, ports
 from jobs.environment import BUILD, JAVA_MAJOR, ROOT, find_java, first_output, java_major
 
 GIB = 1024**3
@@ -125,16 +125,16 @@ def _has(package: str, files: str) -> bool:
 
 def check_kafka_port(port: int = KAFKA_PORT) -> Finding:
     """The local broker's port is free, or the broker's."""
-    running = stack.KafkaBroker().status()
-    ours = running is not None and stack.port_of(running.bootstrap) == port
-    found = "the local broker's" if ours else "free" if stack.is_free(port) else "taken"
+    running = kafka_broker.KafkaBroker().status()
+    ours = running is not None and ports.port_of(running.bootstrap) == port
+    found = "the local broker's" if ours else "free" if ports.is_free(port) else "taken"
     fix = "set STREAMSCORE_KAFKA=127.0.0.1:<a free port>"
     return _finding(f"Port {port} (Kafka)", found != "taken", found, fix, "warning")
 
 
 def check_model_server_port(port: int = MODEL_SERVER_PORT) -> Finding:
     """The model server's port is free; a warning, as it may be the model server that has it."""
-    free = stack.is_free(port)
+    free = ports.is_free(port)
     fix = "unless that is the model server, set STREAMSCORE_MODEL_SERVER=127.0.0.1:<a free port>"
     name = f"Port {port} (model server)"
     return _finding(name, free, "free" if free else "taken", fix, "warning")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from jobs.environment import NotReadyError
 from jobs.kafka_topics import broker_setting, topic_partitions
+from jobs.ports import HOST
 from jobs.settings import Settings
-from jobs.stack import HOST
 from model_server.errors import RepositoryError
 from model_server.repository import find_version
 from udfs.definition.enrichment import LookupSpec

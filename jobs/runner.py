@@ -13,9 +13,9 @@ from jobs import token_urls
 from jobs.environment import BUILD, NotReadyError, thread_mode_env
 from jobs.flink_rest import FlinkRest, JobError, cause_of
 from jobs.job_jars import jars_of
+from jobs.ports import HOST, free_port
 from jobs.running_job import RunningJob
 from jobs.settings import Settings
-from jobs.stack import HOST, free_port
 from jobs.starting import EMPTY, Start
 
 

@@ -42,7 +42,7 @@ def stack_down() -> None:
 
     Example: streamscore stack down
     """
-    from jobs.stack import KafkaBroker
+    from jobs.kafka_broker import KafkaBroker
 
     typer.echo("Kafka stopped" if KafkaBroker().stop() else "Kafka was not running")
 
@@ -53,10 +53,10 @@ def stack_status() -> None:
 
     Example: streamscore stack status
     """
-    from jobs import stack
+    from jobs import kafka_broker, stack
     from jobs.console import console, facts_table
 
-    state = stack.KafkaBroker().status()
+    state = kafka_broker.KafkaBroker().status()
     if state is None:
         typer.echo("Kafka does not run; start it with: streamscore stack up")
         raise typer.Exit(ExitCode.FAILED)

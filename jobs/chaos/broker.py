@@ -15,8 +15,9 @@ from confluent_kafka import KafkaException
 
 from jobs.chaos.proxy import Link
 from jobs.environment import NotReadyError
+from jobs.kafka_broker import KafkaBroker
 from jobs.kafka_topics import probe
-from jobs.stack import HOST, KafkaBroker, free_port
+from jobs.ports import HOST, free_port
 
 _SECOND = "LINK"
 _ANSWER_S = 5.0

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Self
 
 from jobs.environment import ROOT, NotReadyError
-from jobs.stack import HOST
+from jobs.ports import HOST
 
 _PIECE_BYTES = 65_536
 _STOP_S = 5.0

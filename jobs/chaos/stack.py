@@ -23,10 +23,10 @@ from jobs.cluster.standalone import StandaloneCluster
 from jobs.demo.model_process import ModelProcess
 from jobs.environment import BUILD, NotReadyError
 from jobs.flink_rest import FlinkRest, JobError
+from jobs.kafka_broker import KafkaBroker
 from jobs.kafka_topics import create_topics, partitions_of
 from jobs.running_job import RunningJob
 from jobs.settings import Settings
-from jobs.stack import KafkaBroker
 
 CHAOS = BUILD / "chaos"
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")

@@ -14,8 +14,8 @@ import psutil
 
 from jobs.cluster.flink_home import flink_home
 from jobs.environment import QUICK_JVM, NotReadyError, java
+from jobs.ports import HOST, free_port
 from jobs.processes import end
-from jobs.stack import HOST, free_port
 
 _MAIN = "org.apache.flink.shaded.zookeeper3.org.apache.zookeeper.server.ZooKeeperServerMain"
 _CONF = """\

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from jobs.environment import NotReadyError
+from jobs.ports import HOST
 from jobs.profiles import section
-from jobs.stack import HOST
 
 
 def flink_home() -> Path:

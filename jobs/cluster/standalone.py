@@ -25,9 +25,9 @@ import psutil
 from jobs.cluster.flink_home import flink_home, write_configuration
 from jobs.environment import BUILD, ROOT, NotReadyError, thread_mode_env
 from jobs.flink_rest import FlinkRest, JobError
+from jobs.ports import HOST, free_port, is_free
 from jobs.processes import Started, end, find
 from jobs.running_job import TERMINAL_STATES
-from jobs.stack import HOST, free_port, is_free
 
 CLUSTER = BUILD / "cluster"
 _START_S = 120.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from jobs.environment import ROOT, NotReadyError
-from jobs.stack import HOST
+from jobs.ports import HOST
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0

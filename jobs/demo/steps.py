@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from jobs import runner, stack
+from jobs import kafka_broker, runner
 from jobs.console import console, spinner
 from jobs.environment import QUICK_JVM, NotReadyError
 from jobs.flink_rest import JobError
@@ -75,10 +75,10 @@ def parts(tell: Tell) -> Callable[[str, float], None]:
 
 def broker(folder: Path, started: ExitStack) -> str:
     """Start a broker with an empty folder, which goes with it; returns host:port."""
-    stack.KafkaBroker(folder).kill()  # of a demo that was killed
+    kafka_broker.KafkaBroker(folder).kill()  # of a demo that was killed
     shutil.rmtree(folder, ignore_errors=True)
     started.callback(shutil.rmtree, folder, ignore_errors=True)
-    return started.enter_context(stack.KafkaBroker(folder)).bootstrap
+    return started.enter_context(kafka_broker.KafkaBroker(folder)).bootstrap
 
 
 def job(chosen: Settings, started: ExitStack, tell: Tell) -> RunningJob:

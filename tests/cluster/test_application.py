@@ -18,8 +18,8 @@ from jobs.cluster import savepoints
 from jobs.cluster.savepoints import local
 from jobs.cluster.standalone import ClusterError, StandaloneCluster
 from jobs.exit_codes import ExitCode
+from jobs.ports import HOST
 from jobs.settings import load
-from jobs.stack import HOST
 from tests.support import cards, hidden
 from tests.support.checks import check_accounts
 from tests.support.fixtures import CONFIG, own_overrides

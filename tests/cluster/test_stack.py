@@ -10,10 +10,11 @@ import psutil
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from jobs import jars, kafka_topics, stack
+from jobs import jars, kafka_topics, ports, stack
+from jobs.kafka_broker import KafkaBroker
 from jobs.kafka_topics import StackError
+from jobs.ports import HOST
 from jobs.sections.topics import TopicSettings
-from jobs.stack import HOST, KafkaBroker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 
@@ -131,7 +132,7 @@ def test_up_makes_the_jobs_topics_and_again_nothing(broker: KafkaBroker, folder:
 def test_up_at_another_port_than_the_running_broker_is_an_error(
     broker: KafkaBroker, folder: Path
 ) -> None:
-    other = f"{HOST}:{stack.free_port()}"
+    other = f"{HOST}:{ports.free_port()}"
     with pytest.raises(StackError, match="already runs at") as caught:
         stack.up(other, TopicSettings(labels=None), folder=folder)
     assert caught.value.fix == "run: streamscore stack down"
@@ -161,4 +162,4 @@ def test_a_broker_that_does_not_answer_in_time_is_not_left_running(tmp_path: Pat
 @pytest.mark.parametrize("bootstrap", ["kafka.example:9092", "127.0.0.1", "a:1,b:2", ""])
 def test_only_a_broker_of_this_machine_can_be_brought_up(bootstrap: str) -> None:
     with pytest.raises(StackError, match="not a local broker"):
-        stack.port_of(bootstrap)
+        ports.port_of(bootstrap)

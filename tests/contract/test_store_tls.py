@@ -14,9 +14,9 @@ from jobs import preflight
 from jobs.environment import NotReadyError
 from jobs.outlets.postgres import connect
 from jobs.outlets.settings import PostgresStoreSettings
+from jobs.ports import HOST
 from jobs.settings import load
 from jobs.settings_file import SettingsError
-from jobs.stack import HOST
 from tests.support.fixtures import CONFIG
 from tests.support.secure_kafka import pem
 from tests.support.stores import Identities, PostgresProcess, RedisProcess

@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 
 from jobs import runner, training
+from jobs.ports import free_port
 from jobs.running_job import RunningJob
 from jobs.settings import Settings, load
-from jobs.stack import free_port
 from tests.support.checks import check_accounts, check_schemas
 from tests.support.fixtures import CONFIG, own_overrides
 from tests.support.kafka import Out, Record, Traffic

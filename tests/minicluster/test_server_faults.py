@@ -16,8 +16,8 @@ from typing import Any
 import orjson
 import pytest
 
+from jobs.ports import free_port
 from jobs.settings import load
-from jobs.stack import free_port
 from tests.support.checks import check_accounts, check_schemas
 from tests.support.fixtures import CONFIG, own_overrides
 from tests.support.kafka import Out, Record, Traffic

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import xgboost
 
-from jobs.stack import free_port
+from jobs.ports import free_port
 from model_server.options import Ports
 from tests.support.models import write_features
 

@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from jobs.stack import free_port
+from jobs.ports import free_port
 from model_server.backends import load as load_by_files
 from model_server.errors import RepositoryError
 from model_server.lifecycle import Manager, ModelConfig

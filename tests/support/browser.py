@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from jobs.stack import free_port
+from jobs.ports import free_port
 from tests.support.waiting import wait_until
 
 MISSING = shutil.which("chromedriver") is None or shutil.which("chromium") is None

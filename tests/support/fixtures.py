@@ -17,8 +17,8 @@ import pytest
 from jobs import jars, training
 from jobs.demo import data as demo_data
 from jobs.environment import ROOT
+from jobs.kafka_broker import KafkaBroker
 from jobs.settings import Settings, load
-from jobs.stack import KafkaBroker
 
 CONFIG = ROOT / "conf" / "fraud.yaml"
 MakeSettings = Callable[..., Settings]

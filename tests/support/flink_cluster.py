@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from jobs.cluster.standalone import StandaloneCluster
-from jobs.stack import free_port
+from jobs.ports import free_port
 from tests.support.monitoring import reporter
 
 

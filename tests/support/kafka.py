@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Self
 import orjson
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
+from jobs.kafka_broker import MESSAGE_MAX_BYTES
 from jobs.kafka_topics import create_topics, partitions_of
 from jobs.settings import Settings
-from jobs.stack import MESSAGE_MAX_BYTES
 
 Place = tuple[int, int]
 """Partition and offset."""

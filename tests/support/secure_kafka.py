@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from jobs.stack import HOST, KafkaBroker, free_port
+from jobs.kafka_broker import KafkaBroker
+from jobs.ports import HOST, free_port
 from tests.support.hidden import PASSWORD
 from tests.support.token_server import AUDIENCE, TokenServer
 

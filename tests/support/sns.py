@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from jobs.stack import HOST, free_port
+from jobs.ports import HOST, free_port
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",

@@ -15,7 +15,7 @@ from typing import Any, Self
 import psutil
 import pytest
 
-from jobs.stack import HOST, free_port
+from jobs.ports import HOST, free_port
 from tests.support.waiting import wait_until
 from udfs.definition.store_tls import StoreTlsSpec
 

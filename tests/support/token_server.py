@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from jobs.stack import HOST
+from jobs.ports import HOST
 
 AUDIENCE = "kafka"
 _KEY_ID = "1"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import orjson
 
-from jobs.stack import HOST, free_port
+from jobs.ports import HOST, free_port
 
 
 class Posted(NamedTuple):

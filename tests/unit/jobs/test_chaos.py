@@ -34,8 +34,8 @@ from jobs.chaos.proxy import Link
 from jobs.chaos.run import Done, Options, Outcome, _Injurer
 from jobs.chaos.stack import check
 from jobs.environment import ROOT, NotReadyError
+from jobs.ports import HOST
 from jobs.settings import load
-from jobs.stack import HOST
 from tests.support.waiting import wait_until
 from udfs.batches.events import Decoder
 

@@ -105,7 +105,7 @@ def test_thread_mode_needs_pemja(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_taken_port_is_a_warning(
     check: Callable[[int], Finding], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor.stack.KafkaBroker, "status", lambda _: None)
+    monkeypatch.setattr(doctor.kafka_broker.KafkaBroker, "status", lambda _: None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         finding = check(port)
@@ -115,8 +115,8 @@ def test_a_taken_port_is_a_warning(
 
 
 def test_the_local_brokers_own_port_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = doctor.stack.BrokerState(1, 0.0, "127.0.0.1:9092")
-    monkeypatch.setattr(doctor.stack.KafkaBroker, "status", lambda _: state)
+    state = doctor.kafka_broker.BrokerState(1, 0.0, "127.0.0.1:9092")
+    monkeypatch.setattr(doctor.kafka_broker.KafkaBroker, "status", lambda _: state)
     finding = doctor.check_kafka_port(9092)
     assert (finding.verdict, finding.found) == ("ok", "the local broker's")
 

@@ -20,8 +20,8 @@ import pytest
 from jobs import runner, running_job
 from jobs.environment import NotReadyError
 from jobs.flink_rest import FlinkRest, JobError, Patience
+from jobs.ports import free_port
 from jobs.running_job import TERMINAL_STATES, RunningJob
-from jobs.stack import free_port
 
 JOB = "0123456789abcdef0123456789abcdef"
 TRACE = (
