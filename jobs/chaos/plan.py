@@ -9,7 +9,7 @@ from dataclasses import dataclass
 Range = tuple[float, float]
 """Lowest and highest value."""
 
-PAUSE_S: Range = (1.0, 4.0)
+PAUSE_S: Range = (0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
