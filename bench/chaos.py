@@ -13,6 +13,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,12 +38,12 @@ from jobs.chaos import report
 from jobs.chaos.faults import KINDS, chosen
 from jobs.chaos.run import Options, Outcome, run
 from jobs.chaos.writer import WriterError
-from jobs.environment import ROOT
+from jobs.environment import QUICK_JVM, ROOT
 from jobs.features.topics import TopicError
 from jobs.flink_rest import JobError
 
-_CHANGED: dict[str, Any] = {"flink.parallelism": 2}
-_S_A_FAULT = 18.0
+_CHANGED: dict[str, Any] = {"flink.parallelism": 2, "flink.checkpoint_interval": "5s"}
+_S_A_FAULT = 15.0
 _SLACK = 3.0
 
 
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     about = machine()
+    os.environ.setdefault("JVM_ARGS", QUICK_JVM)  # JVMs that start again and again
     overrides = _CHANGED | dict(options.overrides)
     ensure_model(settings.load(options.config, overrides), options.config, "small")
     seconds = options.faults * _S_A_FAULT

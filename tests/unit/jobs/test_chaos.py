@@ -300,6 +300,37 @@ def test_what_is_broken_is_healed_on_ctrl_c() -> None:
     assert not fault.is_broken
 
 
+class Slow:
+    """A fault whose making, or whose first healing, fails with what nobody expects."""
+
+    def __init__(self, inject_fails: bool) -> None:
+        self.inject_fails, self.heals = inject_fails, 0
+
+    def inject(self, strength: float) -> str:
+        if self.inject_fails:
+            raise SystemError("not callable")
+        return "done"
+
+    def heal(self) -> None:
+        self.heals += 1
+        if self.heals == 1 and not self.inject_fails:
+            raise SystemError("not yet")
+
+
+@pytest.mark.parametrize(
+    ("inject_fails", "trouble"), [(False, ""), (True, "not made: SystemError('not callable')")]
+)
+def test_what_fails_in_a_fault_is_tried_again_or_told(inject_fails: bool, trouble: str) -> None:
+    fault = Slow(inject_fails)
+    stack = SimpleNamespace(runs=lambda: fault.heals > 1, mend=lambda: None)
+    writer = SimpleNamespace(ends=dict, failure="")
+    watch = SimpleNamespace(now_s=lambda: 0.0, has_passed=lambda ends: True, failure="")
+    injurer = _Injurer(stack, writer, watch, print)  # type: ignore[arg-type]
+    done = injurer._make(Planned(1, "poison", 0.0, 0.0, 0.0), fault)
+    assert done.trouble == trouble
+    assert done.recovery_s is not None
+
+
 def test_what_a_killed_run_left_is_ended_by_the_next(sleeper: Sleeper, tmp_path: Path) -> None:
     Leftovers(tmp_path).note("server", None, "nothing")
     Leftovers(tmp_path).note("server", os.getpid(), "no argument of this process has this")
