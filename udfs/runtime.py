@@ -15,8 +15,10 @@ def calm_garbage_collector() -> None:
     A micro-batch makes and drops thousands of containers, none of them in cycles. With Python's
     own thresholds (700 objects) that alone sets off collection after collection, a tenth of the
     time, and every so often one of everything, a pause that the latency shows. Call it when all is
-    loaded and warm; calling it again does no harm.
+    loaded and warm, and again when a job has started anew: what its last attempt has left in cycles
+    goes then, and with it the keyed state that it holds in the JVM.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, 20, 100)

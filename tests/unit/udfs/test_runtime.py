@@ -40,6 +40,15 @@ def test_it_may_be_called_again() -> None:
     assert gc.get_threshold() == thresholds
 
 
+def test_what_an_ended_attempt_has_left_goes_when_the_next_one_calls_again() -> None:
+    node = Node()
+    calm_garbage_collector()
+    ended = weakref.ref(node)
+    del node
+    calm_garbage_collector()
+    assert ended() is None
+
+
 def test_cycles_are_still_collected() -> None:
     calm_garbage_collector()
     assert gc.isenabled()
