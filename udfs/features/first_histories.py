@@ -44,21 +44,11 @@ class FirstHistories(Histories):
         """
         plan, n = self.plan, len(entries.slots)
         features, changed = np.empty((n, len(plan.columns))), np.zeros(n, np.int64)
-        lows, highs = plan.bounds(entries.times)
-        rows = entries.rows
+        rows, bounds = entries.rows, plan.bounds(entries.times)
 
         def run(at: int) -> int:
             return self._observe_first(
-                self._log,
-                rows,
-                plan.layout,
-                plan.plan,
-                plan.categories,
-                lows,
-                highs,
-                features,
-                changed,
-                at,
+                self._log, rows, plan.layout, plan.plan, bounds, features, changed, at
             )
 
         self._run(run, entries)

@@ -321,21 +321,11 @@ class Histories:
         """
         plan, n = self.plan, len(entries.slots)
         features, verdicts = np.empty((n, len(plan.columns))), np.zeros(n, np.int64)
-        lows, highs = plan.bounds(entries.times)
-        rows = entries.rows
+        rows, bounds = entries.rows, plan.bounds(entries.times)
 
         def run(at: int) -> int:
             return self._observe(
-                self._log,
-                rows,
-                plan.layout,
-                plan.plan,
-                plan.categories,
-                lows,
-                highs,
-                features,
-                verdicts,
-                at,
+                self._log, rows, plan.layout, plan.plan, bounds, features, verdicts, at
             )
 
         self._run(run, entries)
@@ -408,10 +398,8 @@ class Histories:
         """
         plan = self.plan
         features = np.empty((len(slots), len(plan.columns)))
-        lows, highs = plan.bounds(times)
-        self._measure(
-            self._log, slots, times, plan.layout, plan.plan, plan.categories, lows, highs, features
-        )
+        bounds = plan.bounds(times)
+        self._measure(self._log, slots, times, plan.layout, plan.plan, bounds, features)
         return features
 
 

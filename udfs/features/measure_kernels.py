@@ -57,6 +57,7 @@ class Plan(NamedTuple):
             features, a point's other coordinate, and the summary or sketch of panes (-1 none) of
             each column, (columns, 7); those that share a walk follow each other, short spans first.
         numbers: The ``k`` or ``q`` of each column's aggregate, (columns,).
+        categories: Whether each value stands for a text, (values,).
         horizon_ms: Entries this much older than their history's newest are forgotten.
         lateness_ms: An event this much older than its history's newest is late.
         dedupe_ms: An id seen within this time before is a repeat; 0 looks for none.
@@ -66,17 +67,54 @@ class Plan(NamedTuple):
     kinds: Ints
     columns: Ints
     numbers: Floats
+    categories: Ints
     horizon_ms: int
     lateness_ms: int
     dedupe_ms: int
     panes: p.Panes
 
 
+class Bounds(NamedTuple):
+    """When the spans of events begin and end.
+
+    Attributes:
+        lows: The time each span begins after, (n, spans).
+        highs: The time each span ends with, (n, spans).
+    """
+
+    lows: Ints
+    highs: Ints
+
+
+class _Scratch(NamedTuple):
+    """Memory that one event's measuring writes and the next one's writes over.
+
+    Attributes:
+        begins: The row each span begins after, (spans,).
+        ends: The row each span ends with, (spans,).
+        found: What a walk over rows found, (6,).
+        summary: The same over panes.
+    """
+
+    begins: Ints
+    ends: Ints
+    found: Floats
+    summary: Floats
+
+
 @compiled
-def _bounds(
-    log: Log, region: Ints, event: Event, plan: Plan, layout: Layout, begins: Ints, ends: Ints
+def _scratch(plan: Plan) -> _Scratch:
+    spans = len(plan.kinds)
+    begins, ends = np.empty(spans, np.int64), np.empty(spans, np.int64)
+    return _Scratch(begins, ends, np.empty(6), np.empty(p.SUMMARY))
+
+
+@compiled
+def _find_spans(
+    log: Log, region: Ints, event: Event, plan: Plan, layout: Layout, scratch: _Scratch
 ) -> None:
     """Where each span begins (exclusive) and ends; those by events end where their time says."""
+    begins, ends = scratch.begins, scratch.ends
     for span in range(len(plan.kinds)):
         kind = plan.kinds[span, 0]
         if span > 0 and kind != BY_FIRST and event.highs[span] == event.highs[span - 1]:
@@ -110,25 +148,18 @@ def _measure(
     own: Floats,
     layout: Layout,
     plan: Plan,
-    categories: Ints,
-    begins: Ints,
-    ends: Ints,
-    found: Floats,
-    summary: Floats,
+    scratch: _Scratch,
     features: Floats,
 ) -> None:
-    """All features of one event.
-
-    ``begins``, ``ends``, ``found`` and ``summary`` are scratch memory; ``features`` is written.
-    """
-    _bounds(log, region, event, plan, layout, begins, ends)
-    shift = region[SHIFT]
+    """Write all features of one event; columns that share a walk go on with it."""
+    _find_spans(log, region, event, plan, layout, scratch)
+    shift, found, summary = region[SHIFT], scratch.found, scratch.summary
     merged_value, merged_begin, merged_end = -2, 0, 0
     values_of, values_span = -2, -1
     values = found[:0]
     for n in range(len(plan.columns)):
-        span, aggregate, value, decay, target, partner, place = plan.columns[n]
-        begin, end = begins[span], ends[span]
+        span, aggregate, value, decay, target, _, place = plan.columns[n]
+        begin, end = scratch.begins[span], scratch.ends[span]
         if plan.kinds[span, 0] == BY_EVENTS:
             count = plan.kinds[span, 1]
             begin = max(begin, newest(log, shift, begin, end, value, count, layout) - 1)
@@ -160,35 +191,47 @@ def _measure(
             if value != values_of or span != values_span:
                 values = window_values(log, begin, end, value, layout)
                 values_of, values_span = value, span
-            if place >= 0:
-                features[target] = _of_panes(
-                    log, region, event, span, aggregate, plan.numbers[n], place, values, plan.panes
-                )
-            else:
-                is_category = categories[value] != 0
-                features[target] = of_all(values, aggregate, plan.numbers[n], is_category)
+            features[target] = _of_values(log, region, event, values, plan, n)
         elif place >= 0:
             features[target] = _first_or_last(
                 log, shift, begin, end, aggregate, value, event, layout, summary
             )
-        elif aggregate == a.SLOPE:
-            features[target] = slope(log, begin, end, value, layout)
-        elif aggregate == a.OWN_SHARE:
-            features[target] = share(log, begin, end, value, own[value], layout)
         else:
-            features[target] = of_rows(
-                log,
-                shift,
-                begin,
-                end,
-                aggregate,
-                plan.numbers[n],
-                value,
-                partner,
-                event,
-                own,
-                layout,
-            )
+            features[target] = _of_entries(log, shift, begin, end, event, own, layout, plan, n)
+
+
+@compiled
+def _of_values(
+    log: Log, region: Ints, event: Event, values: Floats, plan: Plan, column: int
+) -> float:
+    """A column that looks at all values of its window."""
+    span, aggregate, value, _, _, _, place = plan.columns[column]
+    number = plan.numbers[column]
+    if place >= 0:
+        return _of_panes(log, region, event, span, aggregate, number, place, values, plan.panes)
+    return of_all(values, aggregate, number, plan.categories[value] != 0)
+
+
+@compiled
+def _of_entries(
+    log: Log,
+    shift: int,
+    begin: int,
+    end: int,
+    event: Event,
+    own: Floats,
+    layout: Layout,
+    plan: Plan,
+    column: int,
+) -> float:
+    """A column that looks at some entries of its window."""
+    _, aggregate, value, _, _, partner, _ = plan.columns[column]
+    if aggregate == a.SLOPE:
+        return slope(log, begin, end, value, layout)
+    if aggregate == a.OWN_SHARE:
+        return share(log, begin, end, value, own[value], layout)
+    number = plan.numbers[column]
+    return of_rows(log, shift, begin, end, aggregate, number, value, partner, event, own, layout)
 
 
 @compiled
@@ -261,9 +304,7 @@ def observe(
     rows: Rows,
     layout: Layout,
     plan: Plan,
-    categories: Ints,
-    lows: Ints,
-    highs: Ints,
+    bounds: Bounds,
     features: Floats,
     verdicts: Ints,
     n: int,
@@ -275,9 +316,7 @@ def observe(
         rows: The events.
         layout: Of the entries.
         plan: What to measure.
-        categories: Whether each value stands for a text, (values,).
-        lows: The time each span begins after, (n, spans).
-        highs: The time each span ends with, (n, spans).
+        bounds: Of the events' spans.
         features: Written, (n, columns).
         verdicts: Written: ``NEW``, ``LATE``, ``DUPLICATE`` or ``CONFLICT``, (n,).
         n: Where to begin.
@@ -286,9 +325,7 @@ def observe(
         How many are done: if not all, the array or the index is full, which has to grow, or the
         next one's history has many older entries, which are to be merged.
     """
-    spans = len(plan.kinds)
-    begins, ends = np.empty(spans, np.int64), np.empty(spans, np.int64)
-    found, summary = np.empty(6), np.empty(p.SUMMARY)
+    scratch = _scratch(plan)
     while n < len(rows.slots):
         region = log.regions[rows.slots[n]]
         if plan.dedupe_ms > 0:
@@ -306,21 +343,8 @@ def observe(
         if rows.times[n] < newest_ms - plan.lateness_ms:
             verdicts[n] = LATE
         row = insert(log, region, rows, n, layout)
-        event = Event(rows.times[n], row, lows[n], highs[n])
-        _measure(
-            log,
-            region,
-            event,
-            rows.values[n],
-            layout,
-            plan,
-            categories,
-            begins,
-            ends,
-            found,
-            summary,
-            features[n],
-        )
+        event = Event(rows.times[n], row, bounds.lows[n], bounds.highs[n])
+        _measure(log, region, event, rows.values[n], layout, plan, scratch, features[n])
         expire(log, region, log.ints[region[END], TIME] - plan.horizon_ms)
         n += 1
     return n
@@ -332,9 +356,7 @@ def observe_first(
     rows: Rows,
     layout: Layout,
     plan: Plan,
-    categories: Ints,
-    lows: Ints,
-    highs: Ints,
+    bounds: Bounds,
     features: Floats,
     changed: Ints,
     n: int,
@@ -349,9 +371,7 @@ def observe_first(
         rows: The events.
         layout: Of the entries.
         plan: What to measure; all spans are by first events.
-        categories: Whether each value stands for a text, (values,).
-        lows: The time each span begins after, (n, spans).
-        highs: The time each span ends with, (n, spans).
+        bounds: Of the events' spans.
         features: Written, (n, columns).
         changed: Written: 1 where the event is kept, (n,).
         n: Where to begin.
@@ -359,9 +379,7 @@ def observe_first(
     Returns:
         How many are done: if not all, the array is full; grow it and go on.
     """
-    spans = len(plan.kinds)
-    begins, ends = np.empty(spans, np.int64), np.empty(spans, np.int64)
-    found, summary = np.empty(6), np.empty(p.SUMMARY)
+    scratch = _scratch(plan)
     most = plan.kinds[:, 1].max()
     while n < len(rows.slots):
         region = log.regions[rows.slots[n]]
@@ -374,21 +392,8 @@ def observe_first(
             if is_full:
                 region[END] -= 1
             changed[n] = 1
-        event = Event(rows.times[n], NO_ROW, lows[n], highs[n])
-        _measure(
-            log,
-            region,
-            event,
-            rows.values[n],
-            layout,
-            plan,
-            categories,
-            begins,
-            ends,
-            found,
-            summary,
-            features[n],
-        )
+        event = Event(rows.times[n], NO_ROW, bounds.lows[n], bounds.highs[n])
+        _measure(log, region, event, rows.values[n], layout, plan, scratch, features[n])
         n += 1
     return n
 
@@ -400,32 +405,15 @@ def measure(
     times: Ints,
     layout: Layout,
     plan: Plan,
-    categories: Ints,
-    lows: Ints,
-    highs: Ints,
+    bounds: Bounds,
     features: Floats,
 ) -> None:
     """Measure the windows of events that are not entries themselves; arguments as ``observe``."""
-    spans, own = len(plan.kinds), np.full(len(layout.blocks), np.nan)
-    begins, ends = np.empty(spans, np.int64), np.empty(spans, np.int64)
-    found, summary = np.empty(6), np.empty(p.SUMMARY)
+    scratch, own = _scratch(plan), np.full(len(layout.blocks), np.nan)
     for n in range(len(slots)):
         region = log.regions[slots[n]]
-        event = Event(times[n], NO_ROW, lows[n], highs[n])
-        _measure(
-            log,
-            region,
-            event,
-            own,
-            layout,
-            plan,
-            categories,
-            begins,
-            ends,
-            found,
-            summary,
-            features[n],
-        )
+        event = Event(times[n], NO_ROW, bounds.lows[n], bounds.highs[n])
+        _measure(log, region, event, own, layout, plan, scratch, features[n])
         expire(log, region, times[n] - plan.horizon_ms)
 
 

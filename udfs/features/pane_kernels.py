@@ -206,7 +206,8 @@ def _merged_marks(
     _, _, marks = _views(log, region, panes)
     sketches, oldest = panes.sketches, (forget_ms + 1) // panes.size_ms
     old = marks[pane_of(marks[:, 0]) >= oldest]
-    begin, at = region[START] + 1, 0
+    begin = region[START] + 1
+    at = int(0)  # noqa: RUF046, UP018 (for a literal Numba would compile what takes it once more)
     marks = np.empty((len(old) + len(sketches.values) * (end + 1 - begin), 2), np.int64)
     values, numbers = np.empty(end + 1 - begin), np.empty(end + 1 - begin, np.int64)
     for sketch in range(len(sketches.values)):

@@ -7,7 +7,7 @@ import numpy as np
 from udfs.compiled import Floats, Ints, compiled_without_gil
 from udfs.features import log_kernels, measure_kernels
 from udfs.features.log_kernels import Layout, Log, Rows
-from udfs.features.measure_kernels import Plan
+from udfs.features.measure_kernels import Bounds, Plan
 
 
 @compiled_without_gil
@@ -16,17 +16,13 @@ def observe(
     rows: Rows,
     layout: Layout,
     plan: Plan,
-    categories: Ints,
-    lows: Ints,
-    highs: Ints,
+    bounds: Bounds,
     features: Floats,
     verdicts: Ints,
     n: int,
 ) -> int:
     """As ``measure_kernels.observe``."""
-    return measure_kernels.observe(
-        log, rows, layout, plan, categories, lows, highs, features, verdicts, n
-    )
+    return measure_kernels.observe(log, rows, layout, plan, bounds, features, verdicts, n)
 
 
 @compiled_without_gil
@@ -35,17 +31,13 @@ def observe_first(
     rows: Rows,
     layout: Layout,
     plan: Plan,
-    categories: Ints,
-    lows: Ints,
-    highs: Ints,
+    bounds: Bounds,
     features: Floats,
     changed: Ints,
     n: int,
 ) -> int:
     """As ``measure_kernels.observe_first``."""
-    return measure_kernels.observe_first(
-        log, rows, layout, plan, categories, lows, highs, features, changed, n
-    )
+    return measure_kernels.observe_first(log, rows, layout, plan, bounds, features, changed, n)
 
 
 @compiled_without_gil
@@ -67,13 +59,11 @@ def measure(
     times: Ints,
     layout: Layout,
     plan: Plan,
-    categories: Ints,
-    lows: Ints,
-    highs: Ints,
+    bounds: Bounds,
     features: Floats,
 ) -> None:
     """As ``measure_kernels.measure``."""
-    measure_kernels.measure(log, slots, times, layout, plan, categories, lows, highs, features)
+    measure_kernels.measure(log, slots, times, layout, plan, bounds, features)
 
 
 @compiled_without_gil

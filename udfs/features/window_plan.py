@@ -17,7 +17,7 @@ from udfs.features import log_kernels as log
 from udfs.features.aggregates import Named, parse_aggregate
 from udfs.features.clock import local_midnight
 from udfs.features.log_kernels import NEVER_MS
-from udfs.features.measure_kernels import BY_EVENTS, BY_FIRST, BY_SESSION, BY_TIME, Plan
+from udfs.features.measure_kernels import BY_EVENTS, BY_FIRST, BY_SESSION, BY_TIME, Bounds, Plan
 from udfs.features.pane_kernels import Panes
 from udfs.features.series import Series
 from udfs.features.sketch_kernels import SMALLEST, Sketches
@@ -43,7 +43,6 @@ class WindowPlan:
         series: The series that entries are kept with.
         layout: Of an entry.
         plan: What to measure.
-        categories: Whether each series stands for texts, int64 (series,).
         kept_words: Words of an entry that are stored.
         words: Words of an entry in memory.
         pane_names: The length of panes, and what they hold; empty if no window has panes.
@@ -74,7 +73,6 @@ class WindowPlan:
     ) -> None:
         self.columns = tuple(column for w in windows for column in w.columns)
         self.series = tuple(series)
-        self.categories = np.array([s.value in texts for s in series], np.int64)
         self._spans = sorted(
             dict.fromkeys((span, w.delay) for w in windows for span in w.windows),
             key=lambda span: (span[1], _end_of(span[0]), span[0].reach_ms),
@@ -89,6 +87,7 @@ class WindowPlan:
         self.plan = Plan(
             np.array([_kind(span) for span, _ in self._spans], np.int64).reshape(-1, 2),
             *self._columns(named, panes),
+            np.array([s.value in texts for s in series], np.int64),
             horizon_ms,
             lateness_ms,
             dedupe_ms,
@@ -186,20 +185,17 @@ class WindowPlan:
         table = np.array(rows, np.float64).reshape(-1, 8)
         return np.ascontiguousarray(table[:, :7].astype(np.int64)), table[:, 7].copy()
 
-    def bounds(self, times: Ints) -> tuple[Ints, Ints]:
+    def bounds(self, times: Ints) -> Bounds:
         """When each span of each event begins (exclusive) and ends (inclusive).
 
         Args:
             times: Event times, epoch ms, int64 (n,).
-
-        Returns:
-            Two arrays, int64 (n, spans).
         """
         lows = np.empty((len(times), len(self._spans)), np.int64)
         highs = np.empty_like(lows)
         for n, (window, delay_ms) in enumerate(self._spans):
             lows[:, n], highs[:, n] = bounds_of(window, times - delay_ms)
-        return lows, highs
+        return Bounds(lows, highs)
 
 
 _Column = tuple[int, Named, int, Window]
