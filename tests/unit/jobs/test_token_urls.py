@@ -58,7 +58,10 @@ def test_a_cluster_that_does_not(settings: Settings, options: list[str]) -> None
 
 def test_a_cluster_of_its_own_is_started_so(settings: Settings) -> None:
     option = f"-D{OAUTH_PROPERTY}={URL}"
-    assert set(token_urls.cluster_options(settings).values()) == {option}
+    found = token_urls.cluster_options(settings)
+    assert found["env.java.opts.jobmanager"] == option
+    known = "-XX:+ExitOnOutOfMemoryError"  # what conf/flink.yaml says is kept
+    assert found["env.java.opts.taskmanager"] == f"{known} {option}"
     assert option in kubernetes.manifest(settings, CONFIG, "image")
     assert token_urls.cluster_options(load(CONFIG)) == {}
 
