@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import orjson
+import yaml
 from confluent_kafka import Producer
 
+from jobs.environment import ROOT
 from jobs.features import parity, topics
 from jobs.settings import Settings
 
@@ -154,3 +158,25 @@ def accounts(settings: Settings, newest: int | None = None) -> Accounts:
         found.differences,
         found.first[:5],
     )
+
+
+def changed_code(folder: Path, name: str, old: str, new: str) -> Path:
+    """The project in a new folder, with one change in one file."""
+    for part in ("jobs", "udfs", "model_server"):
+        shutil.copytree(ROOT / part, folder / part)
+    (folder / "conf").mkdir()
+    for path in (ROOT / "conf").glob("*"):
+        if path.is_file():
+            shutil.copy(path, folder / "conf")
+    text = (folder / name).read_text()
+    assert text.count(old) == 1, f"{name} has not one {old!r}"
+    (folder / name).write_text(text.replace(old, new))
+    return folder
+
+
+def with_a_feature(conf: Path, new: Path) -> Path:
+    """A copy of conf/fraud.yaml with one more window of a card."""
+    document = yaml.safe_load(conf.read_text())
+    document["features"]["windows"][0]["windows"].insert(1, "10m")
+    new.write_text(yaml.safe_dump(document))
+    return new

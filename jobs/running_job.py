@@ -96,6 +96,12 @@ class RunningJob:
                     totals[metric["id"].rpartition(".")[2]] += int(metric["sum"])
         return totals
 
+    def task_managers(self) -> set[str]:
+        """The ids of those that run a task of it."""
+        vertices = self.rest.get(f"/jobs/{self.job_id}")["vertices"]
+        found = [self.rest.get(f"/jobs/{self.job_id}/vertices/{v['id']}") for v in vertices]
+        return {subtask["taskmanager-id"] for vertex in found for subtask in vertex["subtasks"]}
+
     def checkpoints_completed(self) -> int:
         """How many checkpoints are complete."""
         return int(self.rest.get(f"/jobs/{self.job_id}/checkpoints")["counts"]["completed"])

@@ -14,6 +14,11 @@ from udfs.scoring.pairs import PAIRS
 COLUMNS = ("predictions", "alerts", "dead_letters", "duplicates", "shadow")
 """The records of a scored batch, one sink each."""
 
+OUTPUTS = "streamscore.outputs"
+"""An option of the environment; ``NOWHERE`` has every sink take the records and write nothing."""
+
+NOWHERE = "nowhere"
+
 NO_OTHERS: Mapping[str, DataStream] = {}
 
 _SINK = """
@@ -62,6 +67,8 @@ def write(
     for column, stream in others.items():
         _view(tables, f"{view}_{column}", stream, [column])
     statements = tables.create_statement_set()
+    if tables.get_config().get(OUTPUTS, "") == NOWHERE:
+        options = {column: {"connector": "blackhole"} for column in options}
     for column in options:
         views = [view, *([f"{view}_{column}"] if column in others else [])]
         # One sink for both: two of one name would share their transactions' ids.

@@ -26,7 +26,8 @@ _READY_S = 300.0
 _SUBMIT_S = 120.0
 _STOP_S = 10.0
 _POLL_S = 0.02
-_LAST_LINES = 15
+_NICE = "5"
+"""Building a job takes seconds of CPU, and the job that runs meanwhile needs them more."""
 
 
 class FlinkRunClient:
@@ -47,18 +48,12 @@ class FlinkRunClient:
 
     def __enter__(self) -> Self:
         self._told = Path(tempfile.mkdtemp(prefix="submit-", dir=self._cluster.folder))
-        entry = self._package.code / "jobs" / "cluster" / "entry.py"
-        command = [str(flink_home() / "bin" / "flink"), "run", "-d", "-py", str(entry)]
-        command += ["--packed-job", str(self._package.job), "--told", str(self._told)]
-        variables = {
-            "FLINK_CONF_DIR": str(self._cluster.folder / "conf"),
-            "FLINK_LOG_DIR": str(self._cluster.folder / "logs"),
-            "STREAMSCORE_BUILD": str(BUILD.absolute()),
-        }
+        command = ["nice", "-n", _NICE, flink_command(), "run", "-d", *entry_words(self._package)]
+        command += ["--told", str(self._told)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
-                env=os.environ | thread_mode_env(self._package.code) | variables,
+                env=environment(self._cluster, self._package.code),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -80,6 +75,22 @@ class FlinkRunClient:
             JobError: it cannot be, or not in time.
         """
         self._wait_file("ready", _READY_S)
+
+    def rehearse(self, savepoint: str, parallelism: int) -> str:
+        """Submit the job without outputs and checkpoints.
+
+        Args:
+            savepoint: Where its state comes from.
+            parallelism: How many subtasks.
+
+        Returns:
+            The rehearsal's id.
+
+        Raises:
+            JobError: Flink refused it, or did not take it in time.
+        """
+        tell(self._told / "rehearse", {"savepoint": savepoint, "parallelism": parallelism})
+        return str(self._wait_file("rehearsing", _READY_S)["job_id"])
 
     def go(self, savepoint: str = "") -> str:
         """Submit the job.
@@ -112,3 +123,24 @@ class FlinkRunClient:
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line]
         telling = [line for line in lines if "Error" in line or "Caused by" in line]
         return (telling or lines or ["it left no error"])[-1] + f" (see {self._log})"
+
+
+def flink_command() -> str:
+    """Flink's own command."""
+    return str(flink_home() / "bin" / "flink")
+
+
+def entry_words(package: Package) -> list[str]:
+    """What ``flink run`` is told to run a package."""
+    entry = package.code / "jobs" / "cluster" / "entry.py"
+    return ["-py", str(entry), "--packed-job", str(package.job)]
+
+
+def environment(cluster: StandaloneCluster, code: Path) -> dict[str, str]:
+    """The variables of a ``flink`` command for a cluster, with the code in a folder."""
+    variables = {
+        "FLINK_CONF_DIR": str(cluster.folder / "conf"),
+        "FLINK_LOG_DIR": str(cluster.folder / "logs"),
+        "STREAMSCORE_BUILD": str(BUILD.absolute()),
+    }
+    return os.environ | thread_mode_env(code) | variables

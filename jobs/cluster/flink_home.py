@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from jobs.environment import NotReadyError
+from jobs.jars import flink_jars
 from jobs.ports import HOST
 from jobs.profiles import section
 
@@ -67,6 +68,24 @@ def write_configuration(
     }
     text = yaml.safe_dump(chosen | dict(options))
     (folder / "conf" / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def write_library(folder: Path) -> Path:
+    """A folder of links to Flink's jars and the connectors, for the class path of a TaskManager.
+
+    A job brings the connectors too, but loads its own copy of each class, cold, at every start.
+    """
+    library = folder / "lib"
+    library.mkdir(parents=True, exist_ok=True)
+    wanted = {jar.name: jar for jar in [*(flink_home() / "lib").glob("*.jar"), *flink_jars()]}
+    for link in library.iterdir():
+        if link.name not in wanted:
+            link.unlink()
+    for name, jar in wanted.items():
+        if (library / name).resolve() != jar.resolve():
+            (library / name).unlink(missing_ok=True)
+            (library / name).symlink_to(jar.absolute())
+    return library
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

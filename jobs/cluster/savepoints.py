@@ -13,6 +13,7 @@ from jobs.running_job import RunningJob
 from jobs.settings import Settings
 
 _POLL_S = 0.05
+_FORMATS = ("CANONICAL", "NATIVE")
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,30 @@ def folder_of(settings: Settings) -> str:
     return f"{root}/savepoints/{settings.name}"
 
 
-def take(job: RunningJob, folder: str, timeout_s: float = 600.0) -> str:
+def take(job: RunningJob, folder: str, timeout_s: float = 600.0, *, native: bool = False) -> str:
     """Take a savepoint of a job that goes on; returns its path.
+
+    Args:
+        job: A running one.
+        folder: Where the savepoint goes.
+        timeout_s: Longest wait.
+        native: In the format of its state backend: quicker, and no other backend reads it.
 
     Raises:
         JobError: it failed or took too long.
     """
-    body = {"target-directory": folder, "cancel-job": False}
+    body = {"target-directory": folder, "cancel-job": False, "formatType": _FORMATS[native]}
     return _completed(job, "savepoints", body, timeout_s)
 
 
-def stop(job: RunningJob, folder: str, timeout_s: float = 600.0, *, drain: bool = False) -> str:
+def stop(
+    job: RunningJob,
+    folder: str,
+    timeout_s: float = 600.0,
+    *,
+    drain: bool = False,
+    native: bool = False,
+) -> str:
     """Stop a job with a savepoint; returns its path when the job has ended.
 
     Args:
@@ -55,11 +69,13 @@ def stop(job: RunningJob, folder: str, timeout_s: float = 600.0, *, drain: bool 
         folder: Where the savepoint goes.
         timeout_s: Longest wait; the job then goes on, or stops later.
         drain: End every window and timer first; the job cannot go on as if nothing were.
+        native: See ``take``.
 
     Raises:
         JobError: it failed, and the job goes on; or it took too long.
     """
-    return _completed(job, "stop", {"targetDirectory": folder, "drain": drain}, timeout_s)
+    body = {"targetDirectory": folder, "drain": drain, "formatType": _FORMATS[native]}
+    return _completed(job, "stop", body, timeout_s)
 
 
 def _completed(job: RunningJob, action: str, body: dict[str, Any], timeout_s: float) -> str:

@@ -22,12 +22,12 @@ from typing import Any
 
 import psutil
 
-from jobs.cluster.flink_home import flink_home, write_configuration
+from jobs.cluster.flink_home import flink_home, write_configuration, write_library
 from jobs.environment import BUILD, ROOT, NotReadyError, thread_mode_env
 from jobs.flink_rest import FlinkRest, JobError
 from jobs.ports import HOST, free_port, is_free
 from jobs.processes import Started, end, find
-from jobs.running_job import TERMINAL_STATES
+from jobs.running_job import TERMINAL_STATES, RunningJob
 
 CLUSTER = BUILD / "cluster"
 _START_S = 120.0
@@ -311,14 +311,16 @@ class StandaloneCluster:
 
     def task_managers_of(self, job_id: str) -> set[str]:
         """The TaskManagers that run a task of a job."""
-        rest = self.rest
-        vertices = rest.get(f"/jobs/{job_id}")["vertices"]
-        found = [rest.get(f"/jobs/{job_id}/vertices/{v['id']}") for v in vertices]
-        return {subtask["taskmanager-id"] for vertex in found for subtask in vertex["subtasks"]}
+        return RunningJob(job_id, self.rest).task_managers()
 
     def code_of(self, name: str) -> Path:
         """The folder whose code a TaskManager runs."""
         return (self.folder / "code" / name).resolve()
+
+    def without_python(self) -> list[str]:
+        """The TaskManagers that have not run a job yet."""
+        state = self.running()
+        return [name for name in state.task_managers if not _has_python(state.processes[name])]
 
     # -- the parts ------------------------------------------------------------------------------
 
@@ -415,8 +417,8 @@ class StandaloneCluster:
             "FLINK_LOG_DIR": str(self.folder / "logs"),
             "FLINK_PID_DIR": str(self.folder / "tmp"),
         }
-        if name != "jobmanager":
-            variables |= self._variables
+        if name != "jobmanager":  # which outlives the connectors of an upgrade
+            variables |= {"FLINK_LIB_DIR": str(write_library(self.folder)), **self._variables}
         # The mark is an option that Flink does not know: script and JVM are told by it.
         command = [str(flink_home() / "bin" / script), "start-foreground"]
         command += ["-D", self._mark, *arguments]
@@ -488,6 +490,11 @@ def running_jobs(rest: FlinkRest) -> dict[str, str]:
     """Names of the jobs that have not ended, by id."""
     found = rest.get("/jobs/overview")["jobs"]
     return {job["jid"]: job["name"] for job in found if job["state"] not in TERMINAL_STATES}
+
+
+def free_slots(rest: FlinkRest) -> dict[str, int]:
+    """Slots that no job has, by TaskManager."""
+    return {tm["id"]: tm["freeSlots"] for tm in rest.get("/taskmanagers")["taskmanagers"]}
 
 
 def _has_python(started: Started) -> bool:

@@ -1,8 +1,9 @@
 """``streamscore upgrade`` and ``rescale``: another job in place of a running one, from its state.
 
 All that takes time is done while the old job runs: the package, the new TaskManagers if the code is
-another one, and a client that has built the new job. Then: stop with savepoint, submit, verify. If
-the new job does not do what it should, the old one is started again from the same savepoint.
+another one, a client that has built the new job and one that has built the old one, and a rehearsal
+of the new job. Then: stop with savepoint, submit, verify. If the new job does not do what it
+should, the old one is started again from the same savepoint.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from jobs import settings as job_settings
 from jobs.cluster import compatibility, savepoints, submission
 from jobs.cluster.client import FlinkRunClient
 from jobs.cluster.package import Package
-from jobs.cluster.standalone import StandaloneCluster
+from jobs.cluster.rehearsal import rehearse
+from jobs.cluster.standalone import StandaloneCluster, free_slots
 from jobs.cluster.submission import JobRecord
 from jobs.cluster.verification import Limits, verify, wait_flowing
 from jobs.cluster.watching import PredictionWatch, gap_of, now_ms
@@ -103,7 +105,8 @@ def rescale(
     changed = old.package.overrides | {"flink.parallelism": parallelism}
     new = job_settings.load(old.package.conf, changed)
     package = submission.make_package(cluster, old.package.conf, changed, old.package.code)
-    return _Change(cluster, old, new, package, progress, limits or Limits()).run()
+    limits = limits or Limits()
+    return _Change(cluster, old, new, package, progress, limits, only_rescales=True).run()
 
 
 @dataclass
@@ -114,6 +117,7 @@ class _Change:
     package: Package
     progress: Progress
     limits: Limits
+    only_rescales: bool = False
 
     def run(self) -> Outcome:
         """See ``upgrade``."""
@@ -123,30 +127,79 @@ class _Change:
         with (
             PredictionWatch(self.new) as watch,
             FlinkRunClient(self.package, self.cluster) as client,
+            FlinkRunClient(self.old.package, self.cluster) as way_back,
         ):
-            replaced, added = self._new_task_managers()
-            try:
+            with self._new_task_managers(running) as (replaced, added):
                 with outcome.step("preparing the new job", self.progress):
                     self.cluster.wait_complete(self.cluster.running())
                     client.wait_ready()
+                    self._check_way_back(way_back)
+                self._rehearse(client, running, added, outcome)
                 stop_ms = now_ms()
                 with outcome.step("stopping the old job with a savepoint", self.progress):
-                    folder = savepoints.folder_of(self.new)
-                    outcome.savepoint = savepoints.stop(running, folder)
-            except BaseException:
-                self.cluster.stop_task_managers(added)
-                raise
+                    outcome.savepoint = savepoints.stop(running, self._folder, native=self._native)
             try:
                 self._go(client, replaced, outcome)
                 with outcome.step("verifying", self.progress):
                     job = RunningJob(outcome.job_id, self.cluster.rest)
                     verify(job, watch, stop_ms, self.limits)
             except (JobError, NotReadyError) as exc:
-                self._roll_back(str(exc), outcome)
+                self._roll_back(way_back, str(exc), outcome)
                 wait_flowing(watch, self.limits.wait_s)
             gap = gap_of(watch.seen(), stop_ms)
             outcome.gap_s = gap.seconds if gap else None
         return outcome
+
+    def _check_way_back(self, way_back: FlinkRunClient) -> None:
+        try:
+            way_back.wait_ready()
+        except JobError as exc:
+            raise JobError(
+                f"the old job could not be started again: {exc}; put right what it misses, or "
+                "take a savepoint, cancel the job, and submit the new one with it"
+            ) from exc
+
+    @property
+    def _folder(self) -> str:
+        return savepoints.folder_of(self.new)
+
+    @property
+    def _native(self) -> bool:
+        """Whether the new job reads the format of the old one's state backend."""
+        return self.new.flink.state_backend == self.old.settings().flink.state_backend
+
+    @property
+    def _same_code(self) -> bool:
+        return self.package.code_sha256 == self.old.package.code_sha256
+
+    def _rehearse(
+        self, client: FlinkRunClient, running: RunningJob, added: list[str], outcome: Outcome
+    ) -> None:
+        """Let the new job run without outputs, a subtask on each TaskManager that is cold.
+
+        In processes of its own it has the old job's state; in those of the old job it would be held
+        twice, so there it begins without.
+        """
+        if self._disturbs:
+            return
+        free = free_slots(self.cluster.rest)
+        if self._same_code:
+            cold = self.cluster.without_python()
+            if self.only_rescales and not cold:
+                return
+            hosts, count = set(free), min(max(1, len(cold)), sum(free.values()))
+        else:
+            hosts, count = set(added), len(added)
+        # Of several TaskManagers Flink takes the emptiest, so the cold ones.
+        if parallelism := min(self.new.flink.parallelism, count):
+            folder = None if self._same_code else self._folder
+            with outcome.step("rehearsing the new job", self.progress):
+                rehearse(client, running, folder, parallelism, hosts, self.progress)
+
+    @property
+    def _disturbs(self) -> bool:
+        """Whether a rehearsal would take a stream's consumer, or tell the shedding its lag."""
+        return self.new.kinesis is not None or (self.new.overload is not None and self._same_code)
 
     def _running(self) -> RunningJob:
         job = RunningJob(self.old.job_id, FlinkRest(self.cluster.session().rest))
@@ -157,15 +210,29 @@ class _Change:
             )
         return job
 
-    def _new_task_managers(self) -> tuple[list[str], list[str]]:
-        """TaskManagers to stop later, and those that were started: they are not waited for."""
+    @contextmanager
+    def _new_task_managers(self, running: RunningJob) -> Iterator[tuple[list[str], list[str]]]:
+        """TaskManagers to stop later, and those that were started: they are not waited for.
+
+        With other code, those that the old job does not use are stopped at once. If what is done
+        then fails, all is as before.
+        """
         state = self.cluster.running()
-        wanted = -(-self.new.flink.parallelism // state.slots)
-        if self.package.code_sha256 == self.old.package.code_sha256:
-            missing = max(0, wanted - len(state.task_managers))
-            return [], self.cluster.add_task_managers(missing, self.package.code)
-        count = max(wanted, len(state.task_managers))
-        return state.task_managers, self.cluster.add_task_managers(count, self.package.code)
+        wanted, idle = -(-self.new.flink.parallelism // state.slots), list[str]()
+        if self._same_code:
+            count, replaced = max(0, wanted - len(state.task_managers)), list[str]()
+        else:
+            count = max(wanted, len(state.task_managers))
+            replaced = sorted(running.task_managers() & set(state.task_managers))
+            idle = [name for name in state.task_managers if name not in replaced]
+            self.cluster.stop_task_managers(idle)
+        added = self.cluster.add_task_managers(count, self.package.code)
+        try:
+            yield replaced, added
+        except BaseException:
+            self.cluster.stop_task_managers(added)
+            self.cluster.add_task_managers(len(idle), self.old.package.code)
+            raise
 
     def _go(self, client: FlinkRunClient, replaced: list[str], outcome: Outcome) -> None:
         if replaced:
@@ -180,19 +247,20 @@ class _Change:
             job = RunningJob(outcome.job_id, self.cluster.rest)
             job.wait_running(submission.RUNNING_S)
 
-    def _roll_back(self, why: str, outcome: Outcome) -> None:
+    def _roll_back(self, way_back: FlinkRunClient, why: str, outcome: Outcome) -> None:
         outcome.rolled_back = why
         with outcome.step("rolling back", self.progress):
             if outcome.job_id:
                 RunningJob(outcome.job_id, self.cluster.rest).cancel()
             try:
-                job = submission.submit_session(
-                    self.old.settings(), self.old.package, self.cluster, outcome.savepoint
-                )
+                self.cluster.use_code(self.old.package.code)
+                outcome.job_id = way_back.go(outcome.savepoint)
+                job = RunningJob(outcome.job_id, self.cluster.rest)
+                record = replace(self.old, job_id=job.job_id, savepoint=outcome.savepoint)
+                record.write(self.cluster)
+                job.wait_running(submission.RUNNING_S)
             except (JobError, NotReadyError) as exc:
                 raise JobError(
                     f"the new job failed ({why}), and the old one could not be started again "
                     f"({exc}); its state is in {outcome.savepoint}"
                 ) from exc
-            outcome.job_id = job.job_id
-            replace(self.old, job_id=job.job_id, savepoint=outcome.savepoint).write(self.cluster)

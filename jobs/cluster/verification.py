@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from jobs.cluster.watching import PredictionWatch, Seen, now_ms, shift
+from jobs.cluster.watching import COMPARABLE, PredictionWatch, Seen, now_ms, shift
 from jobs.flink_rest import JobError
 from jobs.running_job import TERMINAL_STATES, RunningJob
 
 _POLL_S = 0.5
 _QUIET_S = 10.0
-"""How long a job without any input is watched."""
+"""How long a job with little or no input is watched."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def verify(job: RunningJob, watch: PredictionWatch, stop_ms: int, limits: Limits
         highest_lag = max(highest_lag, lag)
         allowed = max(_rate(before) * limits.lag_s, highest_lag / 2)
         waited_s = time.monotonic() - start_s
-        if after and lag <= allowed:
+        is_enough = len(after) >= COMPARABLE or (after and waited_s > _QUIET_S)
+        if is_enough and lag <= allowed:
             return _check_alike(before, after, limits)
         if not before and not after and lag == 0 and waited_s > _QUIET_S:
             return None

@@ -16,7 +16,8 @@ from jobs.settings import Settings
 from udfs.scoring.rollout import population_stability
 
 _BINS = 10
-_MIN_ROWS = 200
+COMPARABLE = 200
+"""Fewer scores than these tell nothing of their distribution."""
 _TIMEOUT_S = 10.0
 
 
@@ -172,7 +173,7 @@ def gap_of(seen: list[Seen], since_ms: int) -> Gap | None:
 def shift(before: list[Seen], after: list[Seen]) -> float | None:
     """The population stability index of the models' scores; None if there are too few."""
     old, new = (np.array([s.score for s in part if not s.is_fallback]) for part in (before, after))
-    if min(len(old), len(new)) < _MIN_ROWS:
+    if min(len(old), len(new)) < COMPARABLE:
         return None
     edges = np.unique(np.quantile(old, np.linspace(0, 1, _BINS + 1)[1:-1]))
     bins = [np.bincount(np.searchsorted(edges, x), minlength=len(edges) + 1) for x in (old, new)]

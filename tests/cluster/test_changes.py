@@ -6,7 +6,6 @@ the topics gives. Prints how long no prediction came.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 
-from bench.cluster_lab import Writer, accounts, events
+from bench.cluster_lab import Writer, accounts, changed_code, events, with_a_feature
 from jobs import training
 from jobs.cluster import savepoints, submission, upgrade
 from jobs.cluster.inspection import inspect
@@ -25,7 +23,7 @@ from jobs.cluster.standalone import StandaloneCluster
 from jobs.cluster.submission import JobRecord
 from jobs.cluster.verification import Limits
 from jobs.cluster.watching import PredictionWatch, gap_of, now_ms
-from jobs.environment import ROOT
+from jobs.flink_rest import JobError
 from jobs.kafka_topics import create_topics, partitions_of
 from jobs.running_job import RunningJob
 from jobs.settings import Settings, load
@@ -134,30 +132,6 @@ def test_a_killed_task_manager_with_100_000_keys(
     assert recovery_s < _BUSY_MACHINE * RECOVERY_S
 
 
-def changed_code(folder: Path, name: str, old: str, new: str) -> Path:
-    """The project with one change in one file."""
-    for part in ("jobs", "udfs", "model_server"):
-        shutil.copytree(ROOT / part, folder / part)
-    (folder / "conf").mkdir()
-    for path in (ROOT / "conf").glob("*"):
-        if path.is_file():
-            shutil.copy(path, folder / "conf")
-    text = (folder / name).read_text()
-    assert text.count(old) == 1
-    (folder / name).write_text(text.replace(old, new))
-    return folder
-
-
-def with_a_feature(conf: Path, models: Path, demo: pd.DataFrame) -> Path:
-    """conf/fraud.yaml with one more window of a card, and a model that was trained with it."""
-    document = yaml.safe_load(CONFIG.read_text())
-    document["features"]["windows"][0]["windows"].insert(1, "10m")
-    conf.write_text(yaml.safe_dump(document))
-    trees = {"training.trees": 20, "model.path": str(models)}
-    training.train(load(conf, trees), demo.head(20_000))
-    return conf
-
-
 def versions_of(settings: Settings) -> list[int]:
     """The schema version that each prediction has, in the order in which they were made."""
     with Traffic(settings) as traffic:
@@ -176,7 +150,7 @@ def test_changes_under_load(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """An added feature with a change in Python, another parallelism, and one that must go back."""
+    """A feature with other Python, a parallelism, one that goes back, one that never begins."""
     cluster.up(2, 2)
     overrides = own_overrides(bootstrap, models, tmp_path) | {
         "model.embedded": True,
@@ -184,20 +158,27 @@ def test_changes_under_load(
         "batch.buckets": 4,
     }
     new_models = tmp_path / "models"
-    conf = with_a_feature(tmp_path / "new.yaml", new_models, demo)
+    conf = with_a_feature(CONFIG, tmp_path / "new.yaml")
+    trees = {"training.trees": 20, "model.path": str(new_models)}
+    training.train(load(conf, trees), demo.head(20_000))
     new = overrides | {"model.path": str(new_models)}
     records = "udfs/batches/records.py"
     version = ("SCHEMA_VERSION = 1", "SCHEMA_VERSION = 2")
     code = changed_code(tmp_path / "new", records, *version)
     calls = ("split_batch(value)", "split_batch(value, value)")
     broken = changed_code(tmp_path / "broken", "udfs/stages/first.py", *calls)
-    limits = Limits(wait_s=120, max_psi=10)  # the models differ on purpose
+    limits = Limits(max_psi=10)  # the models differ on purpose
     outcomes = {}
     with live(cluster, overrides) as running, running.writer.at(RATE):
+        name = running.settings.name
         outcomes["feature"] = upgrade.upgrade(conf, new, cluster, limits=limits, root=code)
-        outcomes["rescale"] = upgrade.rescale(running.settings.name, 2, cluster, limits=limits)
+        outcomes["rescale"] = upgrade.rescale(name, 2, cluster, limits=limits)
         taken = savepoints.take(running.job, savepoints.folder_of(running.settings))
-        outcomes["broken"] = upgrade.upgrade(conf, new, cluster, limits=limits, root=broken)
+        refused = Limits(max_fallbacks=-1.0)
+        outcomes["back"] = upgrade.rescale(name, 1, cluster, limits=refused)
+        with pytest.raises(JobError, match="rehearsal"):
+            upgrade.upgrade(conf, new, cluster, limits=limits, root=broken)
+        assert running.job.state() == "RUNNING"
     with capsys.disabled():
         for name, outcome in outcomes.items():
             print(f"\n{name}: {outcome.gap_s} s without a prediction; {outcome.seconds}")
@@ -207,7 +188,7 @@ def test_changes_under_load(
     assert with_new.wrong == 0, with_new
     assert not outcomes["feature"].rolled_back
     assert not outcomes["rescale"].rolled_back
-    assert outcomes["broken"].rolled_back
+    assert "fallbacks" in outcomes["back"].rolled_back
     assert versions_of(running.settings)[-1] == 2
     inspected = {operator.name: operator for operator in inspect(taken)}
     assert inspected["features by card_id"].keys["segments of the journal"] > 0
