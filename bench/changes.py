@@ -34,6 +34,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,17 +189,17 @@ class Live:
     def change(self, name: str) -> Change:
         """Make a change, and tell how it went."""
         made = Change(name, time.time_ns() // 1_000_000)
-        act: Callable[[], upgrade.Outcome | Mapping[str, float]] = {
+        acts: dict[str, Callable[[], upgrade.Outcome | Mapping[str, float]]] = {
             "feature": self._feature,
             "model": self._newer_model,
-            "python": lambda: self._upgrade(self._python),
-            "broken": lambda: self._upgrade(self._broken),
+            "python": partial(self._upgrade, self._python),
+            "broken": partial(self._upgrade, self._broken),
             "rollback": self._other_model,
             **{plain: self._plain(plain) for plain in PLAIN},
             **{to: self._rescale(n) for to, n in _PARALLELISM.items()},
-        }[name]
+        }
         try:
-            found = act()
+            found = acts[name]()
         except JobError as exc:
             made.ended, made.why = "refused", str(exc)
             return made
