@@ -162,7 +162,7 @@ class Live:
         version = ("SCHEMA_VERSION = 1", "SCHEMA_VERSION = 2")
         self._python = changed_code(self._at.folder / "python", "udfs/batches/records.py", *version)
         calls = ("split_batch(value)", "split_batch(value, value)")
-        self._broken = changed_code(self._at.folder / "broken", "udfs/operators.py", *calls)
+        self._broken = changed_code(self._at.folder / "broken", "udfs/stages/first.py", *calls)
         self.overrides["model.path"] = str(self._models / "old")
 
     def _train(self, number: int, folder: str, conf: Path, frame: pd.DataFrame) -> None:
