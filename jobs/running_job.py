@@ -145,9 +145,14 @@ class RunningJob:
 
     def cancel(self, timeout_s: float = 60.0) -> None:
         """Cancel the job and wait for its end; nothing happens if it ended already."""
-        if self.state() not in TERMINAL_STATES:
+        if self.state() in TERMINAL_STATES:
+            return
+        try:
             self.rest.cancel(self.job_id)
-            self.wait(lambda state: state in TERMINAL_STATES, timeout_s)
+        except JobError:
+            if self.state() not in TERMINAL_STATES:  # it may have ended in between
+                raise
+        self.wait(lambda state: state in TERMINAL_STATES, timeout_s)
 
     def stop_with_savepoint(
         self, folder: str, *, drain: bool = False, timeout_s: float = 600.0

@@ -139,6 +139,19 @@ def test_an_answer_without_a_body_is_none(flink: FakeFlink) -> None:
     assert flink.asked == [f"PATCH /jobs/{JOB}?mode=cancel"]
 
 
+def test_a_job_that_ends_while_it_is_cancelled(flink: FakeFlink) -> None:
+    flink.states("RUNNING", "FINISHED")
+    flink.on(f"PATCH /jobs/{JOB}?mode=cancel", {"errors": ["it is FINISHED"]}, status=409)
+    RunningJob(JOB, FlinkRest(flink.address)).cancel()
+
+
+def test_a_job_that_cannot_be_cancelled(flink: FakeFlink) -> None:
+    flink.states("RUNNING")
+    flink.on(f"PATCH /jobs/{JOB}?mode=cancel", {"errors": ["no"]}, status=409)
+    with pytest.raises(JobError, match="no"):
+        RunningJob(JOB, FlinkRest(flink.address)).cancel()
+
+
 @pytest.mark.parametrize("status", [400, 404, 500, 503])
 def test_an_error_names_the_address_and_the_status(flink: FakeFlink, status: int) -> None:
     flink.on("GET /overview", {"errors": ["no"]}, status=status)
