@@ -14,6 +14,8 @@ from jobs.flink_rest import FlinkRest, JobError, NoAnswerError, Patience, cause_
 TERMINAL_STATES = frozenset({"FINISHED", "CANCELED", "FAILED", "SUSPENDED"})
 _POLL_S = 0.1
 _GONE_S = 10.0
+_STALE_S = 10.0
+"""The JobManager tells of a job what it found up to `web.refresh-interval`, 3 s, ago."""
 """How long a mini-cluster whose REST API is gone may take to say how the job ended."""
 
 
@@ -147,12 +149,15 @@ class RunningJob:
         """Cancel the job and wait for its end; nothing happens if it ended already."""
         if self.state() in TERMINAL_STATES:
             return
+        refused = None
         try:
             self.rest.cancel(self.job_id)
-        except JobError:
-            if self.state() not in TERMINAL_STATES:  # it may have ended in between
-                raise
-        self.wait(lambda state: state in TERMINAL_STATES, timeout_s)
+        except JobError as exc:  # it may have ended: what is told of its state can be seconds old
+            refused, timeout_s = exc, _STALE_S
+        try:
+            self.wait(lambda state: state in TERMINAL_STATES, timeout_s)
+        except JobError as exc:
+            raise refused or exc from None
 
     def stop_with_savepoint(
         self, folder: str, *, drain: bool = False, timeout_s: float = 600.0

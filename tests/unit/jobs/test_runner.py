@@ -140,12 +140,13 @@ def test_an_answer_without_a_body_is_none(flink: FakeFlink) -> None:
 
 
 def test_a_job_that_ends_while_it_is_cancelled(flink: FakeFlink) -> None:
-    flink.states("RUNNING", "FINISHED")
+    flink.states("RUNNING", "RUNNING", "FINISHED")  # the JobManager's cache
     flink.on(f"PATCH /jobs/{JOB}?mode=cancel", {"errors": ["it is FINISHED"]}, status=409)
     RunningJob(JOB, FlinkRest(flink.address)).cancel()
 
 
-def test_a_job_that_cannot_be_cancelled(flink: FakeFlink) -> None:
+def test_a_job_that_cannot_be_cancelled(flink: FakeFlink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_job, "_STALE_S", 0.2)
     flink.states("RUNNING")
     flink.on(f"PATCH /jobs/{JOB}?mode=cancel", {"errors": ["no"]}, status=409)
     with pytest.raises(JobError, match="no"):
