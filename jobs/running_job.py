@@ -13,9 +13,9 @@ from jobs.flink_rest import FlinkRest, JobError, NoAnswerError, Patience, cause_
 
 TERMINAL_STATES = frozenset({"FINISHED", "CANCELED", "FAILED", "SUSPENDED"})
 _POLL_S = 0.1
-_GONE_S = 10.0
 _STALE_S = 10.0
 """The JobManager tells of a job what it found up to `web.refresh-interval`, 3 s, ago."""
+_GONE_S = 10.0
 """How long a mini-cluster whose REST API is gone may take to say how the job ended."""
 
 
