@@ -54,11 +54,12 @@ from bench.common import (
     BENCH,
     BenchError,
     Result,
+    add_job_options,
     command_line,
     compared,
+    fill_in,
     growth_rate,
     guarded,
-    override,
     percentiles,
     say,
 )
@@ -167,9 +168,7 @@ def parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a smoke test; its figures mean nothing")
     add("--short", action="store_true", help="10,000 machines for 60 s, and a backlog")
     add("--parts", nargs="+", choices=PARTS, help="what to measure (all)")
-    add("--config", type=Path, default=ROOT / "conf" / "iot.yaml", help="the job's settings file")
-    add("--set", dest="overrides", metavar="KEY=VALUE", action="append", type=override,
-        default=[], help="override one of our job's settings; may be repeated")  # fmt: skip
+    add_job_options(add, ROOT / "conf" / "iot.yaml")
     add("--machines", type=int, help="and readings a second (default: 10,000)")
     add("--seconds", type=int, help="of the live part (default: 600)")
     add("--rates", nargs="+", type=int, help="readings a second to try (default: 15,000 to 30,000)")
@@ -189,11 +188,7 @@ def complete(options: argparse.Namespace) -> argparse.Namespace:
         "backlog_seconds": (60, 40, 100),
         "parts": (PARTS, ("live", "backlog"), PARTS),
     }
-    form = 0 if options.quick else 1 if options.short else 2
-    for name, values in defaults.items():
-        if getattr(options, name) is None:
-            setattr(options, name, values[form])
-    return options
+    return fill_in(options, defaults, 0 if options.quick else 1 if options.short else 2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

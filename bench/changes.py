@@ -45,12 +45,12 @@ from bench.cluster_lab import Writer, changed_code, events, with_a_feature
 from bench.common import (
     BenchError,
     Result,
+    add_job_options,
     command_line,
     compared,
     finish,
     guarded,
     machine,
-    override,
     say,
     versions,
 )
@@ -91,8 +91,7 @@ def parser() -> argparse.ArgumentParser:
     add("--changes", nargs="+", choices=CHANGES, help="in this order (default: all)")
     add("--cards", type=int, default=20_000, help="keys of the first stage (default: %(default)s)")
     add("--between-s", type=float, default=8.0, help="of load between two (default: %(default)s)")
-    add("--config", type=Path, default=ROOT / "conf" / "fraud.yaml", help="the job's settings file")
-    add("--set", dest="overrides", metavar="KEY=VALUE", action="append", type=override, default=[])
+    add_job_options(add)
     add("--keep", action="store_true", help="keep the logs below build/bench in any case")
     return result
 
@@ -195,8 +194,8 @@ class Live:
             "python": partial(self._upgrade, self._python),
             "broken": partial(self._upgrade, self._broken),
             "rollback": self._other_model,
-            **{plain: self._plain(plain) for plain in PLAIN},
-            **{to: self._rescale(n) for to, n in _PARALLELISM.items()},
+            **{plain: partial(self._plain, plain) for plain in PLAIN},
+            **{to: partial(self._rescale, n) for to, n in _PARALLELISM.items()},
         }
         try:
             found = acts[name]()
@@ -217,12 +216,9 @@ class Live:
         self._code = self._code if found.rolled_back else code
         return found
 
-    def _rescale(self, parallelism: int) -> Callable[[], upgrade.Outcome]:
-        def act() -> upgrade.Outcome:
-            self.overrides["flink.parallelism"] = parallelism
-            return upgrade.rescale(self.name, parallelism, self._cluster, say, self._limits)
-
-        return act
+    def _rescale(self, parallelism: int) -> upgrade.Outcome:
+        self.overrides["flink.parallelism"] = parallelism
+        return upgrade.rescale(self.name, parallelism, self._cluster, say, self._limits)
 
     def _feature(self) -> upgrade.Outcome:
         self.conf = self._new_conf
@@ -242,13 +238,10 @@ class Live:
         changed = self.overrides | {"model.path": str(self._models / "rollback")}
         return upgrade.upgrade(self.conf, changed, self._cluster, say, root=self._code)
 
-    def _plain(self, name: str) -> Callable[[], Mapping[str, float]]:
-        def act() -> Mapping[str, float]:
-            return plain_change(
-                self._cluster, self.conf, self.overrides, self._code, new_processes=PLAIN[name]
-            )
-
-        return act
+    def _plain(self, name: str) -> Mapping[str, float]:
+        return plain_change(
+            self._cluster, self.conf, self.overrides, self._code, new_processes=PLAIN[name]
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -329,7 +322,7 @@ def _run(at: Place, live: Live, options: argparse.Namespace) -> tuple[list[Chang
 def _calm(at: Place, topic: str, live: Live, seconds: float) -> None:
     """Wait until predictions are in time, and then some seconds of load."""
     deadline_s = time.monotonic() + _CALM_S
-    while latency_s(at.bootstrap, topic) > _NORMAL_S:
+    while latency_s(at, topic) > _NORMAL_S:
         if time.monotonic() > deadline_s:
             raise BenchError(f"the job lags after {_CALM_S:.0f} s: it is {live.job.state()}")
         time.sleep(0.2)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-from confluent_kafka import Consumer, TopicPartition
 
 from bench.cluster_lab import accounts
 from bench.lab import Place
@@ -21,7 +20,6 @@ from jobs.settings import Settings
 from model_server.backends import load_table
 from udfs.preparation.preparation import Preparation
 
-_TIMEOUT_S = 10.0
 _BEFORE_MS = 5_000
 _LATE_MS = 1_000.0
 _CHUNK = 100_000
@@ -73,37 +71,18 @@ class Seen:
         return Timeline(float(steps[at]) / 1_000, float(until - times[at]) / 1_000)
 
 
-def latency_s(bootstrap: str, topic: str) -> float:
-    """How old the oldest of the newest predictions is: since its event was created, until now."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": bootstrap,
-            "group.id": "bench-latency",
-            "enable.auto.commit": False,
-            "log_level": 0,
-        }
-    )
-    try:
-        places = [
-            TopicPartition(topic, n) for n in consumer.list_topics(topic).topics[topic].partitions
-        ]
-        newest = [
-            TopicPartition(topic, place.partition, end - 1)
-            for place in places
-            if (end := consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)[1])
-        ]
-        if len(newest) < len(places):
-            return float("inf")
-        consumer.assign(newest)
-        found: dict[int, int] = {}
-        deadline_s = time.monotonic() + _TIMEOUT_S
-        while len(found) < len(newest) and time.monotonic() < deadline_s:
-            for message in consumer.consume(1_000, timeout=0.1):
-                document = orjson.loads(message.value() or b"{}")
-                found[int(message.partition() or 0)] = document["ingest_time_ms"]
-        return time.time() - min(found.values()) / 1_000 if len(found) == len(newest) else 1e9
-    finally:
-        consumer.close()
+def latency_s(at: Place, topic: str) -> float:
+    """How old the oldest of the newest predictions is: since its event was created, until now.
+
+    Infinite if a partition has none, or does not answer.
+    """
+    newest = at.topics.newest(topic)
+    if len(newest) < len(at.topics.ends(topic)):
+        return float("inf")
+    created: list[int] = [
+        orjson.loads(message.value() or b"{}")["ingest_time_ms"] for message in newest
+    ]
+    return time.time() - min(created) / 1_000
 
 
 def read(at: Place, settings: Settings) -> Seen:

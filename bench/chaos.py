@@ -16,7 +16,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,11 +23,11 @@ from bench.common import (
     BENCH,
     BenchError,
     Result,
+    add_job_options,
     command_line,
     finish,
     guarded,
     machine,
-    override,
     say,
     versions,
 )
@@ -38,7 +37,7 @@ from jobs.chaos import report
 from jobs.chaos.faults import KINDS, chosen
 from jobs.chaos.run import Options, Outcome, run
 from jobs.chaos.writer import WriterError
-from jobs.environment import QUICK_JVM, ROOT
+from jobs.environment import QUICK_JVM
 from jobs.features.topics import TopicError
 from jobs.flink_rest import JobError
 
@@ -57,8 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add("--kinds", default="all", help="with commas between (default: all)")
     add("--seed", type=int, default=1, help="of the faults and the events")
     add("--brokers", type=int, default=3, help="each has a replica of everything (default: 3)")
-    add("--config", type=Path, default=ROOT / "conf" / "fraud.yaml", help="the job's settings file")
-    add("--set", dest="overrides", metavar="KEY=VALUE", action="append", type=override, default=[])
+    add_job_options(add)
     return found
 
 

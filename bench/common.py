@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -30,6 +30,9 @@ from jobs.settings_file import SettingsError
 
 BENCH = BUILD / "bench"
 """Folder of the figures, and of what a run writes while it goes on."""
+
+FRAUD = ROOT / "conf" / "fraud.yaml"
+"""The settings file of most measurements."""
 
 _EXIT_SIGTERM = 128 + signal.SIGTERM
 
@@ -408,16 +411,38 @@ def add_common_options(add: Callable[..., Any]) -> None:
     add("--quick", action="store_true",
         help="a smoke test of about 1.5 minutes: short runs of fewer kinds; its figures mean"
         " nothing and go to a file of their own")  # fmt: skip
-    add("--config", type=Path, default=ROOT / "conf" / "fraud.yaml", help="the job's settings file")
-    add("--set", dest="overrides", metavar="KEY=VALUE", action="append", type=override,
-        default=[], help="override one of our job's settings, e.g. --set batch.max_rows=1024;"
-        " may be repeated")  # fmt: skip
+    add_job_options(add)
     add("--data", choices=("small", "full"), help="demo data (default: full, with --quick small)")
     add(
         "--keep",
         action="store_true",
         help="keep the run's logs below build/bench even if nothing failed",
     )
+
+
+def add_job_options(add: Callable[..., Any], config: Path = FRAUD) -> None:
+    """The settings file of the job that is measured, and what is changed of it."""
+    add("--config", type=Path, default=config, help="the job's settings file")
+    add("--set", dest="overrides", metavar="KEY=VALUE", action="append", type=override,
+        default=[], help="override one of our job's settings, e.g. --set batch.max_rows=1024;"
+        " may be repeated")  # fmt: skip
+
+
+def fill_in(
+    options: argparse.Namespace, defaults: Mapping[str, Sequence[Any]], form: int | None = None
+) -> argparse.Namespace:
+    """Give options that were not said the defaults of a form of the run.
+
+    Args:
+        options: The command line's.
+        defaults: By option, a value for each form.
+        form: Which one; none is 0 with --quick, else 1.
+    """
+    chosen = form if form is not None else int(not options.quick)
+    for name, values in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, values[chosen])
+    return options
 
 
 def override(text: str) -> tuple[str, Any]:

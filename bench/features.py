@@ -37,13 +37,20 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from bench import common, feature_backfill, feature_data, feature_keys, feature_runs
-from bench.common import BENCH, Result, command_line, guarded, override, say
+from bench.common import (
+    BENCH,
+    Result,
+    add_job_options,
+    command_line,
+    fill_in,
+    guarded,
+    say,
+)
 from bench.feature_runs import PEER_PYTHONS, Outcome, Streams
 from bench.lab import place
 from jobs import settings
@@ -64,9 +71,7 @@ def parser() -> argparse.ArgumentParser:
         help="a smoke test with small sizes; its figures mean nothing and go to a file of their"
         " own")  # fmt: skip
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (all)")
-    add("--config", type=Path, default=CONFIG, help="the job's settings file")
-    add("--set", dest="overrides", metavar="KEY=VALUE", action="append", type=override,
-        default=[], help="override one of our job's settings; may be repeated")  # fmt: skip
+    add_job_options(add, CONFIG)
     add("--parallelism", nargs="+", type=int, default=[1],
         help="subtasks per operator, for peers in Python processes (default: 1)")  # fmt: skip
     add("--records", type=int, help="backlog in records (default: 2,000,000)")
@@ -87,10 +92,7 @@ def complete(options: argparse.Namespace) -> argparse.Namespace:
         "key_events": (20_000, 500_000),
         "history": (20_000, 1_000_000),
     }
-    for name, (short, long) in defaults.items():
-        if getattr(options, name) is None:
-            setattr(options, name, short if options.quick else long)
-    return options
+    return fill_in(options, defaults)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -222,6 +222,20 @@ class Topics:
             for place in places
         }
 
+    def newest(self, topic: str, timeout_s: float = 10.0) -> list[Message]:
+        """The last record of each partition that has any and answers in time."""
+        ends = [(n, end) for n, end in self.ends(topic).items() if end]
+        self._consumer.assign([TopicPartition(topic, n, end - 1) for n, end in ends])
+        found: dict[int | None, Message] = {}
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            while len(found) < len(ends) and time.monotonic() < deadline_s:
+                for message in self._consumer.consume(1_000, timeout=0.1):
+                    found[message.partition()] = message
+        finally:
+            self._consumer.unassign()
+        return [*found.values()]
+
     def read(self, topic: str) -> Iterator[Message]:
         """Every record it holds now, in the order of each partition."""
         left = sum(ends := [*self.ends(topic).values()])

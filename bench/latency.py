@@ -44,6 +44,7 @@ from bench.common import (
     command_line,
     compared,
     console,
+    fill_in,
     finish,
     guarded,
     machine,
@@ -128,18 +129,14 @@ def parser() -> argparse.ArgumentParser:
 
 def _complete(options: argparse.Namespace) -> argparse.Namespace:
     """Fill in the defaults, which --quick changes."""
-    short = {"rates": [500, 2_000], "modes": ["served"], "seconds": 6, "warm_s": 6, "data": "small"}
-    long = {
-        "rates": [1_000, 5_000, 10_000, 20_000],
-        "modes": list(MODES),
-        "seconds": 30,
-        "warm_s": 20,
-        "data": "full",
+    defaults = {
+        "rates": ([500, 2_000], [1_000, 5_000, 10_000, 20_000]),
+        "modes": (["served"], list(MODES)),
+        "seconds": (6, 30),
+        "warm_s": (6, 20),
+        "data": ("small", "full"),
     }
-    for name, value in (short if options.quick else long).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return options
+    return fill_in(options, defaults)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

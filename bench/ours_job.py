@@ -12,11 +12,9 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from bench.common import override
+from bench.common import add_job_options
 from jobs import runner, settings
-from jobs.environment import ROOT
 from jobs.running_job import TERMINAL_STATES, RunningJob
 
 _LOOK_EVERY_S = 2.0
@@ -26,9 +24,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(prog="python -m bench.ours_job", description=__doc__)
     add = result.add_argument
-    add("--config", type=Path, default=ROOT / "conf" / "fraud.yaml", help="settings file")
-    add("--set", dest="overrides", metavar="KEY=VALUE", action="append", type=override,
-        default=[], help="override a setting; may be repeated")  # fmt: skip
+    add_job_options(add)
     add("--features-alone", action="store_true", help="write the features, ask no model")
     return result
 

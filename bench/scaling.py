@@ -24,7 +24,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +35,7 @@ from bench.common import (
     add_common_options,
     command_line,
     compared,
+    fill_in,
     finish,
     guarded,
     machine,
@@ -74,12 +74,9 @@ def _complete(options: argparse.Namespace) -> argparse.Namespace:
         "records": (150_000, 1_000_000),
         "data": ("small", "full"),
     }
-    for name, (short, long) in defaults.items():
-        if getattr(options, name) is None:
-            setattr(options, name, short if options.quick else long)
     if options.write and "costs" not in options.parts:
         raise BenchError("--write takes the part costs")
-    return options
+    return fill_in(options, defaults)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,12 +95,7 @@ def _bench(options: argparse.Namespace) -> int:
     with place("scaling", options.config, overrides, keep=options.keep) as at:
         if "costs" in options.parts:
             found = [_measured(at, keys, options.seconds, n) for n, keys in enumerate(options.keys)]
-            about_costs = {
-                **about,
-                "load": [round(x, 1) for x in os.getloadavg()],
-                "command": "python -m bench.scaling --write",
-            }
-            costs = costs_of(found, about_costs)
+            costs = costs_of(found, {**about, "command": "python -m bench.scaling --write"})
         if "clusters" in options.parts:
             given = backlog(at, options.records)
             rates = [throughput(at, n, m, given) for n, m in clusters_of(quick=options.quick)]

@@ -25,11 +25,10 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from bench import common
-from bench.common import BENCH, Result, command_line, guarded, override, say
+from bench.common import BENCH, Result, add_job_options, command_line, guarded, say
 from jobs import settings, training
 from jobs.demo.iot import evaluation, runs
 from jobs.demo.iot.evaluation import Rates, Scored
@@ -41,9 +40,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = command_line("skab", __doc__)
     add = result.add_argument
-    add("--config", type=Path, default=ROOT / "conf" / "iot.yaml", help="the job's settings file")
-    add("--set", dest="overrides", metavar="KEY=VALUE", action="append", type=override,
-        default=[], help="override a setting; may be repeated")  # fmt: skip
+    add_job_options(add, ROOT / "conf" / "iot.yaml")
     return result
 
 

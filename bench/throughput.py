@@ -40,6 +40,7 @@ from bench.common import (
     add_common_options,
     command_line,
     compared,
+    fill_in,
     finish,
     growth_rate,
     guarded,
@@ -135,13 +136,15 @@ def parser() -> argparse.ArgumentParser:
 
 def _complete(options: argparse.Namespace) -> argparse.Namespace:
     """Fill in the defaults, which --quick changes."""
-    short, long = (120_000, 15.0, 15.0, ["served"], [1], "small"), (
-        2_000_000, 60.0, 30.0, list(KINDS), [1, 2], "full")  # fmt: skip
-    names = ("records", "max_s", "stock_s", "kinds", "parallelism", "data")
-    for name, value in zip(names, short if options.quick else long, strict=True):
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return options
+    defaults = {
+        "records": (120_000, 2_000_000),
+        "max_s": (15.0, 60.0),
+        "stock_s": (15.0, 30.0),
+        "kinds": (["served"], list(KINDS)),
+        "parallelism": ([1], [1, 2]),
+        "data": ("small", "full"),
+    }
+    return fill_in(options, defaults)
 
 
 def runs(options: argparse.Namespace) -> Iterator[Run]:

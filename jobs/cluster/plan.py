@@ -86,9 +86,7 @@ class Line:
     reason: str
 
 
-def python_load(
-    costs: Costs, columns: int, rate: float, batches_s: float, keys: int = 10_000
-) -> float:
+def python_load(costs: Costs, columns: int, rate: float, batches_s: float, keys: int) -> float:
     """Cores of Python that a rate takes.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import random
 from collections import Counter
@@ -67,14 +66,6 @@ class Clock:
 
     def __call__(self) -> int:
         return self.now_ms
-
-
-@pytest.fixture(scope="module", autouse=True)
-def garbage_collector() -> Iterator[None]:
-    thresholds = gc.get_threshold()
-    yield
-    gc.set_threshold(*thresholds)
-    gc.unfreeze()
 
 
 def stage(clock: Clock | None = None, **changes: Any) -> RollupStage:
