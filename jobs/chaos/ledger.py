@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,7 +52,7 @@ class Ledger:
         copies: Events that were written a second time.
         poison: Places of the records that must be refused.
         predictions: Records of the predictions topic.
-        fallbacks: Of these, those that no model made.
+        fallbacks: Of these, those that no model made, by reason.
         unknown: Predictions of ids that nobody wrote.
     """
 
@@ -59,16 +60,17 @@ class Ledger:
     copies: int = 0
     poison: set[Place] = field(default_factory=set)
     predictions: int = 0
-    fallbacks: int = 0
+    fallbacks: Counter[str] = field(default_factory=Counter)
     unknown: int = 0
     _predicted: Bits = field(default_factory=Bits)
     _dead: set[Place] = field(default_factory=set)
     _doubled: set[Place] = field(default_factory=set)
 
-    def predicted(self, number: int, *, is_fallback: bool) -> None:
-        """A prediction of the n-th event was read."""
+    def predicted(self, number: int, fallback_reason: str | None = None) -> None:
+        """A prediction of the n-th event was read, and why no model made it if none did."""
         self.predictions += 1
-        self.fallbacks += is_fallback
+        if fallback_reason is not None:
+            self.fallbacks[fallback_reason] += 1
         if number < 0:
             self.unknown += 1
         else:

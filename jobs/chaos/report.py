@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from jobs.chaos.faults import KINDS
+from jobs.chaos.ledger import Ledger
 from jobs.chaos.run import Done, Outcome
 from jobs.demo.document import figure, page, pair, quantity, section
 from jobs.demo.svg import Plot, drawing, line, rect, round_ticks, text, x_axis, y_axis
@@ -44,7 +45,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "lost": ledger.lost,
         "wrong": outcome.wrong,
         "duplicates": ledger.repeats,
-        "fallbacks": ledger.fallbacks,
+        "fallbacks": dict(ledger.fallbacks.most_common()),
         "late": outcome.late,
         "values_compared": outcome.compared,
         "value_differences": outcome.differences,
@@ -80,9 +81,15 @@ def summary(outcome: Outcome) -> dict[str, str]:
         "lost": f"{ledger.lost:,}",
         "wrong": f"{outcome.wrong:,} ({outcome.compared:,} values of features recomputed)",
         "repeated predictions": f"{ledger.repeats:,}",
-        "fallbacks": f"{ledger.fallbacks:,}",
+        "fallbacks": _fallbacks(ledger),
         "late predictions": f"{outcome.late:,}",
     }
+
+
+def _fallbacks(ledger: Ledger) -> str:
+    """How many, and how many for each reason."""
+    reasons = ", ".join(f"{name} {n:,}" for name, n in ledger.fallbacks.most_common())
+    return f"{ledger.fallbacks.total():,}" + f" ({reasons})" * bool(reasons)
 
 
 def html(outcome: Outcome) -> str:
@@ -103,7 +110,7 @@ def html(outcome: Outcome) -> str:
         "lasted": f"{outcome.seconds:,.0f} s",
         "seed": str(options.seed),
         "values recomputed": f"{outcome.compared:,}",
-        "fallbacks": f"{ledger.fallbacks:,}",
+        "fallbacks": _fallbacks(ledger),
         "late": f"{outcome.late:,}",
         "not recovered": str(outcome.unrecovered),
     }

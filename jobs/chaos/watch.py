@@ -112,10 +112,10 @@ class Watch:
 
     def _prediction(self, document: dict[str, Any]) -> None:
         partition, offset = _place(document)
-        is_fallback = document["fallback_reason"] is not None
-        self._ledger.predicted(_number(document["event_id"]), is_fallback=is_fallback)
+        reason = document["fallback_reason"]
+        self._ledger.predicted(_number(document["event_id"]), reason)
         self.per_second[int(self.now_s())] += 1
-        if not is_fallback:
+        if reason is None:
             self._modelled[partition] = max(self._modelled.get(partition, -1), offset)
 
 

@@ -94,17 +94,18 @@ def test_bits_grow_and_name_what_is_missing() -> None:
 def test_the_account_of_a_good_run() -> None:
     ledger = Ledger(written=3, copies=1, poison={(0, 7)})
     for number in (0, 1, 2, 1):
-        ledger.predicted(number, is_fallback=number == 2)
+        ledger.predicted(number, "deadline_exceeded" if number == 2 else None)
     ledger.dead((0, 7))
     ledger.dead((0, 7))
     ledger.doubled((1, 1))
-    assert (ledger.lost, ledger.wrong, ledger.repeats, ledger.fallbacks) == (0, 0, 1, 1)
+    assert (ledger.lost, ledger.wrong, ledger.repeats) == (0, 0, 1)
+    assert ledger.fallbacks == {"deadline_exceeded": 1}
     assert ledger.records == 5
 
 
 def test_what_is_lost_is_counted_and_named() -> None:
     ledger = Ledger(written=3, copies=2, poison={(0, 7), (1, 9)})
-    ledger.predicted(1, is_fallback=False)
+    ledger.predicted(1)
     ledger.dead((0, 7))
     ledger.doubled((0, 3))
     assert ledger.lost == 2 + 1 + 1
@@ -113,7 +114,7 @@ def test_what_is_lost_is_counted_and_named() -> None:
 
 def test_what_is_wrong_is_counted() -> None:
     ledger = Ledger(written=1)
-    ledger.predicted(-1, is_fallback=False)  # an id that nobody wrote
+    ledger.predicted(-1)  # an id that nobody wrote
     ledger.dead((0, 0))  # a good record refused
     ledger.doubled((0, 1))  # nothing was written twice
     assert (ledger.wrong, ledger.lost, ledger.repeats) == (3, 1, 0)
@@ -463,7 +464,7 @@ def test_a_job_that_needs_more_is_refused() -> None:
 def outcome() -> Outcome:
     options = Options(FRAUD, {"batch.buckets": 2}, ["poison"], 1.0)
     ledger = Ledger(written=1)
-    ledger.predicted(0, is_fallback=False)
+    ledger.predicted(0)
     made = [
         Done(1, "poison", "50 <records>", 1.0, 0.0, 0.25),
         Done(2, "kill-broker", "kill -9 7", 3.0, 1.5, 4.0),
