@@ -66,6 +66,7 @@ _TIMES = 3.0
 _HIGH = 0.1
 _PROBE_PER_S = 25_000
 _MEMORY_EVERY_S = 2.0
+_COURSE_MS = 10_000
 _WINDOW_MS = 5_000
 _ONSET_MS = 5_000
 _LIMITS = {"memory_growth": 0.1, "p99_ratio": 2.0, "normal_after_s": 60.0}
@@ -124,6 +125,16 @@ class Memory:
             begin = np.mean([s[1][name][0] for s in inside[quarter : 2 * quarter] or inside])
             found[name] = float(np.mean([s[1][name][0] for s in inside[-quarter:]]) / begin - 1)
         return found
+
+    def course(self, name: str, first_ms: float, last_ms: float) -> list[dict[str, int]]:
+        """A group's memory in a span, every ten seconds."""
+        found: dict[int, int] = {}
+        for at_ms, used in self.samples:
+            if first_ms <= at_ms <= last_ms:
+                found.setdefault(int(at_ms - first_ms) // _COURSE_MS, used[name][0])
+        return [
+            {"s": step * _COURSE_MS // 1_000, "mib": memory >> 20} for step, memory in found.items()
+        ]
 
     def cores(self, first_ms: float, last_ms: float) -> dict[str, float]:
         """By group: cores in use in a span."""
@@ -264,6 +275,7 @@ def _bench(options: argparse.Namespace) -> int:
                 "name": name,
                 **phase,
                 "memory_growth": memory.growth(*_span(phase)),
+                "job_memory": memory.course("job", *_span(phase)),
                 "cores": memory.cores(*_span(phase)),
             }
             for name, phase in phases.items()

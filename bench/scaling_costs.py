@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ CHECKED = (3_000, 9_000)
 WARM_PER_S = 6_000
 WARM_S = 20.0
 _UTILIZATION = 0.6
-_EVENT_BYTES = 150.0
-_PREDICTION_BYTES = 1_250.0
 _PYTHON = ("features by", "labels")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SETTLE_S = 5.0
 _PRIMED_S = 300.0
 _CHECKPOINT_S = 300.0
 _POLL_S = 0.1
+_WEIGHED = 10_000
+"""Records of a topic whose bytes are looked at."""
 
 Point = Mapping[str, float]
 """A second at a steady rate: ``python``, ``jvm``, ``compiler`` CPU seconds, and ``events``."""
@@ -51,6 +52,8 @@ class Measured:
         batches_s: Micro-batches a second.
         stages: Of the job.
         columns: Features of the job.
+        event_bytes: Of an event's record, key and value.
+        prediction_bytes: Of a prediction's.
     """
 
     keys: int
@@ -62,6 +65,8 @@ class Measured:
     batches_s: float
     stages: int
     columns: int
+    event_bytes: float
+    prediction_bytes: float
 
     @property
     def python_us(self) -> float:
@@ -110,6 +115,9 @@ def measure(at: Place, keys: int, seconds: float, *, is_checked: bool) -> Measur
         took_s, size = full_checkpoint(job)
     finally:
         cluster.down()
+    event_bytes, prediction_bytes = (
+        _record_bytes(at, topics[name]) for name in ("events", "predictions")
+    )
     at.topics.delete(topics.values())
     return Measured(
         keys=keys,
@@ -121,7 +129,18 @@ def measure(at: Place, keys: int, seconds: float, *, is_checked: bool) -> Measur
         batches_s=len(settings.schema_.stages) * 1_000 / settings.batch.window,
         stages=len(settings.schema_.stages),
         columns=len(settings.schema_.columns),
+        event_bytes=event_bytes,
+        prediction_bytes=prediction_bytes,
     )
+
+
+def _record_bytes(at: Place, topic: str) -> float:
+    """Mean bytes of a topic's first records, without what Kafka adds and compression takes away."""
+    sizes = [
+        len(message.key() or b"") + len(message.value() or b"")
+        for message in islice(at.topics.read(topic), _WEIGHED)
+    ]
+    return sum(sizes) / len(sizes)
 
 
 def job_of(
@@ -222,8 +241,8 @@ def costs_of(found: Sequence[Measured], about: Mapping[str, Any]) -> Costs:
         python_us={one.keys: round(one.python_us, 2) for one in found},
         jvm_us=round(max(one.jvm_us for one in found), 2),
         batch_us=round(first.batch_us, 1),
-        event_bytes=_EVENT_BYTES,
-        prediction_bytes=_PREDICTION_BYTES,
+        event_bytes=round(first.event_bytes, 1),
+        prediction_bytes=round(first.prediction_bytes, 1),
         state_bytes=round(last.checkpoint_bytes / last.events / last.stages, 1),
         checkpoint_bytes_s=round(last.checkpoint_bytes / max(last.checkpoint_s, 1e-3)),
         columns=first.columns,

@@ -25,6 +25,8 @@ def measured(keys: int = 1_000) -> Measured:
         batches_s=100.0,
         stages=2,
         columns=29,
+        event_bytes=150.04,
+        prediction_bytes=1_000.0,
     )
 
 
@@ -39,6 +41,7 @@ def test_the_model_gives_the_points_back_and_those_between() -> None:
     costs = scaling_costs.costs_of([measured(), measured(100_000)], {"cpu": "a slow one"})
     assert costs.state_bytes == 30
     assert costs.checkpoint_bytes_s == 3_000_000
+    assert (costs.event_bytes, costs.prediction_bytes) == (150.0, 1_000.0)
     for rate in (FITTED[0], 4_321.0):
         found = scaling_costs.modelled_cores(costs, measured(), point(rate))
         assert found == pytest.approx(point(rate)["python"])
