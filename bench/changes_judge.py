@@ -96,12 +96,12 @@ def read(at: Place, settings: Settings) -> Seen:
     scored: dict[int, tuple[array[float], array[float]]] = defaultdict(
         lambda: (array("d"), array("d"))
     )
-    wide, fallbacks = 0, 0
+    wide, fallbacks, most = 0, 0, len(settings.schema_.columns)
     for message in at.topics.read(settings.topics.predictions):
         document = orjson.loads(message.value() or b"{}")
         appended.append(message.timestamp()[1])
         created.append(document["ingest_time_ms"])
-        wide += len(document["features"]) == len(settings.schema_.columns)
+        wide += len(document["features"]) == most
         if (version := document["model"]["version"]) is None:
             fallbacks += 1
             continue
