@@ -8,13 +8,14 @@ steady rate and a backlog. Results:
   <case>_cpu_us            CPU time of the job's process for a record at that rate
   <case>_per_s             predictions/s of a backlog
 
-Each is beside that of the file as it is, with the model embedded or, for settings of its calls,
-with a model server. Written to build/bench/tuning.json.
+Each is beside that of the file as it is: with the model embedded; for settings of its calls with a
+model server; for settings of its failures with one that hangs during the steady rate, so that every
+prediction is a fallback. Written to build/bench/tuning.json.
 
 Examples:
   python -m bench.tuning --list
   python -m bench.tuning --cases window_2ms window_100ms
-  python -m bench.tuning                       # 22 minutes on a quiet machine
+  python -m bench.tuning                       # 28 minutes on a quiet machine
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+import psutil
 from confluent_kafka import Consumer, TopicPartition
 
 from bench.common import (
@@ -65,21 +67,25 @@ class Case:
         name: Leads the results' names.
         changed: What differs from the file.
         served: Whether a model server is asked.
+        hung: Whether it stands still at the steady rate.
         jvm: Of the job's JVM.
     """
 
     name: str
     changed: Mapping[str, Any] = field(default_factory=dict)
     served: bool = False
+    hung: bool = False
     jvm: str = ""
 
     @property
     def base(self) -> str:
         """The case that it is beside."""
+        if self.hung:
+            return HUNG
         return SERVED if self.served else EMBEDDED
 
 
-EMBEDDED, SERVED = "embedded", "served"
+EMBEDDED, SERVED, HUNG = "embedded", "served", "hung"
 CASES = (
     Case(EMBEDDED),
     Case("window_2ms", {"batch.window": "2ms"}),
@@ -103,6 +109,10 @@ CASES = (
     Case("one_call", {"model.calls_in_flight": 1}, served=True),
     Case("rows_64", {"batch.max_rows": 64}, served=True),
     Case("rows_4096", {"batch.max_rows": 4_096}, served=True),
+    Case(HUNG, served=True, hung=True),
+    Case("hung_deadline_100ms", {"model.deadline": "100ms"}, served=True, hung=True),
+    Case("hung_breaker_1", {"model.breaker": {"failures": 1}}, served=True, hung=True),
+    Case("hung_open_5s", {"model.breaker": {"open_for": "5s"}}, served=True, hung=True),
 )
 
 
@@ -206,9 +216,10 @@ def _measured(at: Lab, options: argparse.Namespace, case: Case) -> Outcome:
     topics = {"events": events, "labels": labels, **at.create_outputs(run)}
     overrides = at.job_overrides(run, topics) | {"batch.buckets": 1, "model.embedded": True}
     with ExitStack() as exits:
+        server: Child | None = None
         if case.served:
-            server = exits.enter_context(at.model_server())
-            overrides |= {"model.embedded": False, "model.server": server}
+            server, address = exits.enter_context(at.model_server_process())
+            overrides |= {"model.embedded": False, "model.server": address}
         with _jvm(case.jvm):
             job = exits.enter_context(at.start_ours(run, {**overrides, **case.changed}))
         words = ["--bootstrap", at.bootstrap, "--topic", events, "--data", at.data]
@@ -220,15 +231,33 @@ def _measured(at: Lab, options: argparse.Namespace, case: Case) -> Outcome:
         wait_accounted(at, job, topics)
         reader = _Reader(at, topics["predictions"])
         exits.callback(reader.stop)
-        before_s = job.cpu_s()
-        sent = send(load, options.rate, options.seconds)
-        cpu_s = job.cpu_s() - before_s
-        steady = reader.latencies(sent["first_ms"], round(options.rate * options.seconds), job)
+        with _hung(server if case.hung else None):
+            before_s = job.cpu_s()
+            sent = send(load, options.rate, options.seconds)
+            cpu_s = job.cpu_s() - before_s
+            steady = reader.latencies(sent["first_ms"], round(options.rate * options.seconds), job)
         reader.stop()
         per_s = capacity(at, job, load, topics)
     at.topics.delete(topics.values())
     times = percentiles(steady)
     return Outcome(times["p50"], times["p99"], 1e6 * cpu_s / len(steady), per_s)
+
+
+@contextmanager
+def _hung(server: Child | None) -> Iterator[None]:
+    """Let a server stand still meanwhile: its port is open and nobody answers."""
+    if server is None:
+        yield
+        return
+    first = psutil.Process(server.pid)
+    family = [first, *first.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            process.resume()
 
 
 @contextmanager

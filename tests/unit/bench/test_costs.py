@@ -6,7 +6,7 @@ import pytest
 
 from bench import scaling_costs, tuning
 from bench.scaling_costs import FITTED, Measured
-from bench.tuning import EMBEDDED, SERVED, Outcome
+from bench.tuning import EMBEDDED, HUNG, SERVED, Outcome
 
 
 def point(rate: float) -> dict[str, float]:
@@ -62,3 +62,4 @@ def test_a_setting_is_beside_the_file_as_it_is() -> None:
 
 def test_the_base_comes_along() -> None:
     assert [case.name for case in tuning.chosen(["one_call"])] == [SERVED, "one_call"]
+    assert [case.name for case in tuning.chosen(["hung_breaker_1"])] == [HUNG, "hung_breaker_1"]
