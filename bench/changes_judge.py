@@ -14,6 +14,7 @@ import numpy.typing as npt
 import orjson
 
 from bench.cluster_lab import accounts
+from bench.common import say
 from bench.lab import Place
 from jobs import settings as job_settings
 from jobs.settings import Settings
@@ -23,6 +24,7 @@ from udfs.preparation.preparation import Preparation
 _BEFORE_MS = 5_000
 _LATE_MS = 1_000.0
 _CHUNK = 100_000
+_OFFSET_BITS = 48
 _ROUNDING = 1e-6
 """Scores are float32 in the model and decimal in the record."""
 
@@ -47,7 +49,7 @@ class Seen:
     Attributes:
         appended_ms: Of each prediction, in order, int64 (n,).
         latency_ms: From the event's creation, int64 (n,).
-        wide: Predictions that have all features of the settings.
+        wide: Events with a prediction that has all features of the settings.
         fallbacks: Predictions that no model made.
         scored: By model version: scores, and the features that stand beside them.
     """
@@ -96,18 +98,23 @@ def read(at: Place, settings: Settings) -> Seen:
     scored: dict[int, tuple[array[float], array[float]]] = defaultdict(
         lambda: (array("d"), array("d"))
     )
-    wide, fallbacks, most = 0, 0, len(settings.schema_.columns)
+    places, fallbacks, most = array("q"), 0, len(settings.schema_.columns)
     for message in at.topics.read(settings.topics.predictions):
         document = orjson.loads(message.value() or b"{}")
         appended.append(message.timestamp()[1])
         created.append(document["ingest_time_ms"])
-        wide += len(document["features"]) == most
+        if len(document["features"]) == most:
+            source = document["source"]
+            places.append(source["partition"] << _OFFSET_BITS | source["offset"])
         if (version := document["model"]["version"]) is None:
             fallbacks += 1
             continue
         scores, features = scored[version]
         scores.append(document["score"])
         features.extend(np.nan if v is None else v for v in document["features"].values())
+    # A roll-back predicts again what the job before it had: those events count once, as the
+    # comparison takes the newest prediction of each.
+    wide = len(np.unique(np.array(places, np.int64)))
     order = np.argsort(np.array(appended), kind="stable")
     times = np.array(appended, np.int64)[order]
     return Seen(times, times - np.array(created, np.int64)[order], wide, fallbacks, dict(scored))
@@ -128,9 +135,14 @@ def judge(
     seen.scored.clear()  # the recomputation wants the memory
     first = job_settings.load(first_conf, settings_overrides(settings))
     found = accounts(first)
+    differences = [*found.first]
     wrong = found.wrong
     if first.schema_.columns != settings.schema_.columns:
-        wrong += accounts(settings, seen.wide).wrong
+        later = accounts(settings, seen.wide)
+        wrong += later.wrong
+        differences += later.first
+    for difference in differences:
+        say(f"wrong: {difference}")
     return {
         "events": (found.events, "events"),
         "lost": (found.lost, "events"),

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
+import orjson
 import pytest
 
-from bench.changes_judge import Seen
+from bench.changes_judge import Seen, read
+from jobs import settings as job_settings
+
+FRAUD = Path(__file__).resolve().parents[3] / "conf" / "fraud.yaml"
 
 
 def seen(appended_ms: list[int], latency_ms: list[int]) -> Seen:
@@ -29,3 +37,25 @@ def test_a_change_without_a_gap_is_normal_at_once() -> None:
 def test_a_longer_gap_of_another_change_is_not_counted() -> None:
     times = [*range(0, 5_000, 100), *range(9_000, 20_000, 100), *range(30_000, 40_000, 100)]
     assert seen(times, [20] * len(times)).between(10_000, 25_000).gap_s == pytest.approx(0.1)
+
+
+def test_an_event_that_a_rollback_predicts_again_has_all_features_once() -> None:
+    settings = job_settings.load(FRAUD, {})
+    columns = settings.schema_.columns
+
+    def prediction(offset: int, names: Any) -> Any:
+        document = {
+            "ingest_time_ms": 0,
+            "features": dict.fromkeys(names, 1.0),
+            "model": {"version": 1},
+            "score": 0.5,
+            "source": {"partition": 1, "offset": offset},
+        }
+        value = orjson.dumps(document)
+        return SimpleNamespace(value=lambda: value, timestamp=lambda: (1, 5))
+
+    # Of the job before a feature was added, of the one after, and of what it was rolled back to.
+    told = [prediction(0, columns[:-1]), *(prediction(n, columns) for n in (1, 2, 2, 3))]
+    place = SimpleNamespace(topics=SimpleNamespace(read=lambda topic: iter(told)))
+    found = read(place, settings)  # type: ignore[arg-type]
+    assert (len(found.appended_ms), found.wide) == (5, 3)
