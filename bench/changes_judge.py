@@ -25,6 +25,7 @@ _BEFORE_MS = 5_000
 _LATE_MS = 1_000.0
 _CHUNK = 100_000
 _OFFSET_BITS = 48
+"""Of a place in a topic; the partition stands above them."""
 _ROUNDING = 1e-6
 """Scores are float32 in the model and decimal in the record."""
 

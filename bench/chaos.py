@@ -101,7 +101,7 @@ def _bench(options: argparse.Namespace) -> int:
         "failures": _failures(options, outcome),
     }
     title = "A job that is hurt"
-    return finish("chaos", title, document, _results(outcome), quick=options.quick, baseline="none")
+    return finish("chaos", title, document, _results(outcome), quick=options.quick)
 
 
 def _failures(options: argparse.Namespace, outcome: Outcome) -> list[str]:

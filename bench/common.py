@@ -309,14 +309,17 @@ def _rounded(value: Any) -> Any:
 
 
 def results_table(title: str, results: Iterable[Result], baseline: str = "stock PyFlink") -> Table:
-    """What is printed at the end; ``baseline`` heads the column of the baselines."""
+    """What is printed at the end; ``baseline`` heads the baselines' column, if there are any."""
+    rows = list(results)
+    beside = [baseline, "ratio"] if any(r.baseline is not None for r in rows) else []
     table = Table(title=title)
     table.add_column("result", no_wrap=True)
-    for name in ("value", "unit", baseline, "ratio"):
+    for name in ("value", "unit", *beside):
         table.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
     table.add_column("note", overflow="fold")
-    for r in results:
-        table.add_row(r.name, _shown(r.value), r.unit, _shown(r.baseline), _times(r.ratio), r.note)
+    for r in rows:
+        others = (_shown(r.baseline), _times(r.ratio)) if beside else ()
+        table.add_row(r.name, _shown(r.value), r.unit, *others, r.note)
     return table
 
 

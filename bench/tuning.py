@@ -251,9 +251,9 @@ def _hung(server: Child | None) -> Iterator[None]:
         return
     first = psutil.Process(server.pid)
     family = [first, *first.children(recursive=True)]
-    for process in family:
-        process.suspend()
     try:
+        for process in family:
+            process.suspend()
         yield
     finally:
         for process in family:

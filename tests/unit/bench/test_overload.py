@@ -50,3 +50,9 @@ def test_memory_grows_from_the_second_quarter_to_the_last() -> None:
     assert memory.growth(0, 15_000) == {"job": pytest.approx(0.5)}
     assert memory.cores(0, 15_000) == {"job": pytest.approx(0.5)}
     assert memory.growth(90_000, 95_000) == {}
+
+
+def test_memory_is_told_every_ten_seconds_from_the_span_s_begin() -> None:
+    samples: list[Any] = [(n * 2_000, {"job": (n << 20, 0.0)}) for n in range(20)]
+    told = Memory({"job": 1}, samples).course("job", 4_000, 27_000)
+    assert told == [{"s": 0, "mib": 2}, {"s": 10, "mib": 7}, {"s": 20, "mib": 12}]

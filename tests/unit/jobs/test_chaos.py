@@ -94,12 +94,12 @@ def test_bits_grow_and_name_what_is_missing() -> None:
 def test_the_account_of_a_good_run() -> None:
     ledger = Ledger(written=3, copies=1, poison={(0, 7)})
     for number in (0, 1, 2, 1):
-        ledger.predicted(number, "deadline_exceeded" if number == 2 else None)
+        ledger.predicted(number, "timeout" if number == 2 else None)
     ledger.dead((0, 7))
     ledger.dead((0, 7))
     ledger.doubled((1, 1))
     assert (ledger.lost, ledger.wrong, ledger.repeats) == (0, 0, 1)
-    assert ledger.fallbacks == {"deadline_exceeded": 1}
+    assert ledger.fallbacks == {"timeout": 1}
     assert ledger.records == 5
 
 
@@ -463,8 +463,9 @@ def test_a_job_that_needs_more_is_refused() -> None:
 
 def outcome() -> Outcome:
     options = Options(FRAUD, {"batch.buckets": 2}, ["poison"], 1.0)
-    ledger = Ledger(written=1)
+    ledger = Ledger(written=2)
     ledger.predicted(0)
+    ledger.predicted(1, "timeout")
     made = [
         Done(1, "poison", "50 <records>", 1.0, 0.0, 0.25),
         Done(2, "kill-broker", "kill -9 7", 3.0, 1.5, 4.0),
@@ -478,6 +479,8 @@ def test_a_good_run_is_told_so(tmp_path: Path) -> None:
     document = report.document(run)
     assert document["recovery_s"] == {"poison": [0.25], "kill-broker": [4.0]}
     assert {document[n] for n in ("lost", "wrong", "duplicates", "unrecovered")} == {0}
+    assert document["fallbacks"] == {"timeout": 1}
+    assert report.summary(run)["fallbacks"] == "1 (timeout 1)"
     _, page = report.write(run, tmp_path)
     text = page.read_text(encoding="utf-8")
     assert "nothing lost, nothing wrong" in text
