@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import gc
-import math
 import sys
-import time
 
 _YOUNG_OBJECTS = 100_000
 _SWITCH_INTERVAL_S = 0.0005
 
-_collected_s = -math.inf
 
-
-def calm_garbage_collector(attempt_s: float = 10.0) -> None:
+def calm_garbage_collector() -> None:
     """Keep the cyclic garbage collector from walking over all that was loaded.
 
     A micro-batch makes and drops thousands of containers, none of them in cycles. With Python's
@@ -21,18 +17,9 @@ def calm_garbage_collector(attempt_s: float = 10.0) -> None:
     time, and every so often one of everything, a pause that the latency shows. Call it when all is
     loaded and warm, and again when a job has started anew: what its last attempt has left in cycles
     goes then, and with it the keyed state that it holds in the JVM.
-
-    That collection takes 0.2 s and more, in which no thread of the process gets on, and a
-    TaskManager opens several operators at once. So the first of them makes it for all.
-
-    Args:
-        attempt_s: Seconds after a collection in which another call belongs to the same start.
     """
-    global _collected_s
-    if time.monotonic() - _collected_s > attempt_s:
-        _collected_s = time.monotonic()
-        gc.unfreeze()
-        gc.collect()
+    gc.unfreeze()
+    gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, 20, 100)
 
