@@ -240,7 +240,7 @@ def costs_of(found: Sequence[Measured], about: Mapping[str, Any]) -> Costs:
     first, last = found[0], found[-1]
     return Costs(
         python_us={one.keys: round(one.python_us, 2) for one in found},
-        jvm_us=round(max(one.jvm_us for one in found), 2),
+        jvm_us={one.keys: round(one.jvm_us, 2) for one in found},
         batch_us=round(first.batch_us, 1),
         event_bytes=round(first.event_bytes, 1),
         prediction_bytes=round(first.prediction_bytes, 1),

@@ -26,7 +26,7 @@ class Costs:
     Attributes:
         python_us: Python's time of an event with the features that were measured, in microseconds,
             by the number of keys; one TaskManager's Python runs on one core.
-        jvm_us: The JVM's time of an event.
+        jvm_us: The JVM's time of an event beside Python's threads, by the number of keys.
         batch_us: Python's time of a micro-batch beside its events'.
         event_bytes: Of an event's record in Kafka.
         prediction_bytes: Of its prediction.
@@ -38,7 +38,7 @@ class Costs:
     """
 
     python_us: Mapping[int, float]
-    jvm_us: float
+    jvm_us: Mapping[int, float]
     batch_us: float
     event_bytes: float
     prediction_bytes: float
@@ -66,9 +66,17 @@ class Costs:
 
         Between those measured it grows by the logarithm of the keys; beyond them it does not.
         """
-        measured = sorted(self.python_us)
-        times = [self.python_us[n] for n in measured]
-        return float(np.interp(math.log(max(1, keys)), [math.log(n) for n in measured], times))
+        return _between(self.python_us, keys)
+
+    def jvm_us_at(self, keys: int) -> float:
+        """The same of the JVM, whose garbage collector walks over more of them."""
+        return _between(self.jvm_us, keys)
+
+
+def _between(measured: Mapping[int, float], keys: int) -> float:
+    numbers = sorted(measured)
+    times = [measured[n] for n in numbers]
+    return float(np.interp(math.log(max(1, keys)), [math.log(n) for n in numbers], times))
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def plan(settings: Settings, rate: float, keys: int, per_key: float, costs: Cost
     batches_s = stages * min(rate, batch.buckets * 1_000 / batch.window)
     python = python_load(costs, columns, rate, batches_s, keys)
     tasks = max(1, math.ceil(python / costs.utilization))
-    jvm = rate * costs.jvm_us / 1e6
+    jvm = rate * costs.jvm_us_at(keys) / 1e6
     cores = tasks + math.ceil(jvm / costs.utilization)
     words = sum(KeyedStage(schema, key)._events.kept_words for key in schema.stages)
     entries = keys * per_key

@@ -16,7 +16,7 @@ from jobs.environment import ROOT, NotReadyError
 FRAUD = ROOT / "conf" / "fraud.yaml"
 GIVEN = Costs(
     python_us={1_000: 20.0, 100_000: 40.0},
-    jvm_us=10.0,
+    jvm_us={1_000: 5.0, 100_000: 15.0},
     batch_us=500.0,
     event_bytes=150.0,
     prediction_bytes=1_000.0,
@@ -47,6 +47,7 @@ def test_python_is_a_core_per_task_manager() -> None:
 )
 def test_more_keys_cost_more(keys: int, us: float) -> None:
     assert math.isclose(GIVEN.python_us_at(keys), us)
+    assert math.isclose(GIVEN.jvm_us_at(keys), us / 2 - 5)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,12 @@ def test_more_keys_cost_more(keys: int, us: float) -> None:
 )
 def test_the_first_limit(overrides: dict[str, Any], limit: str) -> None:
     assert planned(100_000, **overrides)["first limit"] == limit
+
+
+def test_the_costs_that_are_shipped_say_where_they_are_of() -> None:
+    shipped = Costs.read()
+    assert {"cpu", "cores", "started", "command"} <= shipped.measured.keys()
+    assert shipped.columns == len(settings.load(FRAUD).schema_.columns)
 
 
 def test_costs_that_nobody_measured(tmp_path: Path) -> None:
