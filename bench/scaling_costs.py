@@ -108,7 +108,7 @@ def measure(at: Place, keys: int, seconds: float, *, is_checked: bool) -> Measur
         job = submission.submit_session(settings, package, cluster, progress=say)
         pid = cluster.running().processes["tm-0"].pid
         writer = Writer(settings, events(keys, seed=1, terminals=max(100, keys // 10)))
-        scored = partial(at.topics.size, topics["predictions"])
+        scored = partial(_scored, at, topics["predictions"], job)
         _prime(writer, scored, keys)
         points = {
             rate: _at_rate(writer, scored, pid, rate, seconds)
@@ -160,6 +160,17 @@ def job_of(
     return job_settings.load(at.config, overrides), overrides
 
 
+def _scored(at: Place, predictions: str, job: RunningJob) -> int:
+    """Events so far, by the topic's end: Flink's metrics are as old as the last request for them.
+
+    Raises:
+        BenchError: the job does not run.
+    """
+    if (state := job.state()) != "RUNNING":
+        raise BenchError(f"the job is {state}: {job.cause()}")
+    return at.topics.size(predictions)
+
+
 def _prime(writer: Writer, scored: Callable[[], int], keys: int) -> None:
     say("each card once")
     writer.write(keys)
@@ -198,7 +209,6 @@ def thread_seconds(pid: int) -> dict[str, float]:
 def _at_rate(
     writer: Writer, scored: Callable[[], int], pid: int, rate: int, seconds: float
 ) -> Point:
-    # Events are told by the topic's end: Flink's metrics are as old as the last request for them.
     with writer.at(rate):
         time.sleep(_SETTLE_S)
         before, count, start_s = thread_seconds(pid), scored(), time.monotonic()
