@@ -143,10 +143,18 @@ class Child:
         """CPU seconds so far of it and the children it has now; 0 if it has ended."""
         total = 0.0
         with suppress(psutil.NoSuchProcess):
-            for process in (psutil.Process(self._process.pid), *_family(self._process.pid)):
+            for process in self.processes():
                 used = process.cpu_times()
                 total += used.user + used.system
         return total
+
+    def processes(self) -> list[psutil.Process]:
+        """It and the children it has now.
+
+        Raises:
+            psutil.NoSuchProcess: it has ended.
+        """
+        return [psutil.Process(self.pid), *_family(self.pid)]
 
     def _ended(self) -> str:
         lines = self.log.read_text(errors="replace").split("\n")

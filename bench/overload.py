@@ -48,6 +48,7 @@ from bench.common import (
     add_common_options,
     command_line,
     compared,
+    fill_in,
     finish,
     growth_rate,
     guarded,
@@ -233,12 +234,13 @@ class Ends:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, store and print; returns the exit code."""
     options = parser().parse_args(argv)
-    short, long = (40.0, 30.0, 20.0, "small"), (300.0, 60.0, 40.0, "full")
-    chosen = short if options.quick else long
-    for name, value in zip(("seconds", "normal_s", "warm_s", "data"), chosen, strict=True):
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return guarded(lambda: _bench(options))
+    defaults = {
+        "seconds": (40.0, 300.0),
+        "normal_s": (30.0, 60.0),
+        "warm_s": (20.0, 40.0),
+        "data": ("small", "full"),
+    }
+    return guarded(lambda: _bench(fill_in(options, defaults)))
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -31,7 +31,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-import psutil
 from confluent_kafka import Consumer, TopicPartition
 
 from bench.common import (
@@ -249,8 +248,7 @@ def _hung(server: Child | None) -> Iterator[None]:
     if server is None:
         yield
         return
-    first = psutil.Process(server.pid)
-    family = [first, *first.children(recursive=True)]
+    family = server.processes()
     try:
         for process in family:
             process.suspend()

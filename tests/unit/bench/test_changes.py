@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +10,8 @@ import orjson
 import pytest
 
 from bench.changes_judge import Seen, read
+from bench.common import FRAUD
 from jobs import settings as job_settings
-
-FRAUD = Path(__file__).resolve().parents[3] / "conf" / "fraud.yaml"
 
 
 def seen(appended_ms: list[int], latency_ms: list[int]) -> Seen:
