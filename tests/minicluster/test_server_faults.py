@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(60
 DEADLINE_MS = 1_000
 FAILURES = 3  # in a row, then the breaker opens
 OPEN_MS = 500
+PATIENCE = 50
 SLACK_MS = 15_000
 """Kafka, the micro-batch and a busy machine; far below the 30 s of the slow server."""
 
@@ -66,24 +67,48 @@ class Bench:
         return out
 
     def reasons(self, events: int) -> list[str | None]:
-        return [self.one().document["fallback_reason"] for _ in range(events)]
+        return [reason_of(self.one()) for _ in range(events)]
 
     def until_scored(self) -> Out:
         """Send events until the model scores one again; until then there are only fallbacks."""
         for _ in range(2_000):
             out = self.one()
-            if out.document["fallback_reason"] is None:
+            if reason_of(out) is None:
                 return out
-            assert out.document["fallback_reason"] in ("circuit_open", "unavailable", "timeout")
+            assert reason_of(out) in ("circuit_open", "unavailable", "timeout")
         raise AssertionError("the model never came back")
 
-    def until_trial(self) -> str | None:
-        """Send events while the breaker is open; the reason of its trial call."""
+    def until_open(
+        self, reason: str, first: Out | None = None, failures: int = FAILURES
+    ) -> list[Out]:
+        """Send events until one meets an open breaker, which is the last of those returned.
+
+        All before it fail for that reason. Those beyond ``failures`` are trials: the breaker's
+        pause was over before the event came, which a busy machine may do.
+        """
+        outs = [] if first is None else [first]
+        while not outs or reason_of(outs[-1]) != "circuit_open":
+            assert len(outs) < PATIENCE, "the breaker never opened"
+            outs.append(self.one())
+        failed = outs[:-1]
+        assert [reason_of(out) for out in failed] == [reason] * max(failures, len(failed))
+        for earlier, later in pairwise(failed[failures - 1 :]):
+            since_ms = later.document["scored_time_ms"] - earlier.document["ingest_time_ms"]
+            assert since_ms >= OPEN_MS, "called while it was open"
+        return outs
+
+    def fail_a_trial(self, reason: str) -> None:
+        """Send events until the breaker has tried a call, which fails, and is open again."""
         for _ in range(2_000):
-            reason = self.one().document["fallback_reason"]
-            if reason != "circuit_open":
-                return reason
+            if reason_of(trial := self.one()) != "circuit_open":
+                self.until_open(reason, trial, failures=1)
+                return
         raise AssertionError("the breaker never tried again")
+
+
+def reason_of(out: Out) -> str | None:
+    reason: str | None = out.document["fallback_reason"]
+    return reason
 
 
 def waited_ms(out: Out) -> int:
@@ -149,9 +174,8 @@ def test_the_model_scores(bench: Bench, real: ModelServerProcess) -> None:
 
 def test_a_killed_server_and_its_return(bench: Bench, real: ModelServerProcess) -> None:
     real.kill()
-    assert bench.reasons(FAILURES + 1) == ["unavailable"] * FAILURES + ["circuit_open"]
-    assert bench.until_trial() == "unavailable"
-    assert bench.reasons(1) == ["circuit_open"]
+    bench.until_open("unavailable")
+    bench.fail_a_trial("unavailable")
     real.start()
     assert bench.until_scored().document["model"]["version"] == 1
     assert bench.reasons(10) == [None] * 10
@@ -159,11 +183,10 @@ def test_a_killed_server_and_its_return(bench: Bench, real: ModelServerProcess) 
 
 def test_a_hung_server_and_its_return(bench: Bench, real: ModelServerProcess) -> None:
     real.signal(signal.SIGSTOP)
-    outs = [bench.one() for _ in range(FAILURES + 1)]
-    reasons = [out.document["fallback_reason"] for out in outs]
-    assert reasons == ["timeout"] * FAILURES + ["circuit_open"]
-    assert min(waited_ms(out) for out in outs[:FAILURES]) >= DEADLINE_MS
-    assert waited_ms(outs[-1]) < DEADLINE_MS  # an open breaker costs no time
+    *failed, refused = bench.until_open("timeout")
+    assert min(waited_ms(out) for out in failed) >= DEADLINE_MS
+    more = [out for out in (bench.one() for _ in range(3)) if reason_of(out) == "circuit_open"]
+    assert min(waited_ms(out) for out in (refused, *more)) < OPEN_MS  # it costs no time
     real.signal(signal.SIGCONT)
     bench.until_scored()
     assert bench.reasons(10) == [None] * 10
@@ -179,7 +202,7 @@ def test_a_burst_at_a_hung_server(bench: Bench, real: ModelServerProcess) -> Non
     bench.traffic.poll_until(lambda: places <= bench.traffic.accounted)
     real.signal(signal.SIGCONT)
     outs = [bench.traffic.predictions()[place] for place in places]
-    reasons = {out.document["fallback_reason"] for out in outs}
+    reasons = {reason_of(out) for out in outs}
     assert reasons <= {"timeout", "circuit_open"} and "timeout" in reasons
     assert max(waited_ms(out) for out in outs) < FAILURES * DEADLINE_MS + SLACK_MS
     bench.until_scored()
@@ -187,10 +210,8 @@ def test_a_burst_at_a_hung_server(bench: Bench, real: ModelServerProcess) -> Non
 
 def test_a_slow_server_and_its_return(bench: Bench, faulty: FaultyServerProcess) -> None:
     faulty.behave("slow")
-    outs = [bench.one() for _ in range(FAILURES + 1)]
-    reasons = [out.document["fallback_reason"] for out in outs]
-    assert reasons == ["timeout"] * FAILURES + ["circuit_open"]
-    assert min(waited_ms(out) for out in outs[:FAILURES]) >= DEADLINE_MS
+    *failed, _ = bench.until_open("timeout")
+    assert min(waited_ms(out) for out in failed) >= DEADLINE_MS
     faulty.behave("well")
     bench.until_scored()
 
@@ -212,8 +233,8 @@ def test_a_useless_answer_opens_the_breaker(
     bench: Bench, faulty: FaultyServerProcess, behaviour: str, reason: str
 ) -> None:
     faulty.behave(behaviour)
-    assert bench.reasons(FAILURES + 1) == [reason] * FAILURES + ["circuit_open"]
-    assert bench.until_trial() == reason
+    bench.until_open(reason)
+    bench.fail_a_trial(reason)
     faulty.behave("well")
     scored = bench.until_scored()
     assert scored.document["model"] == {"name": "fraud", "version": 9}
