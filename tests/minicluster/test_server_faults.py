@@ -26,8 +26,10 @@ from tests.support.servers import FaultyServerProcess, ModelServerProcess
 
 pytestmark = [pytest.mark.minicluster, pytest.mark.kafka, pytest.mark.timeout(600)]
 
-DEADLINE_MS = 1_000
-FAILURES = 3  # in a row, then the breaker opens
+DEADLINE_MS = 3_000
+"""A busy machine may hold a server up for a second; that must not make its answer a timeout."""
+
+FAILURES = 2  # in a row, then the breaker opens; each timeout of a phase costs a deadline
 OPEN_MS = 500
 PATIENCE = 50
 SLACK_MS = 15_000
