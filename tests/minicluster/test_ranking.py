@@ -81,8 +81,8 @@ def stage(
     booster = write_version(models)
     overrides = feed_overrides(bootstrap, models, folder)
     with ModelServerProcess(models, folder / "server.log", name="feed") as server:
-        overrides |= {"model.server": f"127.0.0.1:{server.port}", "gateway.deadline": "2s"}
-        overrides |= {"model.deadline": "500ms"}
+        overrides |= {"model.server": f"127.0.0.1:{server.port}", "gateway.deadline": "20s"}
+        overrides |= {"model.deadline": "10s"}
         settings = feed_settings(overrides)
         with (
             running(settings) as job,
