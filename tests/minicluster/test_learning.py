@@ -21,6 +21,8 @@ SMALL = {
     "training.ranking.folds": 1,
     "training.ranking.fold": "20d",
     "feedback.lateness": "1h",
+    "gateway.deadline": "10s",  # it is about what is learnt, not about time
+    "model.deadline": "5s",
 }
 
 
