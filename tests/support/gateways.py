@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -39,10 +40,12 @@ class PlayedJob:
         self.gateway, self.late, self.trouble = "gateway-test", 0, ""
         self.play = play
         self.asked: list[Event] = []
+        self.waits_s: list[float] = []
         self.written: list[Event] = []
 
     async def ask(self, request: Event, timeout_s: float) -> dict[str, Any]:
         self.asked.append(request)
+        self.waits_s.append(timeout_s)
         reply = self.play(request)
         if reply is None:
             async with asyncio.timeout(timeout_s):
@@ -59,11 +62,14 @@ class PlayedJob:
 
 @asynccontextmanager
 async def served(
-    job: PlayedJob, grace_s: float = 5.0, **limits: Any
+    job: PlayedJob,
+    grace_s: float = 5.0,
+    clock: Callable[[], float] = time.monotonic,
+    **limits: Any,
 ) -> AsyncIterator[tuple[Gateway, aiohttp.ClientSession, HttpServer]]:
     """The gateway, a client of it, and its server."""
     settings = GatewaySettings(**{"deadline": 100, **limits})
-    gateway = Gateway(settings, job, lambda count: [f"p{n}" for n in range(count)])
+    gateway = Gateway(settings, job, lambda count: [f"p{n}" for n in range(count)], clock)
     server = HttpServer(
         gateway.routes(),
         max_message_bytes=settings.max_body_bytes,
