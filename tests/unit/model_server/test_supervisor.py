@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,16 @@ class Server:
         samples = (sample for family in families for sample in family.samples)
         return {str(sample.labels): sample.value for sample in samples if sample.name == name}
 
-    def health(self) -> int:
+    @contextmanager
+    def health(self) -> Iterator[Iterator[str]]:
+        """Its state, and each further one however short it is."""
+        name_of = health_pb2.HealthCheckResponse.ServingStatus.Name
         with grpc.insecure_channel(f"127.0.0.1:{self.ports['admin_port']}") as channel:
-            request = health_pb2.HealthCheckRequest()
-            return int(health_pb2_grpc.HealthStub(channel).Check(request).status)
+            watched = health_pb2_grpc.HealthStub(channel).Watch(
+                health_pb2.HealthCheckRequest(), timeout=PATIENCE_S
+            )
+            yield (name_of(answer.status) for answer in watched)
+            watched.cancel()
 
 
 @pytest.fixture
@@ -105,14 +112,12 @@ def test_a_killed_worker_is_started_anew_and_its_counts_stay(server: Server) -> 
     for _ in range(8):
         server.predict()
     assert sum(server.counts(":tensorflow:serving:request_count").values()) == 8
-    os.kill(server.workers()[0].pid, signal.SIGKILL)
-    wait_until(
-        lambda: server.health() == health_pb2.HealthCheckResponse.NOT_SERVING, PATIENCE_S, "a loss"
-    )
-    server.predict()  # by the other one
-    wait_until(
-        lambda: server.health() == health_pb2.HealthCheckResponse.SERVING, PATIENCE_S, "a new one"
-    )
+    with server.health() as states:
+        assert next(states) == "SERVING"
+        os.kill(server.workers()[0].pid, signal.SIGKILL)
+        assert next(states) == "NOT_SERVING"
+        server.predict()  # by the other one
+        assert next(states) == "SERVING"
     assert len(server.workers()) == 2
     assert sum(server.counts("streamscore_server_worker_restarts_total").values()) == 1
     assert sum(server.counts(":tensorflow:serving:request_count").values()) == 9
