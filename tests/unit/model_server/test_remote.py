@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from model_server.backends import remote
 from model_server.backends.remote import RemoteModel
 from model_server.errors import InvalidRows, ModelError, ServableNotReady
+from tests.support.waiting import wait_until
 
 PATIENCE_S = 60.0
 ONE = {"x": np.ones(2, np.float32)}
@@ -86,13 +88,12 @@ def test_a_relative_interpreter_is_found(
 
 
 def until_it_answers(model: RemoteModel) -> None:
-    ends_s = remote.time.monotonic() + PATIENCE_S  # type: ignore[attr-defined]
-    while True:
-        try:
-            assert run(model) == [2.0, 2.0]
-            return
-        except ServableNotReady:
-            assert remote.time.monotonic() < ends_s  # type: ignore[attr-defined]
+    def answers() -> bool:
+        with suppress(ServableNotReady):
+            return run(model) == [2.0, 2.0]
+        return False
+
+    wait_until(answers, PATIENCE_S, "an answer")
 
 
 def test_it_is_started_again_even_if_that_fails_at_first(
@@ -120,8 +121,11 @@ def test_it_is_started_again_even_if_that_fails_at_first(
 
 def test_a_call_that_hangs_ends_the_process(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load()
-    monkeypatch.setattr(remote, "_CALL_S", 0.2)
-    with pytest.raises(ServableNotReady, match="ended during the call"):
+    with (
+        monkeypatch.context() as impatient,
+        pytest.raises(ServableNotReady, match="ended during the call"),
+    ):
+        impatient.setattr(remote, "_CALL_S", 0.2)
         model.run("serving_default", {"x": np.full(1, -1.0, np.float32)}, ["y"])
     until_it_answers(model)
 
