@@ -119,7 +119,7 @@ def topics_of(
     bootstrap: str, folder: Path, webhook: WebhookServer, sns: Sns, postgres: PostgresProcess
 ) -> Topics:
     delivery = QUICK | {
-        "webhook": {"url": webhook.url, "timeout": "2s", "in_flight": IN_FLIGHT},
+        "webhook": {"url": webhook.url, "timeout": "20s", "in_flight": IN_FLIGHT},
         "sns": {"topic_arn": sns.topic, "endpoint": sns.endpoint, "timeout": "2s"},
     }
     own = {"dsn": postgres.dsn, "table": "kept", "batch": 500, "linger": "20ms"}

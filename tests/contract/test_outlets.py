@@ -42,7 +42,7 @@ def server() -> Iterator[WebhookServer]:
 
 
 def topics_of(bootstrap: str, folder: Path, server: WebhookServer, **changes: Any) -> Topics:
-    webhook = {"url": server.url, "timeout": "2s", "in_flight": 4}
+    webhook = {"url": server.url, "timeout": "20s", "in_flight": 4}
     return Topics(bootstrap, folder, delivery=QUICK | {"webhook": webhook} | changes)
 
 
