@@ -78,12 +78,12 @@ def enrichment(redis_url: str) -> dict[str, Any]:
         "redis": {"url": redis_url, "key": "profile:{}"},
         "fields": fields,
         "cache": {"ttl": "1h", "negative_ttl": "1h"},
-        "deadline": "2s",
+        "deadline": "10s",
     }
     return {
         "features.expressions": expressions,
         "lookups": [lookup],
-        "model.deadline": "5s",
+        "model.deadline": "15s",
         "batch.buckets": 2,
     }
 
