@@ -11,7 +11,7 @@ from jobs.chaos.broker import Brokers
 from jobs.chaos.kafka_faults import LostTopic, MovedLeader
 from jobs.kafka_topics import create_topics, probe, topic_partitions
 
-pytestmark = [pytest.mark.cluster, pytest.mark.kafka, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.kafka, pytest.mark.timeout(300)]
 
 
 def leaders(brokers: Brokers) -> list[int]:
