@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from jobs.environment import BUILD
 from tests.support.hidden import shown
@@ -14,6 +15,12 @@ from tests.support.hidden import shown
 # gateway, the child ended there ("epoll_wait error: Bad file descriptor") and Java never began. No
 # test calls gRPC in a forked child.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
+
+# By default an example may take 200 ms, and ten of them a second to be drawn, which a busy machine
+# or a first compilation exceeds.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -206,7 +206,7 @@ def test_every_protocol_gives_the_librarys_score(served: Any, kind: str) -> None
     # scikit-learn's Isolation Forest takes no missing values.
     imputed = np.float32(0.0) if kind == "isolation_forest" else np.float32(np.nan)
 
-    @settings(max_examples=EXAMPLES, deadline=None)
+    @settings(max_examples=EXAMPLES)
     @given(ROWS)
     def check(rows: Rows) -> None:
         filled = np.where(np.isnan(rows), imputed, rows)

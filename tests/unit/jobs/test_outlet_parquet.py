@@ -71,7 +71,7 @@ def stored(folder: Path) -> list[tuple[int, int, float, Any]]:
 cuts = st.lists(st.tuples(st.integers(0, COUNT // 2), st.integers(1, 12)), max_size=8)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(cuts=cuts, crash=st.booleans())
 def test_replays_in_other_pieces_double_nothing(cuts: list[tuple[int, int]], crash: bool) -> None:
     sent = messages()

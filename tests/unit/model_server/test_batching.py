@@ -65,7 +65,7 @@ async def test_what_gathers_while_a_batch_is_at_work_goes_together() -> None:
     assert model.batches == [1, 4, 2]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.integers(1, 3))
 def test_everybody_gets_their_own_rows(sizes: list[int], at_once: int) -> None:
     async def run() -> None:

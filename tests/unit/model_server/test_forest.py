@@ -44,7 +44,7 @@ def expected(booster: xgboost.Booster, rows: np.ndarray) -> np.ndarray:
     return booster.inplace_predict(rows, missing=np.nan, validate_features=False)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(**FORESTS, rows=st.integers(0, 200))
 def test_scores_equal_xgboosts(seed: int, trees: int, depth: int, rate: float, rows: int) -> None:
     booster = train(seed, trees, max_depth=depth, learning_rate=rate)
@@ -137,7 +137,7 @@ def test_categorical_splits_are_left_to_xgboost() -> None:
     assert compile_forest(booster) is None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(**FORESTS, rows=st.integers(1, 40))
 def test_contributions_equal_xgboosts(
     seed: int, trees: int, depth: int, rate: float, rows: int

@@ -58,7 +58,7 @@ def refused(parts: list[FeatureBatch]) -> tuple[list[Any], list[Any]]:
 
 
 @given(n=st.integers(1, 12), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_select_takes_these_rows_alone(n: int, data: st.DataObject) -> None:
     batch = make_batch(n)
     rows = data.draw(st.lists(st.integers(0, n - 1), max_size=15))
@@ -70,7 +70,7 @@ def test_select_takes_these_rows_alone(n: int, data: st.DataObject) -> None:
 
 
 @given(groups=st.lists(st.integers(0, 4), max_size=20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_split_loses_nothing_and_keeps_the_order(groups: list[int]) -> None:
     batch = make_batch(len(groups))
     parts = batch.split(groups)
@@ -95,7 +95,7 @@ def test_a_batch_without_rows_is_one_part() -> None:
 
 
 @given(n=st.integers(0, 20), rows=st.integers(1, 8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_chunks_lose_nothing_and_keep_the_order(n: int, rows: int) -> None:
     batch = make_batch(n)
     parts = batch.chunks(rows)

@@ -109,7 +109,7 @@ def observe(state: State, rows: list[tuple[Any, ...]]) -> list[FloatArray]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(ROWS, min_size=1, max_size=60),
     st.lists(ROWS, min_size=1, max_size=30),

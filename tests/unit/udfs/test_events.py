@@ -81,7 +81,7 @@ def joined(raw: list[bytes], positions: np.ndarray) -> str:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     raw=st.lists(
         st.one_of(
@@ -211,13 +211,13 @@ def check_against_the_book(text: str) -> None:
         assert [tuple(row) for row in found.tolist()] == expected
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(text=st.text(st.sampled_from("0123 -x\xff"), max_size=60))
 def test_any_text_is_read_by_the_book(text: str) -> None:
     check_against_the_book(text)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     raw=st.lists(st.binary(max_size=9), min_size=1, max_size=5),
     edits=st.lists(
@@ -469,7 +469,7 @@ def rows_of(events: Events) -> list[tuple[Any, ...]]:
     ]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(raw=st.lists(st.one_of(good_records, broken_records), max_size=25))
 def test_a_batch_gives_what_each_record_gives_alone(raw: list[bytes]) -> None:
     positions = positions_of(len(raw))
@@ -483,7 +483,7 @@ def test_a_batch_gives_what_each_record_gives_alone(raw: list[bytes]) -> None:
     assert sorted(offsets) == positions[:, 1].tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(documents=st.lists(good_records, min_size=1, max_size=25), bad=st.data())
 def test_good_records_give_exactly_their_own_columns(documents: list[bytes], bad: Any) -> None:
     raw = [*documents]

@@ -66,7 +66,7 @@ def by_cosines(lat1: float, lon1: float, lat2: float, lon2: float) -> float:
 latitudes, longitudes = st.floats(-90, 90), st.floats(-180, 180)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(lat1=latitudes, lon1=longitudes, lat2=latitudes, lon2=longitudes)
 def test_distance_equals_two_other_formulas(
     lat1: float, lon1: float, lat2: float, lon2: float
@@ -79,7 +79,7 @@ def test_distance_equals_two_other_formulas(
     assert 0 <= got <= math.pi * EARTH_RADIUS_KM * (1 + 1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lat=st.floats(-89, 89), lon=longitudes, metres=st.floats(0.01, 1_000))
 def test_short_distances_are_exact_to_the_millimetre(lat: float, lon: float, metres: float) -> None:
     north = math.degrees(metres / 1_000 / EARTH_RADIUS_KM)
@@ -165,7 +165,7 @@ def test_hour_and_day_across_a_change_of_clocks(zone: str, change: str) -> None:
     assert_calendar(zone, around(change))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     zone=st.sampled_from(["Europe/Berlin", "America/New_York", "Asia/Kolkata", "UTC"]),
     times=st.lists(st.integers(-2_000_000_000, 4_000_000_000), min_size=1, max_size=20),

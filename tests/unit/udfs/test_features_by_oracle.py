@@ -241,7 +241,7 @@ def slack(column: str, values: list[float]) -> float:
 
 
 @given(schema=schemas(), events=st.lists(drawn_events, max_size=40), data=st.data())
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=700)
 def test_every_feature_equals_its_definition(
     schema: Schema, events: list[Event], data: st.DataObject
 ) -> None:

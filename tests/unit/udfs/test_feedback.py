@@ -138,7 +138,7 @@ records_of = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(records_of, st.sets(st.integers(0, 30)), st.frozensets(st.integers(0, 30)))
 def test_it_equals_the_naive_join_however_it_is_cut(
     records: list[Record], cuts: set[int], restarts: frozenset[int]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from udfs.batches.categories import code_of, codes_of, texts_of
@@ -87,7 +87,6 @@ def test_an_indicator_goes_with_the_default() -> None:
 columns = st.lists(st.sampled_from([*SHOPS, None]), min_size=1, max_size=40)
 
 
-@settings(deadline=None)
 @given(columns, st.integers(1, 4), st.none() | st.integers(1, 3))
 def test_the_most_frequent_are_kept(
     shops: list[str | None], min_count: int, most: int | None
@@ -134,7 +133,6 @@ def labelled(draw: st.DrawFn) -> tuple[list[str | None], list[int], list[int]]:
     return shops, labels, sorted(draw(st.lists(st.integers(0, 20), **exactly)))
 
 
-@settings(deadline=None)
 @given(labelled(), st.sampled_from([0.0, 0.5, 20.0]), st.integers(1, 3))
 def test_target_encodings(
     history: tuple[list[str | None], list[int], list[int]], m: float, min_count: int
@@ -161,7 +159,6 @@ def test_target_encodings(
         assert trained[n, 1] == pytest.approx(expected, rel=1e-6)
 
 
-@settings(deadline=None)
 @given(labelled(), st.data())
 def test_no_row_sees_its_own_label(
     history: tuple[list[str | None], list[int], list[int]], data: st.DataObject

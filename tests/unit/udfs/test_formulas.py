@@ -134,7 +134,7 @@ values = st.lists(st.tuples(*[st.floats(-100, 100)] * 2), min_size=1, max_size=6
 
 
 @given(text=arithmetic, rows=values)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_it_says_what_python_says(text: str, rows: list[tuple[float, float]]) -> None:
     columns = {"a": np.array([a for a, _ in rows]), "b": np.array([b for _, b in rows])}
     got = parse(text, KINDS).numbers(columns, len(rows))

@@ -255,7 +255,7 @@ class LabelsMachine(HistoriesMachine):
         self.pair.learn(self.draw(data, n, st.sampled_from([0.0, 1.0])))
 
 
-STEPS = settings(max_examples=60, stateful_step_count=20, deadline=None)
+STEPS = settings(max_examples=60, stateful_step_count=20)
 TestEvents = EventsMachine.TestCase
 TestEvents.settings = STEPS
 TestLabels = LabelsMachine.TestCase

@@ -144,7 +144,7 @@ def window(items: list[Event], now: Event, span_ms: int, delay_ms: int) -> list[
     return [e.amount for e in items if e.entity == now.entity and end - span_ms < e.time_ms <= end]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(items=events, at=cuts, restart=st.booleans())
 def test_each_event_sees_exactly_its_own_window(
     items: list[Event], at: list[int], restart: bool
@@ -166,7 +166,7 @@ def test_each_event_sees_exactly_its_own_window(
                 assert ratio == pytest.approx(now.amount * len(inside) / expected, rel=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(items=events, at=cuts, restart=st.booleans())
 def test_a_delayed_window_ends_before_the_event(
     items: list[Event], at: list[int], restart: bool
@@ -181,7 +181,7 @@ def test_a_delayed_window_ends_before_the_event(
             assert got[row, 2 * w + 1] == pytest.approx(math.fsum(inside), rel=1e-9, abs=1e-15)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     labels=st.dictionaries(
         st.integers(0, 30),
@@ -267,7 +267,7 @@ def test_a_huge_label_that_was_corrected_leaves_no_trace(restart: bool) -> None:
     assert count * mean == pytest.approx(0.33, rel=1e-15)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     sent=st.lists(
         st.tuples(
@@ -315,7 +315,7 @@ def test_the_check_of_a_label_is_its_bits(values: np.ndarray) -> None:
     assert len(set(identities.ids.tolist())) == 4
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     items=st.lists(
         st.tuples(st.sampled_from("ab"), st.integers(0, 5), st.integers(0, 120), st.booleans()),

@@ -166,7 +166,7 @@ def expected(now: Row, before: list[Row], labels: list[tuple[str, int, float]]) 
     return named
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(items=rows, chunk_rows=st.integers(1, 60))
 def test_features_equal_a_naive_recomputation(items: list[Row], chunk_rows: int) -> None:
     got = compute(items, chunk_rows)
@@ -182,7 +182,7 @@ def test_features_equal_a_naive_recomputation(items: list[Row], chunk_rows: int)
         )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(items=rows, chunk_rows=st.integers(1, 60))
 def test_the_chunk_size_does_not_matter(items: list[Row], chunk_rows: int) -> None:
     one, other = compute(items, chunk_rows), compute(items, 10_000)

@@ -150,7 +150,7 @@ def test_nothing_is_shed_while_the_job_warms_up() -> None:
     assert controller.sheds
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(1, 3_000), st.integers(0, 1_500)), max_size=200),
     st.floats(0, 0.99),
@@ -178,7 +178,7 @@ def test_what_always_holds(steps: list[tuple[int, int]], keep: float, sustained:
 # -- what came, and what can be scored ----------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(st.integers(0, 700), st.integers(0, 50), st.integers(0, 50), st.booleans()),
@@ -240,7 +240,7 @@ class Simulation:
         return self.told[-int(seconds * 1_000 / BATCH_MS) :]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.floats(0.1, 0.9),
     st.floats(1.5, 4.5),

@@ -177,7 +177,7 @@ arrivals = st.lists(st.tuples(steps, values), max_size=60)
 
 
 @given(schema=schemas(), drawn=arrivals, few=st.sampled_from([1, 5]), cut=st.integers(1, 30))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_window_with_panes_equals_its_definition(
     schema: Schema, drawn: list[tuple[int, float]], few: int, cut: int
 ) -> None:

@@ -89,7 +89,6 @@ def oracle(column: Input, value: float) -> list[float]:
     return shown + [float(is_missing)] * column.indicator
 
 
-@settings(deadline=None)
 @given(with_features())
 def test_every_value_becomes_what_the_oracle_says(
     given_: tuple[Preparation, npt.NDArray[np.float64]],
@@ -109,7 +108,7 @@ def test_every_value_becomes_what_the_oracle_says(
     assert not any(set(name) & set("[]<") for name in preparation.columns)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(with_features())
 def test_what_was_stored_gives_the_same_bits(
     tmp_path_factory: pytest.TempPathFactory,
@@ -125,7 +124,6 @@ def test_what_was_stored_gives_the_same_bits(
     assert stored.transform(features).tobytes() == shipped.transform(features).tobytes() == expected
 
 
-@settings(deadline=None)
 @given(preparations())
 def test_the_server_imputes_what_a_row_of_nothing_becomes(preparation: Preparation) -> None:
     features = preparation.document()["features"]
@@ -135,7 +133,6 @@ def test_the_server_imputes_what_a_row_of_nothing_becomes(preparation: Preparati
     np.testing.assert_array_equal(np.array(imputed, np.float32), nothing)
 
 
-@settings(deadline=None)
 @given(preparations(), st.integers(0, 3))
 def test_a_feature_contributes_what_its_columns_do(preparation: Preparation, rows: int) -> None:
     contributions = np.random.default_rng(1).normal(size=(rows, len(preparation.columns)))

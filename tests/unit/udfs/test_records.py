@@ -367,7 +367,7 @@ def test_any_number_of_columns_and_stages(columns: int, stages: int) -> None:
     assert_as_expected(writer.predictions(batch, verdict, 9), expected)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     texts=st.lists(
         st.tuples(*[st.text(st.characters(codec="utf-8"), max_size=12)] * 2),

@@ -231,7 +231,7 @@ def restored(rollup: Rollup, state: StageState) -> StageState:
 
 
 @given(given=st.lists(readings, max_size=50), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_windows_equal_their_definition(given: list[Reading], data: st.DataObject) -> None:
     """Batches are cut anywhere; keys go idle and windows are overdue anywhere; after each the
     state is read again."""
@@ -325,7 +325,7 @@ def frame_of(given: list[Reading]) -> pd.DataFrame:
 
 
 @given(given=st.lists(readings, min_size=1, max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_roll_up_of_a_table_equals_pandas(given: list[Reading]) -> None:
     """In order of time no reading is late: a group by key and window, by pandas."""
     given = [Reading(n, *list(r.__dict__.values())[1:]) for n, r in enumerate(given)]
@@ -356,7 +356,7 @@ def test_the_roll_up_of_a_table_equals_pandas(given: list[Reading]) -> None:
 
 
 @given(given=st.lists(readings, max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_history_in_order_of_arrival_is_the_job_s(given: list[Reading]) -> None:
     """Late readings, repeats and conflicts too; the last windows close at the end."""
     rollup, whole = Rollup(SCHEMA), columns_of(given)

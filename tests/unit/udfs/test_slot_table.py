@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from udfs.features.slot_table import SlotTable
@@ -11,7 +11,6 @@ from udfs.features.slot_table import SlotTable
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 
 
-@settings(deadline=None)
 @given(batches=st.lists(st.lists(NAMES, max_size=20), max_size=10))
 def test_it_is_a_dictionary(batches: list[list[str]]) -> None:
     table, known = SlotTable(), dict[str, int]()

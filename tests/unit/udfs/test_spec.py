@@ -72,7 +72,7 @@ def test_the_shortest_text_of_a_duration(ms: int, text: str) -> None:
     assert format_duration(ms) == text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     ms=st.one_of(
         st.integers(0, 36_500 * DAY_MS),

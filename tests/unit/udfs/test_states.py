@@ -128,7 +128,7 @@ def outcome(result: tuple[Observed, int]) -> list[Any]:
     return [observed.features.tobytes(), kept, observed.duplicates, observed.conflicts, first]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     batches=BATCHES,
     cached_entries=st.sampled_from([1, 40, 1_000_000]),

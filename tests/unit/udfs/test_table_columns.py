@@ -139,7 +139,7 @@ def by_json(schema: Schema, frame: pd.DataFrame) -> tuple[list[Events], list[Rej
     return decoded.parts, decoded.rejects
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(table=tables())
 def test_columns_are_read_as_the_decoder_reads_their_json(
     table: tuple[Schema, pd.DataFrame],
