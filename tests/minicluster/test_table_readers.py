@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from threading import Thread
@@ -24,6 +26,8 @@ from udfs.enrichment.table_readers import (
     TableError,
     Tables,
     _readings,
+    _release,
+    _use,
 )
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
@@ -127,18 +131,38 @@ def test_a_topic_that_comes_late_is_waited_for(
     assert risks(found[0], "m1", "m2", "m3") == [1, 2, 3]
 
 
-def test_a_table_that_does_not_come_is_an_error(topic: TableTopic, opened: Opened) -> None:
-    with pytest.raises(TableError, match=f"'shop' was not loaded within .*no topic {topic.name}"):
-        opened(topic=topic.name, load_timeout="300ms")
+@contextmanager
+def read_until(of: Tables, state: str) -> Iterator[None]:
+    """Another one uses the table and has come so far: a short timeout is then long enough."""
+    key = (of.specs[0], of.kafka)
+    _use(key)
+    try:
+        source = _readings[key]._source
+        wait_until(lambda: bool(re.search(state, source.state())), 30, f"its state is {state}")
+        yield
+    finally:
+        _release(key)
+
+
+def test_a_table_that_does_not_come_is_an_error(
+    topic: TableTopic, opened: Opened, bootstrap: str
+) -> None:
+    shops = tables(bootstrap, topic=topic.name, load_timeout="300ms")
+    absent = f"no topic {topic.name}"
+    told = f"'shop' was not loaded within .*{absent}"
+    with read_until(shops, absent), pytest.raises(TableError, match=told):
+        shops.open()
     topic.create()
-    with pytest.raises(TableError, match="0 rows so far, min_rows is 1; no event is scored"):
-        opened(topic=topic.name, load_timeout="3s")
+    told = "0 rows so far, min_rows is 1; no event is scored"
+    with read_until(shops, "^$"), pytest.raises(TableError, match=told):
+        shops.open()
     assert risks(opened(topic=topic.name, min_rows=0), "m1") == pytest.approx([np.nan], nan_ok=True)
 
 
-def test_no_broker_is_said(opened: Opened) -> None:
-    shops = tables("127.0.0.1:9", topic="shops", load_timeout="6s")
-    with pytest.raises(TableError, match=r"no broker answers|Connect"):
+def test_no_broker_is_said() -> None:
+    shops = tables("127.0.0.1:9", topic="shops", load_timeout="300ms")
+    told = "no broker answers|Connect"
+    with read_until(shops, told), pytest.raises(TableError, match=told):
         shops.open()
 
 
