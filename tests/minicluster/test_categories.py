@@ -117,7 +117,7 @@ def send(traffic: Traffic) -> list[Out]:
 @pytest.fixture
 def started(bootstrap: str, tmp_path: Path) -> Iterator[tuple[Traffic, Path, dict[str, Any]]]:
     models = tmp_path / "models"
-    overrides = own_overrides(bootstrap, models, tmp_path) | {"model.deadline": "2s"}
+    overrides = own_overrides(bootstrap, models, tmp_path) | {"model.deadline": "10s"}
     train(settings_with(tmp_path, overrides), history())
     with ModelServerProcess(models, tmp_path / "server.log") as server:
         overrides |= {"model.server": f"127.0.0.1:{server.port}", "alerts.threshold": 0.6}
@@ -144,7 +144,6 @@ def test_each_version_is_given_the_columns_it_was_trained_on(
     reasons = {r["feature"]: r["value"] for r in alert.document["reasons"]}
     assert reasons["kind"] == codes[1]
     train(settings_with(tmp_path, overrides, max_categories=1), history())
-    outs = []
     for _ in range(ROUNDS):
         outs += send(traffic)
         if outs[-1].document["model"]["version"] == 2:
