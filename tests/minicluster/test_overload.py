@@ -58,7 +58,7 @@ def test_high_priority_is_scored_and_the_rest_is_accounted_for(
                 "topics.shed": "test-overload-shed",
                 "overload.low_priority": "amount < 50 and type == 'CP'",
                 "overload.calm": "300ms",
-                "overload.warm_up": "0s",
+                "overload.warm_up": "5s",
                 "overload.lag": {"enter": "500ms", "leave": "250ms"},
                 "batch.buckets": 1,
                 "batch.max_rows": 64,
