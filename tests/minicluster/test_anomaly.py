@@ -92,7 +92,9 @@ def check_features(
 
 
 def test_silent_machines_are_told_and_a_newer_model_takes_over(make: MakeIot) -> None:
-    settings = make({"rollup.idle": "2s", "rollup.silent_after": "3s", "model.follow": "100ms"})
+    by_clock = {"rollup.idle": "2s", "rollup.silent_after": "3s"}
+    ahead = {"event.time.max_future": "30d"}  # each reading for the newer model ends a window
+    settings = make({"model.follow": "100ms", **by_clock, **ahead})
     rng_readings = [*arrivals(MACHINES, 25, begin_ms := time.time_ns() // 1_000_000 - 60_000)]
     clean = list({one["reading"]: one for one in rng_readings}.values())
     with Traffic(settings) as traffic, running(settings) as job:
