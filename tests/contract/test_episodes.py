@@ -87,6 +87,24 @@ def test_a_restart_gives_everyone_time_again(clock: Clock) -> None:
     ]
 
 
+@pytest.mark.parametrize("events_first", [True, False])
+def test_a_job_that_stood_still_accuses_nobody(clock: Clock, events_first: bool) -> None:
+    """Events that waited meanwhile come before the timer or after it."""
+    subtask = Subtask(operator(clock, silent_after=2_000, close_after=2_000))
+    subtask.run(scores(("m1", 0, 0.9), ("m2", 0, 0.1)))
+    assert until(subtask, clock, 1_000) == []
+    clock.ms += 60_000
+    found = [] if events_first else told(subtask.fire())
+    found += told(subtask.run(scores(("m2", 60_000, 0.1))))
+    assert found + until(subtask, clock, 61_900) == []
+    names = f"m1@{BEGIN_MS}", f"m1@{BEGIN_MS}/silent", f"m2@{BEGIN_MS + 60_000}/silent"
+    assert [t[0] for t in until(subtask, clock, 64_000)] == [
+        f"{names[0]}#2",
+        f"{names[1]}#1",
+        f"{names[2]}#1",
+    ]
+
+
 def test_silence_ends_with_the_next_event_and_survives_a_restart(clock: Clock) -> None:
     subtask = Subtask(operator(clock, silent_after=1_000))
     subtask.run(scores(("m1", 0, 0.1)))

@@ -92,10 +92,15 @@ class Episodes:
         # By when they came last, the oldest first: what is due is at the front.
         self._open: dict[str, int] = {}
         self._heard: dict[str, int] = {}
+        self._still_ms = 0
         self.counts = Counts()
         if spec.close_after is not None or spec.silent_after is not None:
             for entity, packed in state.items():
                 self._wind_up(entity, is_open(packed), now_ms)
+
+    def forgive(self, blocked_ms: int) -> None:
+        """The job itself stood still for so long: no clock ran, as nobody could be heard."""
+        self._still_ms += blocked_ms
 
     def take(self, batch: ScoredBatch, now_ms: int) -> list[Told]:
         """A batch of scores; what is to be told of them, in their order."""
@@ -107,7 +112,7 @@ class Episodes:
             told += self._hear(entity, timeline, time_ms)
             if score is not None:
                 told += self._add(entity, timeline, score)
-            self._wind_up(entity, timeline.is_open, now_ms)
+            self._wind_up(entity, timeline.is_open, now_ms - self._still_ms)
         self._store(touched)
         return told
 
@@ -115,6 +120,7 @@ class Episodes:
         """What the clock says: episodes that end without events, entities gone silent."""
         told: list[Told] = []
         touched: dict[str, Timeline] = {}
+        now_ms -= self._still_ms
         for entity in _before(self._open, now_ms, self._rules.close_after_ms):
             touched[entity] = timeline = self._timeline(entity)
             told += self._as_told(entity, timeline, timeline.expire(self._rules))

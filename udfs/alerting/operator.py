@@ -32,7 +32,8 @@ class EpisodeOperator(KeyedProcessFunction):
 
     Input: ``ScoredBatch``. Output: ``Row(alerts)``, pairs of key and value as other sinks have.
     State: entity -> packed timeline. A processing-time timer per bucket closes episodes without
-    events and tells silent entities; Flink drops it when an input ends.
+    events and tells silent entities; Flink drops it when an input ends. If it is overdue by
+    more than the time to the next one, the job stood still and events wait: no silence is told.
 
     Args:
         spec: When episodes open and close.
@@ -85,10 +86,13 @@ class EpisodeOperator(KeyedProcessFunction):
         return self._rows(episodes, episodes.due(now_ms), now_ms)
 
     def _of(self, bucket: int, now_ms: int) -> Episodes:
-        """A bucket's episodes; Flink's current key is the bucket, so the state is its."""
+        """A bucket's episodes, told of a standstill; Flink's current key is the bucket."""
         if bucket not in self._buckets:
             self._buckets[bucket] = Episodes(self._spec, self._state, now_ms)
-        return self._buckets[bucket]
+        episodes, late_ms = self._buckets[bucket], now_ms - self._timers.get(bucket, now_ms)
+        if self._check_ms is not None and late_ms > self._check_ms:
+            episodes.forgive(late_ms)
+        return episodes
 
     def _set_timer(self, ctx: KeyedProcessFunction.Context, now_ms: int) -> None:
         """The next one, at a round time: one that a restart has left is the same one."""
