@@ -34,6 +34,7 @@ NOW_MS = middle_ms(small_log())
 USERS = 6
 BEFORE, AFTER = 60, 60  # rankings by the model before the fault and after it
 DEADLINE_S = 2.0
+_BUSY_S = 10.0  # that long a process may stand still on a busy machine
 CLICKS = NAMES[-1]
 OVER_MS, LATER_MS = NOW_MS + 3_600_000, NOW_MS + 7_200_000  # visits are before, the last ask after
 
@@ -134,8 +135,8 @@ def test_a_killed_task_manager(bootstrap: str, tmp_path: Path) -> None:
 def check_answers(visitors: Visitors) -> None:
     """Nobody was left without items, nor longer than the gateway's limit and a little."""
     assert all(len(one["items"]) == 10 for one in visitors.answers)
-    assert max(one["took_ms"] for one in visitors.answers) < (DEADLINE_S + 2.0) * 1_000
-    known = {None, "timeout", "unavailable", "overloaded"}
+    assert max(one["took_ms"] for one in visitors.answers) < (DEADLINE_S + _BUSY_S) * 1_000
+    known = {None, "timeout", "circuit_open", "unavailable", "overloaded"}
     assert {one["fallback_reason"] for one in visitors.answers} <= known
 
 
@@ -153,8 +154,19 @@ def check_topics(settings: Settings, visitors: Visitors) -> None:
         60,
         "a reply of the job to every request",
     )
-    impressions = list(documents(settings, names.impressions or ""))
-    check_impressions(impressions, events, replies(), visitors)
+    expired = {one["request_id"] for one in replies() if one["fallback_reason"] == "expired"}
+    assert expired, "nobody asked while the job was down"
+
+    def shown() -> list[dict[str, Any]]:
+        return list(documents(settings, names.impressions or ""))
+
+    wait_until(
+        lambda: {one["request_id"] for one in shown()} >= visitors.asked - expired,
+        60,
+        "an impression of all that did not wait too long",
+    )
+    impressions = shown()
+    check_impressions(impressions, events, visitors)
     feedback = settings.feedback
     expected = labels_of(events, impressions, feedback.kinds, feedback.window, OVER_MS)
 
@@ -171,14 +183,10 @@ def check_topics(settings: Settings, visitors: Visitors) -> None:
 def check_impressions(
     impressions: list[dict[str, Any]],
     events: list[dict[str, Any]],
-    replies: list[dict[str, Any]],
     visitors: Visitors,
 ) -> None:
-    """What is ranked has one, with the clicks before it; what waited too long may have none."""
-    expired = {one["request_id"] for one in replies if one["fallback_reason"] == "expired"}
-    assert expired, "nobody asked while the job was down"
-    found = first_of(impressions, "request_id").keys()
-    assert visitors.asked - expired <= found <= visitors.asked
+    """Each is of a request, with the clicks before it."""
+    assert {one["request_id"] for one in impressions} <= visitors.asked
     for one in impressions:  # those that were made twice, too
         clicks = one["items"][0]["features"][one["columns"].index(CLICKS)]
         came = clicks_before(events, one["user"], one["event_time_ms"])
