@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from jobs import runner
 from jobs.flink_rest import JobError
@@ -36,8 +37,15 @@ def running(settings: Settings, target: str | None = None) -> Iterator[RunningJo
 
 def restarts(job: RunningJob) -> int:
     """How often the job was restarted."""
-    (metric,) = job.rest.get(f"/jobs/{job.job_id}/metrics?get=numRestarts")
-    return int(metric["value"])
+    found: list[dict[str, Any]] = []
+
+    def known() -> bool:
+        """A JobManager that has not yet looked for the job's metrics has none."""
+        found[:] = job.rest.get(f"/jobs/{job.job_id}/metrics?get=numRestarts")
+        return bool(found)
+
+    wait_until(known, 60, "the JobManager's count of restarts")
+    return int(found[0]["value"])
 
 
 def wait_checkpoint(job: RunningJob) -> None:
