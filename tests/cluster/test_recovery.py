@@ -117,7 +117,7 @@ def settings_of(bootstrap: str, models: Path, folder: Path, **more: Any) -> dict
         "model.deadline": "10s",
         "model.calls_in_flight": 10_000,  # while answers are held back, checkpoints go on
         "flink.options": {"metrics.fetcher.update-interval": "500 ms"},
-        "flink.checkpoint_interval": "2s",
+        "flink.checkpoint_interval": "5s",
         "flink.restart_attempts": 100,
         **{name.replace("__", "."): value for name, value in more.items()},
     }
@@ -146,7 +146,8 @@ def test_a_failed_task(bootstrap: str, models: Path, demo: pd.DataFrame, tmp_pat
             learn(process.job, traffic, cards.label_records(frame, 1))
             switch = Switch(tmp_path)
             strike(traffic, process.job, switch, records, switch.fail)
-            assert "told to fail" in process.job.failure()
+            # The JobManager shows what it looked at some seconds ago.
+            wait_until(lambda: "told to fail" in process.job.failure(), 60, "why it failed")
             process.stop()
             traffic.read_to_end()
             check(traffic, records, frame, Model(models / "fraud" / "1"))
