@@ -78,12 +78,12 @@ def enrichment(redis_url: str) -> dict[str, Any]:
         "redis": {"url": redis_url, "key": "profile:{}"},
         "fields": fields,
         "cache": {"ttl": "1h", "negative_ttl": "1h"},
-        "deadline": "10s",
+        "deadline": "8s",
     }
     return {
         "features.expressions": expressions,
         "lookups": [lookup],
-        "model.deadline": "15s",
+        "model.deadline": "10s",
         "batch.buckets": 2,
     }
 
