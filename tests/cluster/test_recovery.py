@@ -8,6 +8,7 @@ history that had lost an event, or counted one twice, would show. The input's or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def test_a_failed_task(bootstrap: str, models: Path, demo: pd.DataFrame, tmp_pat
             models,
             tmp_path,
             model__server=f"127.0.0.1:{server.port}",
+            model__rollout=str(tmp_path / "rollout.json"),
             batch__buckets=1,
             topics__partitions=1,
         )
@@ -148,6 +150,8 @@ def test_a_failed_task(bootstrap: str, models: Path, demo: pd.DataFrame, tmp_pat
             strike(traffic, process.job, switch, records, switch.fail)
             # The JobManager shows what it looked at some seconds ago.
             wait_until(lambda: "told to fail" in process.job.failure(), 60, "why it failed")
+            asked = partial(process.connections, server.port)
+            wait_until(lambda: asked() == 1, 30, "the failed attempt's connection is closed")
             process.stop()
             traffic.read_to_end()
             check(traffic, records, frame, Model(models / "fraud" / "1"))

@@ -35,6 +35,11 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 _numbers = count()
 
 
+@pytest.fixture(autouse=True)
+def linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("udfs.enrichment.table_readers.LINGER_S", 0.0)
+
+
 @pytest.fixture
 def topic(bootstrap: str) -> TableTopic:
     return TableTopic(bootstrap, f"shops{next(_numbers)}")
@@ -61,7 +66,7 @@ def opened(bootstrap: str) -> Iterator[Opened]:
     yield open_one
     for one in found:
         one.close()
-    assert not _readings
+    wait_until(lambda: not _readings, 30, "nothing is read any more")
 
 
 def risks(of: OpenTables, *keys: str, time_ms: int = 10**13) -> list[float]:

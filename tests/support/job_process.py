@@ -85,6 +85,15 @@ class JobProcess:
         self.process.communicate("stop\n", timeout=_STOP_S)
         assert self.process.returncode == 0, self._log.read_text()[-2_000:]
 
+    def connections(self, port: int) -> int:
+        """How many connections to a port its processes have open."""
+        found = (
+            connection
+            for process in psutil.Process(self.process.pid).children(recursive=True)
+            for connection in process.net_connections("tcp")
+        )
+        return sum(c.status == "ESTABLISHED" and c.raddr.port == port for c in found)
+
     def _end(self) -> None:
         if self.process.poll() is None:
             family = psutil.Process(self.process.pid).children(recursive=True)

@@ -6,7 +6,8 @@ broadcast state: there the table's records and the events reach an operator side
 nothing can hold the events back until the table is complete, so that the first ones would be scored
 with part of it. It would also be checkpointed once per subtask, although the topic has it all.
 
-The subtasks of a process share a table. A restart reads it anew.
+The subtasks of a process share a table. It is followed for a minute more when the last of them has
+ended: a restart finds it there, a new process reads it anew.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field, replace
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, Timer
 
 from udfs.batches.events import Events
 from udfs.definition.enrichment import TableSpec
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 5.0
 STOP_S = 5.0
+LINGER_S = 60.0
 _LOGGED_REFUSALS = 10
 
 
@@ -151,7 +153,7 @@ class OpenTables:
         return new
 
     def close(self) -> None:
-        """Let go of the tables; what nobody uses any more is read no longer."""
+        """Let go of the tables; what nobody uses for a minute is read no longer."""
         for key in self._used:
             _release(key)
         self._used = []
@@ -202,6 +204,15 @@ def _release(key: tuple[TableSpec, KafkaAccess]) -> None:
         reading = _readings[key]
         reading.users -= 1
         if reading.users:
+            return
+    dropping = Timer(LINGER_S, _drop, [key, reading])
+    dropping.daemon = True
+    dropping.start()
+
+
+def _drop(key: tuple[TableSpec, KafkaAccess], reading: _Reading) -> None:
+    with _lock:
+        if reading.users or _readings.get(key) is not reading:
             return
         del _readings[key]
     reading.stop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -43,6 +44,7 @@ __all__ = ["RankingOptions", "RankingScoring"]
 logger = logging.getLogger(__name__)
 
 _LOAD_S = 10.0
+_JOIN_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class RankingScoring:
     def __init__(self, options: RankingOptions, scoring: Callable[[ModelVersion], Scoring]) -> None:
         self._options = options
         self._make = scoring
+        self._opened = ExitStack()
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Load the items and what scores; Flink has restored the state by now.
@@ -115,6 +118,7 @@ class RankingScoring:
         Raises:
             RepositoryError: there is no version, or it cannot be used.
         """
+        self._opened = ExitStack()
         options = self._options
         self._context = runtime_context
         descriptor = MapStateDescriptor("users", Types.STRING(), Types.PICKLED_BYTE_ARRAY())
@@ -128,6 +132,7 @@ class RankingScoring:
         self._version_metric = metrics.counter("item_version")
         self._popular = PopularFeed(options.popularity, options.kafka)
         self._popular.start()
+        self._opened.callback(self._popular.stop)
         self._popular.wait_loaded(_LOAD_S)  # without it, with the version's own counts
         places = {name: n for n, name in enumerate((*options.request_columns, *FEATURES))}
         self._order = np.array([places[name] for name in options.columns], np.intp)
@@ -135,19 +140,26 @@ class RankingScoring:
         loaded = self._load(found, self._make(found))
         loaded.scoring.open(runtime_context)
         self._version = 0
-        self._use(loaded)
-        warm_up(self._items, options.candidates)
         self._loaded: _Loaded | None = None
+        self._use(loaded)
+        self._opened.callback(self._close_scoring)
+        warm_up(self._items, options.candidates)
         self._stop = Event()
         self._seen: set[int] = set()
         if options.version is None:
-            Thread(target=self._follow, name="streamscore-versions", daemon=True).start()
+            follower = Thread(target=self._follow, name="streamscore-versions", daemon=True)
+            follower.start()
+            self._opened.callback(follower.join, _JOIN_S)
+            self._opened.callback(self._stop.set)
 
     def close(self) -> None:
         """Stop what runs beside the stage."""
-        self._stop.set()
+        self._opened.close()
+
+    def _close_scoring(self) -> None:
         self._scoring.close()
-        self._popular.stop()
+        if self._loaded is not None and self._loaded.scoring is not self._scoring:
+            self._loaded.scoring.close()
 
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """Answer a batch's requests, now or later; Flink's current key is the bucket."""

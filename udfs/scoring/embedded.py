@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -51,23 +52,27 @@ class EmbeddedScoring:
         self._declared_lookups = lookups
         self._lookups: Lookups | None = None
         self._follow_ms = follow_ms
+        self._opened = ExitStack()
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Load the model once and warm it up."""
+        self._opened = ExitStack()
         self._model = FollowedModel(self._version_dir, self._output.preparation, self._follow_ms)
+        self._opened.callback(self._model.close)
         self._output.warm_up()
         if self._declared_lookups:
             self._lookups = open_lookups(self._declared_lookups)
+            self._opened.callback(self._close_lookups, self._lookups)
             group = runtime_context.get_metrics_group()
             self._lookup_metrics = LookupMetrics(self._declared_lookups, group)
 
     def close(self) -> None:
         """Let go of the model, and close the stores' connections, if there are any."""
-        self._model.close()
-        if self._lookups is None:
-            return
+        self._opened.close()
+
+    def _close_lookups(self, lookups: Lookups) -> None:
         with contextlib.suppress(TimeoutError):
-            run(self._lookups.close()).result(CLOSE_S)
+            run(lookups.close()).result(CLOSE_S)
 
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """Score at once."""

@@ -10,6 +10,7 @@ import pickle
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,13 +114,17 @@ class ServedScoring:
         self._rollout = rollout
         self._version_dir = version_dir
         self._declared_lookups = lookups
+        self._opened = ExitStack()
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Make the client; its channel opens with the first call."""
+        self._opened = ExitStack()
         self._buckets: dict[int, _Bucket] = {}
         self._calls = ModelCalls(
             self._options, self._output, self._rollout, self._version_dir, self._declared_lookups
         )
+        self._opened.callback(self._calls.close)
+        self._opened.callback(self._give_up)
         self._output.warm_up()
         descriptor = MapStateDescriptor("in-flight", Types.LONG(), Types.PICKLED_BYTE_ARRAY())
         self._state = runtime_context.get_map_state(descriptor)
@@ -133,10 +138,12 @@ class ServedScoring:
 
     def close(self) -> None:
         """Give up the calls that are open, and close the connections."""
+        self._opened.close()
+
+    def _give_up(self) -> None:
         for bucket in self._buckets.values():
             for call in bucket.calls:
                 call.answer.cancel()
-        self._calls.close()
 
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """Ask for a batch's scores, and give what has been answered meanwhile."""

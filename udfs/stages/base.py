@@ -18,6 +18,7 @@ from udfs.features.coverage import of_formulas
 from udfs.features.formula_columns import FormulaColumns
 from udfs.features.keyed import KeyedStage
 from udfs.features.states import BucketStates
+from udfs.lifetime import close_at_end
 from udfs.overload.valve import Teller, Valve
 from udfs.runtime import calm_garbage_collector, share_interpreter_fairly
 from udfs.scoring.base import Scoring
@@ -74,6 +75,7 @@ class KeyedOperator(KeyedProcessFunction):
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Build the stage and its empty cache; Flink has restored the state by now."""
+        close_at_end(self.close)
         self._stage = KeyedStage(self._schema, self._key)
         self._state = runtime_context.get_map_state(histories(self._key))
         self._states = BucketStates(
@@ -104,7 +106,7 @@ class KeyedOperator(KeyedProcessFunction):
             self._teller = Teller(spec.lag, self._job)
 
     def close(self) -> None:
-        """Close what scores."""
+        """Close what scores, if it was opened; a second time it does nothing."""
         if self._scoring is not None:
             self._scoring.close()
 
