@@ -17,7 +17,7 @@ from threading import Lock, Thread, local
 
 from udfs.runtime import drop_garbage
 
-__all__ = ["close_at_end"]
+__all__ = ["close_at_end", "is_embedded"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,13 @@ Close = Callable[[], None]
 def close_at_end(close: Close) -> None:
     """Have something closed soon after the operator that opens here has ended, however it did.
 
-    Elsewhere than in thread mode nothing is done: there whoever opens an operator closes it.
+    An operator with nothing to close but keyed state gives its ``close`` too: garbage is collected
+    after it. Elsewhere than in thread mode nothing is done: there whoever opens one closes it.
 
     Args:
         close: Called in a thread of its own, also where PyFlink has called it before. It must not
-            touch what is Flink's: state, timers and metrics are gone by then.
+            touch what is Flink's: state, timers and metrics are gone by then, and Pemja makes no
+            Java object in such a thread, the TaskManager would die of it (SIGSEGV).
     """
     if not is_embedded():
         return

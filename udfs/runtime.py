@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import sys
+from threading import Lock
 
 _YOUNG_OBJECTS = 100_000
 _SWITCH_INTERVAL_S = 0.0005
+
+_collecting = Lock()
+"""A collection beside another one does nothing, and what it should drop would be frozen."""
 
 
 def calm_garbage_collector() -> None:
@@ -17,8 +21,9 @@ def calm_garbage_collector() -> None:
     time, and every so often one of everything, a pause that the latency shows. Call it when all is
     loaded and warm; each operator of a start does, and walks over what is new since the one before.
     """
-    gc.collect()
-    gc.freeze()
+    with _collecting:
+        gc.collect()
+        gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, 20, 100)
 
 
@@ -28,9 +33,10 @@ def drop_garbage() -> None:
     That is their Python objects, and the keyed state that those hold in the JVM. It walks over
     everything, some 0.2 s in which no other operator of the process goes on.
     """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
+    with _collecting:
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
 
 def share_interpreter_fairly() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pyflink.common import Row
 from pyflink.datastream import KeyedProcessFunction, RuntimeContext
 
+from udfs.lifetime import close_at_end
 from udfs.offline.state_files import read_blocks
 from udfs.stages.state import first_events, histories
 
@@ -32,6 +33,7 @@ class StateLoader(KeyedProcessFunction):
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Register the state under the stage's name."""
+        close_at_end(self.close)
         self._state = runtime_context.get_map_state(histories(self._key))
         self._first = runtime_context.get_map_state(first_events(self._key, self._idle_ms))
         self._loaded = runtime_context.get_metrics_group().counter(LOADED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -35,11 +36,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 _numbers = count()
 
 
-@pytest.fixture(autouse=True)
-def linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("udfs.enrichment.table_readers.LINGER_S", 0.0)
-
-
 @pytest.fixture
 def topic(bootstrap: str) -> TableTopic:
     return TableTopic(bootstrap, f"shops{next(_numbers)}")
@@ -66,7 +62,7 @@ def opened(bootstrap: str) -> Iterator[Opened]:
     yield open_one
     for one in found:
         one.close()
-    wait_until(lambda: not _readings, 30, "nothing is read any more")
+    assert not _readings
 
 
 def risks(of: OpenTables, *keys: str, time_ms: int = 10**13) -> list[float]:
@@ -179,6 +175,29 @@ def test_the_subtasks_of_a_process_share_a_table(topic: TableTopic, opened: Open
     first.close()
     topic.put({"m1": {"risk": 2}}, time_ms=1_001)
     until(second, "m1", 2)
+
+
+def test_a_restart_in_a_task_manager_finds_it_there_for_a_time(
+    topic: TableTopic, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic.create()
+    topic.put({"m1": {"risk": 1}})
+    with monkeypatch.context() as patch:
+        patch.setattr("udfs.enrichment.table_readers.is_embedded", lambda: True)
+        first = opened(topic=topic.name)
+        there = _only_reading()
+        first.close()
+        again = opened(topic=topic.name)
+        assert _only_reading() is there
+        topic.put({"m1": {"risk": 2}}, time_ms=1_001)
+        until(again, "m1", 2)
+        again.close()
+        timers = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+        first_ends, again_ends = sorted(timers, key=lambda timer: timer.args[2])
+        first_ends.function(*first_ends.args)
+        assert _only_reading() is there, "it was let go of again since"
+        again_ends.function(*again_ends.args)
+        assert not _readings
 
 
 def test_a_deleted_topic_is_read_when_it_is_back(

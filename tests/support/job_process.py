@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -87,11 +88,10 @@ class JobProcess:
 
     def connections(self, port: int) -> int:
         """How many connections to a port its processes have open."""
-        found = (
-            connection
-            for process in psutil.Process(self.process.pid).children(recursive=True)
-            for connection in process.net_connections("tcp")
-        )
+        found: list[Any] = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                found += process.net_connections("tcp")
         return sum(c.status == "ESTABLISHED" and c.raddr.port == port for c in found)
 
     def _end(self) -> None:

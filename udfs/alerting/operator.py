@@ -13,6 +13,7 @@ from pyflink.datastream.state import MapStateDescriptor
 from udfs.alerting.episodes import Episodes, Told
 from udfs.alerting.records import EpisodeWriter
 from udfs.definition.episode import EpisodeSpec
+from udfs.lifetime import close_at_end
 from udfs.runtime import share_interpreter_fairly
 from udfs.state_ttl import state_ttl
 
@@ -60,6 +61,7 @@ class EpisodeOperator(KeyedProcessFunction):
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Flink has restored the state by now; a bucket's is read with its first element."""
+        close_at_end(self.close)
         descriptor = MapStateDescriptor("episodes", Types.STRING(), Types.PICKLED_BYTE_ARRAY())
         descriptor.enable_time_to_live(state_ttl(self._ttl_s))
         self._state = runtime_context.get_map_state(descriptor)

@@ -6,8 +6,8 @@ broadcast state: there the table's records and the events reach an operator side
 nothing can hold the events back until the table is complete, so that the first ones would be scored
 with part of it. It would also be checkpointed once per subtask, although the topic has it all.
 
-The subtasks of a process share a table. It is followed for a minute more when the last of them has
-ended: a restart finds it there, a new process reads it anew.
+The subtasks of a process share a table. In a TaskManager it is followed for a minute more when the
+last of them has ended: a restart finds it there. Elsewhere each reads it to its present end.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from udfs.batches.events import Events
 from udfs.definition.enrichment import TableSpec
 from udfs.enrichment.table_sources import POLL_S, FileSource, KafkaAccess, Source, TopicSource
 from udfs.enrichment.tables import VersionedTable
+from udfs.lifetime import is_embedded
 
 __all__ = ["KafkaAccess", "OpenTables", "TableCounts", "TableError", "Tables"]
 
@@ -50,6 +51,7 @@ class _Reading:
 
     table: VersionedTable
     users: int = 0
+    releases: int = 0
     counts: TableCounts = field(default_factory=TableCounts)
     told: TableCounts = field(default_factory=TableCounts)
 
@@ -153,7 +155,7 @@ class OpenTables:
         return new
 
     def close(self) -> None:
-        """Let go of the tables; what nobody uses for a minute is read no longer."""
+        """Let go of the tables; what nobody uses any more is read no longer, see the module."""
         for key in self._used:
             _release(key)
         self._used = []
@@ -203,16 +205,20 @@ def _release(key: tuple[TableSpec, KafkaAccess]) -> None:
     with _lock:
         reading = _readings[key]
         reading.users -= 1
-        if reading.users:
-            return
-    dropping = Timer(LINGER_S, _drop, [key, reading])
-    dropping.daemon = True
-    dropping.start()
+        reading.releases += 1
+        release = reading.releases
+    if is_embedded():
+        dropping = Timer(LINGER_S, _drop, [key, reading, release])
+        dropping.daemon = True
+        dropping.start()
+    else:
+        _drop(key, reading, release)
 
 
-def _drop(key: tuple[TableSpec, KafkaAccess], reading: _Reading) -> None:
+def _drop(key: tuple[TableSpec, KafkaAccess], reading: _Reading, release: int) -> None:
+    """Read it no longer, unless it is used or was let go of again since that release."""
     with _lock:
-        if reading.users or _readings.get(key) is not reading:
+        if reading.users or reading.releases != release:
             return
         del _readings[key]
     reading.stop()

@@ -14,6 +14,7 @@ from pyflink.datastream.timerservice import TimerService
 from udfs.batches.events import split_batch
 from udfs.feedback.join import FeedbackJoin, FeedbackOptions, Written
 from udfs.feedback.records import record_of
+from udfs.lifetime import close_at_end
 
 __all__ = ["FeedbackStage"]
 
@@ -38,6 +39,7 @@ class FeedbackStage(KeyedProcessFunction):
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Ready the state; Flink has restored it by now."""
+        close_at_end(self.close)
         descriptor = MapStateDescriptor("feedback", Types.STRING(), Types.PICKLED_BYTE_ARRAY())
         self._state = runtime_context.get_map_state(descriptor)
         self._joins: dict[int, FeedbackJoin] = {}

@@ -20,6 +20,7 @@ from pyflink.datastream.timerservice import TimerService
 
 from udfs.batches.buckets import sql_buckets
 from udfs.batches.events import split_batch
+from udfs.lifetime import close_at_end
 from udfs.ranking.arrays import keys_of
 from udfs.ranking.index import ItemIndex
 from udfs.ranking.live_popularity import ItemPopularity
@@ -57,6 +58,7 @@ class ItemStage(KeyedProcessFunction):
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Read the version's items; Flink has restored the state by now."""
+        close_at_end(self.close)
         descriptor = MapStateDescriptor("popularity", Types.STRING(), Types.PICKLED_BYTE_ARRAY())
         self._state = runtime_context.get_map_state(descriptor)
         self._index = ItemIndex.load(self._version_dir)

@@ -138,11 +138,11 @@ class RankingScoring:
         self._order = np.array([places[name] for name in options.columns], np.intp)
         found = find_version(options.models, options.name, options.version)
         loaded = self._load(found, self._make(found))
-        loaded.scoring.open(runtime_context)
         self._version = 0
         self._loaded: _Loaded | None = None
         self._use(loaded)
         self._opened.callback(self._close_scoring)
+        self._scoring.open(runtime_context)
         warm_up(self._items, options.candidates)
         self._stop = Event()
         self._seen: set[int] = set()
@@ -238,11 +238,13 @@ class RankingScoring:
                 loaded = self._load(found, self._scoring)
                 if self._options.follows:
                     loaded = _Loaded(loaded.items, self._make(found))
+                    # Without look-ups it makes nothing of Flink's, which it could not here.
                     loaded.scoring.open(self._context)
             except (RepositoryError, ModelError, IndexFileError) as exc:
                 logger.warning("version ignored: %s", exc)
                 continue
             self._loaded = loaded
+        self._close_scoring()  # also what was loaded since
 
     def _swap(self) -> None:
         loaded, self._loaded = self._loaded, None

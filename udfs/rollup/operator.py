@@ -22,6 +22,7 @@ from udfs.batches.routing import Routing, conflict, refused, stray
 from udfs.compiled import Ints
 from udfs.definition.schema import Schema
 from udfs.features.states import BucketStates
+from udfs.lifetime import close_at_end
 from udfs.overload.pacing import limit_of
 from udfs.rollup.core import Rolled, Rollup
 from udfs.rollup.idleness import Idleness
@@ -96,6 +97,7 @@ class RollupStage(KeyedProcessFunction):
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Build the roll-up and its empty cache; Flink has restored the state by now."""
+        close_at_end(self.close)
         descriptor = MapStateDescriptor("readings", Types.STRING(), Types.PICKLED_BYTE_ARRAY())
         descriptor.enable_time_to_live(state_ttl(self._ttl_s))
         texts = MapStateDescriptor("kept-texts", Types.STRING(), Types.PICKLED_BYTE_ARRAY())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from udfs.enrichment.lookups import LookupCounts
 from udfs.preparation.preparations import Answer, Preparations
 from udfs.scoring.arms import Arm, Arms
 from udfs.scoring.base import Outputs
-from udfs.scoring.loop import CLOSE_S, open_lookups, run
+from udfs.scoring.loop import open_lookups, run, wait_closed
 
 __all__ = ["Answered", "ModelCalls"]
 
@@ -72,9 +71,7 @@ class ModelCalls:
     def close(self) -> None:
         """Close the connections."""
         self._following.cancel()
-        for closing in (self._arms.close(), self._lookups.close()):
-            with contextlib.suppress(TimeoutError):
-                run(closing).result(CLOSE_S)
+        wait_closed(self._arms.close(), self._lookups.close())
 
     @property
     def breaker_state(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +21,7 @@ from udfs.enrichment.lookups import Lookups
 from udfs.preparation.encoders import Matrix
 from udfs.scoring.base import Outputs
 from udfs.scoring.followed import FollowedModel, Loaded
-from udfs.scoring.loop import CLOSE_S, open_lookups, run
+from udfs.scoring.loop import open_lookups, run, wait_closed
 
 __all__ = ["EmbeddedScoring"]
 
@@ -62,17 +61,13 @@ class EmbeddedScoring:
         self._output.warm_up()
         if self._declared_lookups:
             self._lookups = open_lookups(self._declared_lookups)
-            self._opened.callback(self._close_lookups, self._lookups)
+            self._opened.callback(lambda lookups: wait_closed(lookups.close()), self._lookups)
             group = runtime_context.get_metrics_group()
             self._lookup_metrics = LookupMetrics(self._declared_lookups, group)
 
     def close(self) -> None:
         """Let go of the model, and close the stores' connections, if there are any."""
         self._opened.close()
-
-    def _close_lookups(self, lookups: Lookups) -> None:
-        with contextlib.suppress(TimeoutError):
-            run(lookups.close()).result(CLOSE_S)
 
     def take(self, bucket: int, batch: FeatureBatch, timers: TimerService) -> Iterator[Row]:
         """Score at once."""

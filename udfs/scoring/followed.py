@@ -109,7 +109,10 @@ class FollowedModel:
             self._refused[wanted] = files
             logger.warning("model version %d goes on: %s", self._now.version, exc)
             return
-        self._next = loaded
+        if self._ended.is_set():
+            loaded.model.close()  # close() may have waited in vain
+        else:
+            self._next = loaded
 
     def _wanted(self) -> int | None:
         control = self._folder / CONTROL_FILE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from functools import cache
@@ -12,9 +13,11 @@ from typing import Any
 from udfs.definition.enrichment import LookupSpec
 from udfs.enrichment.lookups import Lookups
 
-__all__ = ["CLOSE_S", "open_lookups", "run"]
+__all__ = ["open_lookups", "run", "wait_closed"]
 
-CLOSE_S = 1.0
+logger = logging.getLogger(__name__)
+
+_CLOSE_S = 1.0
 """How long an operator that ends waits for what it closes."""
 
 
@@ -28,6 +31,17 @@ def open_lookups(specs: tuple[LookupSpec, ...]) -> Lookups:
 def run(coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
     """Start a call; the future gets what it returns."""
     return asyncio.run_coroutine_threadsafe(coroutine, _event_loop())
+
+
+def wait_closed(*closing: Coroutine[Any, Any, None]) -> None:
+    """Close one after the other; one that cannot be closed, or not soon, does not stop the rest."""
+    for one in closing:
+        try:
+            run(one).result(_CLOSE_S)
+        except TimeoutError:
+            pass
+        except Exception:  # a store's own errors
+            logger.exception("a connection could not be closed")
 
 
 @cache

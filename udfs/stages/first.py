@@ -81,9 +81,11 @@ class FirstStage(KeyedOperator):
 
     def close(self) -> None:
         """See the base class."""
-        super().close()
-        if self._tables is not None:
-            self._tables.close()
+        try:
+            super().close()
+        finally:
+            if self._tables is not None:
+                self._tables.close()
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         """One micro-batch of raw records, or of windows."""

@@ -47,6 +47,7 @@ def test_what_has_ended_is_closed_and_nothing_else() -> None:
     second = Attempt(lambda: closed.append("c"))
     first.end()
     wait_until(lambda: sorted(closed) == ["a", "b"], 30, "the first one's are closed")
+    assert len(closed) == 2
     second.end()
     wait_until(lambda: closed[2:] == ["c"], 30, "the second one's is closed")
 
@@ -92,5 +93,6 @@ def test_what_it_leaves_in_cycles_goes_though_it_was_frozen() -> None:
         del operator
         attempt.end()
         wait_until(lambda: there() is None, 30, "it is gone")
+        wait_until(lambda: gc.get_freeze_count() > 0, 30, "the rest is frozen again")
     finally:
         gc.unfreeze()
