@@ -36,10 +36,11 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
 def wait_closed(*closing: Coroutine[Any, Any, None]) -> None:
     """Close one after the other; one that cannot be closed, or not soon, does not stop the rest."""
     for one in closing:
+        call = run(one)
         try:
-            run(one).result(_CLOSE_S)
+            call.result(_CLOSE_S)
         except TimeoutError:
-            pass
+            call.cancel()
         except Exception:  # a store's own errors
             logger.exception("a connection could not be closed")
 
