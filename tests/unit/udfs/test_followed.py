@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from tests.support.models import (
 )
 from tests.support.waiting import wait_until
 from udfs.preparation.preparation import Preparation
-from udfs.scoring.followed import CONTROL_FILE, FollowedModel
+from udfs.scoring import followed
+from udfs.scoring.followed import CONTROL_FILE, FollowedModel, Loaded
 
 FOLLOW_MS = 20
 
@@ -138,6 +140,30 @@ def test_a_version_that_cannot_be_used_is_refused_once_until_it_changes(
     publish(xgboost_folder, models, 2)
     version_is(model, 2)
     model.close()
+
+
+def test_a_version_that_was_being_loaded_at_the_end_is_let_go_of(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(followed, "_JOIN_S", 0.01)
+    load, begun, go_on, closed = followed._load, Event(), Event(), Event()
+
+    def slow(version_dir: Path, preparation: Preparation) -> Loaded:
+        loaded = load(version_dir, preparation)
+        if loaded.version == 2:
+            monkeypatch.setattr(loaded.model, "close", closed.set)
+            begun.set()
+            go_on.wait(30)
+        return loaded
+
+    monkeypatch.setattr(followed, "_load", slow)
+    model = following(models / "1", FOLLOW_MS)
+    publish(xgboost_folder, models, 2)
+    assert begun.wait(30)
+    model.close()
+    go_on.set()
+    assert closed.wait(30)
+    assert model.current().version == 1
 
 
 def test_nothing_is_followed_without_an_interval(models: Path) -> None:
