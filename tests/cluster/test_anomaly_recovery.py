@@ -84,6 +84,7 @@ def test_a_killed_task_manager(bootstrap: str, tmp_path: Path) -> None:
         wait_until(lambda: restarts(job) > 0, 120, "a restart")
         traffic.poll_until(lambda: ids(traffic) >= closed, 120)
         assert cluster.task_managers_of(job.job_id) == {"tm-1"}
+        wait_checkpoint(job)  # the alerts of the last windows are written by then
         process.stop()
         traffic.read_to_end()
     outs = traffic.outputs["predictions"]
