@@ -182,6 +182,7 @@ def _poisoned(
     is_refused = "not published" in learnt.refused and left == present
     return {
         "before the bots": story(control),
+        "versions before the bots": present,
         "poison": {
             "clicks": bots.linked,
             "told": story(learnt),
