@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from tests.support.connections import connections_to
 from tests.support.flink import END_MS, EVENT_TIME, PROCESSING_TIME, Stored, Subtask
 from tests.support.held import Switch
 from tests.support.outputs import by_topic, plain, predicted
@@ -25,12 +25,6 @@ from udfs.scoring.output import Output
 from udfs.scoring.served import ServedScoring
 
 BUCKET = BUCKETS[0]
-
-
-def connections_to(port: int) -> int:
-    """How many connections of this process to a port are open."""
-    open_ = psutil.Process().net_connections("tcp")
-    return sum(c.raddr.port == port and c.status == "ESTABLISHED" for c in open_ if c.raddr)
 
 
 class Held:

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +19,7 @@ import psutil
 from jobs.environment import QUICK_JVM, ROOT, thread_mode_env
 from jobs.flink_rest import FlinkRest
 from jobs.running_job import RunningJob
+from tests.support.connections import connections_to
 
 _STOP_S = 60.0
 
@@ -88,11 +88,7 @@ class JobProcess:
 
     def connections(self, port: int) -> int:
         """How many connections to a port its processes have open."""
-        found: list[Any] = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                found += process.net_connections("tcp")
-        return sum(c.status == "ESTABLISHED" and c.raddr.port == port for c in found)
+        return connections_to(port, psutil.Process(self.process.pid).children(recursive=True))
 
     def _end(self) -> None:
         if self.process.poll() is None:
